@@ -1,0 +1,248 @@
+package volume
+
+import (
+	"time"
+
+	"github.com/cstor-go/cstor/internal/block"
+)
+
+// Message is one control message of a session between the target and a replica. Operations, acknowledgements and
+// reads are not messages; they have compact frames of their own (package wire).
+type Message interface{ message() }
+
+// From the target to a replica.
+type (
+	// Claim asks for the promise of an epoch. Answered by Promised or Refused.
+	Claim struct{ Promise Promise }
+	// Found makes a replica that is empty and was never founded a complete member of the first list. Answered by Founded.
+	Found struct{ List List }
+	// Join asks the replica to become incomplete and to rebuild from Source. Answered by JoinReady once complete=false
+	// and base are stable.
+	Join struct {
+		Attempt uint64
+		Source  Peer
+		History History       // the source's
+		Last    block.Version // the source's, when this was sent: bounds the common point
+		Size    int64
+	}
+	// Stream says that the operations which follow on this session start after From; the replica's Applied becomes
+	// From. Pulling from the source may begin: the source answers once it has applied From.
+	Stream struct {
+		Attempt uint64
+		From    block.Version
+	}
+	// Promote makes a replica that reported Rebuilt complete. Answered by Promoted when that is stable.
+	Promote struct {
+		Attempt uint64
+		History History
+	}
+	// SetList installs member lists. Answered by ListSet when they are stable.
+	SetList struct {
+		Committed List
+		Pending   *List
+	}
+	// Drop ends the session: the replica is not wanted. It may register again later.
+	Drop struct{ Reason string }
+	// Ping asks for a sign of life; any frame is one. Answered by Pong.
+	Ping struct{}
+)
+
+// From a replica to the target.
+type (
+	// Register is the first message of a session.
+	Register struct{ Report Report }
+	Promised struct {
+		Promise Promise
+		Report  Report
+	}
+	// Refused answers a Claim that is below the replica's promise.
+	Refused struct{ Promised Promise }
+	Founded struct{}
+	// JoinReady says that nothing keeps operations from being streamed and chunks from being pulled.
+	JoinReady struct{ Attempt uint64 }
+	// Progress reports a rebuild, about once a second.
+	Progress struct {
+		Attempt     uint64
+		Done, Total uint64 // bytes
+		BytesPerSec uint64
+		ChunksDone  uint64
+		ChunksTotal uint64
+		WaitingFor  string // why nothing moves, empty when it does
+	}
+	// Rebuilt says that every chunk equals the source's, that the stream was contiguous, and that all of it is stable.
+	Rebuilt struct{ Attempt uint64 }
+	// JoinFailed ends an attempt; the target starts another, with another source if there is one.
+	JoinFailed struct {
+		Attempt uint64
+		Reason  string
+	}
+	Promoted struct{ Attempt uint64 }
+	ListSet  struct {
+		Committed List
+		Pending   *List
+	}
+	// Space tells that the pool has no room for more allocating writes, or has it again.
+	Space struct{ Full bool }
+	// Failed says that the replica cannot go on (device error, gap in the stream) before it closes the session.
+	Failed struct{ Reason string }
+	Pong   struct{}
+)
+
+// Peer names a replica that another pulls from.
+type Peer struct {
+	GUID block.GUID
+	Name string
+	Addr string // host:port
+}
+
+func (Claim) message()      {}
+func (Found) message()      {}
+func (Join) message()       {}
+func (Stream) message()     {}
+func (Promote) message()    {}
+func (SetList) message()    {}
+func (Drop) message()       {}
+func (Ping) message()       {}
+func (Register) message()   {}
+func (Promised) message()   {}
+func (Refused) message()    {}
+func (Founded) message()    {}
+func (JoinReady) message()  {}
+func (Progress) message()   {}
+func (Rebuilt) message()    {}
+func (JoinFailed) message() {}
+func (Promoted) message()   {}
+func (ListSet) message()    {}
+func (Space) message()      {}
+func (Failed) message()     {}
+func (Pong) message()       {}
+
+// OpKind is the kind of an Op.
+type OpKind uint8
+
+const (
+	OpWrite   OpKind = iota + 1
+	OpDiscard        // whole blocks; they read as zeroes afterwards
+	OpOpen           // opens an epoch: the first operation of every target
+)
+
+// Op is one mutating operation of the volume's write order. The target's shell makes it, the core gives it its Version
+// and decides when it is done; both sides leave Data alone.
+type Op struct {
+	Kind    OpKind
+	FUA     bool // complete only when stable on the completing set
+	Block   uint64
+	Count   uint32
+	Version block.Version
+	Open    *EpochStart   // OpOpen
+	Data    []byte        // OpWrite: Count blocks
+	Sums    []uint32      // OpWrite: block.Sum of each
+	Buf     *block.Buffer // owns Data; the core never looks at it
+	Tag     any           // the shell's own
+	Err     error         // set when it is in Ready.Completed: nil, block.ErrNoSpace or block.ErrRetry
+
+	completed bool // reported in Ready.Completed
+	sequenced bool // has a Version, is in the stream and stays there
+	since     time.Duration
+}
+
+// ReadOp is one read of whole blocks. The core chooses the member and decides when the reply may be shown.
+type ReadOp struct {
+	Block uint64
+	Count uint32
+	Err   error
+	Tag   any // the shell's own
+
+	session SessionID
+	tried   []block.GUID
+}
+
+// SessionID names a connection of a replica to this target process; never reused.
+type SessionID uint64
+
+// Ready is what the shell must do, in this order: send Messages and Ops (they share one ordered stream per session, in
+// the order of Sends), close sessions, report completions. It is drained by Core.Ready and refers to memory that is valid
+// until the next call.
+type Ready struct {
+	Sends     []Send
+	Closes    []SessionClose
+	Completed []*Op // report Op.Err to the front end; each exactly once
+	Released  []*Op // no longer needed for resending, and completed: Buf may be released; each exactly once, never before Completed
+	Reads     []ReadSend
+	ReadsDone []*ReadOp // show Err or the data received
+	Flushed   []any     // tags of Flush calls that are done
+	FlushHeld []any     // tags of Flush calls that waited for a quorum longer than Settings.HoldLimit: answer block.ErrRetry
+	Record    *List     // founding: write this list into the volume's record by compare-and-swap, then call Recorded
+	Status    bool      // Status() changed in a way that is worth reporting
+}
+
+// Send is one item for a session's ordered stream: a message, operations, or a flush mark, exactly one of them.
+type Send struct {
+	Session SessionID
+	Message Message
+	Ops     []*Op
+	Flush   uint64 // ask for an Ack whose Stable is at least this n
+}
+
+// ReadSend asks the shell to send a read to a session's replica.
+type ReadSend struct {
+	Session SessionID
+	Read    *ReadOp
+}
+
+// SessionClose asks the shell to close a session's connection; Disconnect need not be called for it.
+type SessionClose struct {
+	Session SessionID
+	Reason  string
+}
+
+// Settings bound what the core waits for. Durations are of the shell's monotonic clock.
+type Settings struct {
+	Deadline   time.Duration // a member that owes an answer and is silent for this long is ejected if the rest is a quorum; default 1 s
+	PingEvery  time.Duration // default Deadline/4
+	ClaimGrace time.Duration // how long a target that starts waits for promises beyond a quorum; default 500 ms
+	HoldLimit  time.Duration // requests held longer than this without quorum are answered with block.ErrRetry; default 100 s
+}
+
+// Desired is what the control plane wants of the membership.
+type Desired struct {
+	Founding int          // number of replicas to found a new volume with
+	Factor   int          // most replicas that may be connected, members or not
+	Remove   []block.GUID // members to remove, one after the other, when that is safe
+}
+
+// Mode is a replica's state as the target sees it.
+type Mode uint8
+
+const (
+	Offline    Mode = iota // not connected
+	Degraded               // connected, catching up not begun
+	Rebuilding             // catching up
+	Healthy                // in sync, counted
+)
+
+// Replica is the state of one replica in a Status.
+type Replica struct {
+	GUID      block.GUID
+	ReplicaID string
+	Name      string
+	Member    bool // in the committed list
+	Mode      Mode
+	Applied   uint64 // number of the last operation acknowledged
+	Since     time.Duration
+	Progress  Progress
+	LastError string
+}
+
+// Status describes the volume for people and for the control plane.
+type Status struct {
+	Serving   bool   // I/O is possible now
+	Holding   string // why not, in words that say what to do; empty when Serving
+	Epoch     uint64
+	Last      uint64 // number of the last operation sequenced
+	Committed List
+	Pending   *List
+	Desired   Desired // as adopted: what it refuses by this can no longer happen
+	Replicas  []Replica
+	Removing  string // what a removal waits for, empty when none is wanted
+}

@@ -1,0 +1,74 @@
+package volume
+
+import (
+	"slices"
+
+	"github.com/cstor-go/cstor/internal/block"
+)
+
+// Promise is a member's word to serve one target only: the highest epoch that it promised, and the nonce of the target
+// that asked, which tells two targets apart that chose the same epoch.
+type Promise struct {
+	Epoch uint64 `json:"epoch"`
+	Nonce uint64 `json:"nonce"`
+}
+
+// List is the members that count for quorum. Lists order by (Epoch, Generation).
+type List struct {
+	Epoch      uint64       `json:"epoch"`
+	Generation uint64       `json:"generation"`
+	Members    []block.GUID `json:"members"`
+	Witness    bool         `json:"witness,omitempty"` // the witness policy in force; always false so far
+}
+
+// Quorum returns CF = RF/2 + 1, the number of members that must hold whatever is completed.
+func (l List) Quorum() int { return len(l.Members)/2 + 1 }
+
+// Has reports whether g is in the list.
+func (l List) Has(g block.GUID) bool { return slices.Contains(l.Members, g) }
+
+// EpochStart is an entry of a History: Epoch's first operation has number First.
+type EpochStart struct {
+	Epoch uint64 `json:"epoch"`
+	First uint64 `json:"first"`
+	Lossy bool   `json:"lossy,omitempty"` // opened without proof that nothing flushed was lost; not set so far
+}
+
+// History is the epochs that a replica's operations came from, oldest first.
+type History []EpochStart
+
+// State is what a replica persists for replication, as one record of its pool's log, always replaced as a whole.
+// Whatever a message relies on is on stable storage before the message is sent. The version of the last applied
+// operation is kept by the pool itself, beside it.
+type State struct {
+	Promised   Promise       `json:"promised"`
+	Committed  List          `json:"committed"`         // no members: not founded, or never admitted to a list
+	Pending    *List         `json:"pending,omitempty"` // a change under way; while it exists every quorum needs both lists
+	Complete   bool          `json:"complete"`
+	CompleteAt block.Version `json:"completeAt"` // last when it was complete, zero if it never was
+	Base       block.Version `json:"base"`       // while incomplete: what it has agreed on with every source so far; only ever lowered
+	History    History       `json:"history"`
+	RecordSeen uint64        `json:"recordSeen,omitempty"` // highest version of the witness record seen; reserved
+	BootID     string        `json:"bootID,omitempty"`     // reserved for the detection of power loss
+	Clean      bool          `json:"clean,omitempty"`      // reserved
+}
+
+// Report is what a replica tells a target about itself when it registers, and once more when it has promised.
+type Report struct {
+	GUID      block.GUID    `json:"guid"`
+	ReplicaID string        `json:"replicaID"` // CVR.spec.replicaid; names the place, not the data
+	Name      string        `json:"name"`      // for people: the CVR's name
+	PullAddr  string        `json:"pullAddr"`  // host:port where other replicas pull from it
+	State     State         `json:"state"`
+	Last      block.Version `json:"last"` // version of the last applied operation
+	Size      int64         `json:"size"` // bytes
+	Suspect   bool          `json:"suspect,omitempty"`
+}
+
+// Key is how far the replica is for the choice of the authoritative one: Last if complete, else where it last was.
+func (r Report) Key() block.Version {
+	if r.State.Complete {
+		return r.Last
+	}
+	return r.State.CompleteAt
+}

@@ -1,0 +1,122 @@
+// Package wire is the one format in which targets and replicas talk: little-endian frames, each a header of fixed size
+// and a payload whose length the header tells. Operations, acknowledgements, reads and pulls are binary, control messages
+// are JSON. docs/wire.md describes it byte by byte.
+//
+// Nothing in here trusts what it reads: every length is bounded before it is used, the header, tables and control
+// messages carry checksums of their own, and block data is covered by the per-block sums that travel beside it, which
+// the receiver verifies.
+package wire
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/cstor-go/cstor/internal/block"
+)
+
+const (
+	// Version is the format's version, the first field of each frame.
+	Version = 1
+	// HeaderSize is the number of bytes of a frame's header.
+	HeaderSize = 48
+	// MaxBlocks is the number of blocks that one frame carries at most (4 MiB of data).
+	MaxBlocks = 1024
+	// MaxPayload bounds a frame's payload in bytes: data of MaxBlocks and the tables that go with it.
+	MaxPayload = MaxBlocks*block.Size + 64<<10
+	// MaxMessage bounds the payload of frames that carry JSON, in bytes.
+	MaxMessage = 1 << 20
+	// SumSize is the number of bytes of one entry of a sum table.
+	SumSize = 4
+)
+
+// Type tells what a frame is. Types below 32 belong to sessions between target and replica, the others to pulls.
+type Type uint8
+
+const (
+	TypeMessage   Type = iota + 1 // a volume.Message; Flags is its kind, the payload JSON
+	TypeWrite                     // N, Epoch, Block, Count; payload: sums, data
+	TypeDiscard                   // N, Epoch, Block, Count
+	TypeOpen                      // N, Epoch, Block = first number of the epoch
+	TypeFlush                     // N: an Ack whose Epoch field (stable) is at least this is wanted
+	TypeAck                       // N = applied, Epoch = stable
+	TypeRead                      // Tag, Block, Count
+	TypeReadReply                 // Tag, Block, Count, Code; payload: sums, data (or the text of the error)
+
+	TypeHello        Type = iota + 24 // payload: JSON of Hello
+	TypeHelloReply                    // payload: JSON of HelloReply
+	TypeChanged                       // N, Epoch: the version above which a chunk's newest version must be
+	TypeChangedReply                  // Code; payload: table of 8-byte chunk numbers
+	TypeChunk                         // Tag, Block = chunk; payload: list of the versions that the asker has
+	TypeChunkReply                    // Tag, Block = chunk, Code; payload: see ChunkReply
+)
+
+var typeNames = map[Type]string{
+	TypeMessage: "message", TypeWrite: "write", TypeDiscard: "discard", TypeOpen: "open", TypeFlush: "flush",
+	TypeAck: "ack", TypeRead: "read", TypeReadReply: "read-reply", TypeHello: "hello", TypeHelloReply: "hello-reply",
+	TypeChanged: "changed", TypeChangedReply: "changed-reply", TypeChunk: "chunk", TypeChunkReply: "chunk-reply",
+}
+
+func (t Type) String() string {
+	if s, ok := typeNames[t]; ok {
+		return s
+	}
+	return fmt.Sprintf("type %d", uint8(t))
+}
+
+// Flags of operations.
+const (
+	FlagFUA   = 1 << 0 // write, discard: completed only when stable
+	FlagLossy = 1 << 1 // open: without proof that nothing flushed was lost
+)
+
+// Code is the outcome that a reply carries.
+type Code uint16
+
+const (
+	OK         Code = iota
+	CodeError       // the payload's text says what happened
+	CodeMedium      // data here is damaged
+	CodeNotYet      // a pull: the source has not applied far enough, try again soon
+)
+
+// ErrFormat is wrapped by the errors for bytes that no peer of ours sends.
+var ErrFormat = errors.New("wire: malformed frame")
+
+func malformed(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", ErrFormat, fmt.Sprintf(format, args...))
+}
+
+// Header is a frame's header. What the general fields mean depends on Type.
+type Header struct {
+	Type    Type
+	Flags   uint8
+	Length  uint32 // of the payload, bytes
+	N       uint64
+	Epoch   uint64
+	Block   uint64
+	Count   uint32 // blocks, or entries of a table
+	Tag     uint32
+	Code    Code
+	TailSum uint32 // Sum of the payload's table or JSON, 0 where data sums cover all
+}
+
+// Layout: version u16, type u8, flags u8, length u32, n u64, epoch u64, block u64, count u32 (upper half of the word
+// shared with code: u16 pad), tag u32, tail sum u32, header sum u32.
+
+// Put encodes h into b, which has room for HeaderSize bytes.
+func (h *Header) Put(b []byte) {
+	b = b[:HeaderSize]
+	le := binary.LittleEndian
+	le.PutUint16(b[0:], Version)
+	b[2], b[3] = byte(h.Type), h.Flags
+	le.PutUint32(b[4:], h.Length)
+	le.PutUint64(b[8:], h.N)
+	le.PutUint64(b[16:], h.Epoch)
+	le.PutUint64(b[24:], h.Block)
+	le.PutUint16(b[32:], uint16(h.Count))
+	le.PutUint16(b[34:], uint16(h.Code))
+	le.PutUint32(b[36:], h.Tag)
+	le.PutUint32(b[40:], h.TailSum)
+	le.PutUint32(b[44:], block.Sum(b[:44]))
+}
