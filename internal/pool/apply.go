@@ -1,0 +1,240 @@
+package pool
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/index"
+	"github.com/cstor-go/cstor/internal/pool/wal"
+)
+
+// Apply carries out ops in order with one append to the log. When it returns they are handed to the operating system
+// and visible; Sync makes them stable. After a crash either all ops of the call are there or none, unless they update
+// more than a quarter of Options.DeltaEntries blocks (a discarded chunk counts as one), in which case it may be the
+// first ones. Data is borrowed during the call. It wraps ErrNoSpace (ErrReadOnly) when there is no room for all of it,
+// and then nothing is applied; ErrFailed, ErrClosed, ErrNotFound after DestroyReplica, ErrTooLarge.
+func (r *Replica) Apply(ops []Op) error {
+	if err := r.apply(ops); err != nil {
+		return r.wrap("apply", err)
+	}
+	return nil
+}
+
+func (r *Replica) wrap(what string, err error) error {
+	return fmt.Errorf("pool %s: replica %s: %s: %w", r.p.cfg.Name, r.name, what, err)
+}
+
+func (r *Replica) apply(ops []Op) error {
+	p := r.p
+	limit := uint64(p.unitEntries())
+	var need uint64
+	from := 0
+	for i := range ops {
+		o := &ops[i]
+		n, err := r.check(o)
+		if err != nil {
+			return fmt.Errorf("operation %d: %w", i, err)
+		}
+		if need+n > limit { // only for batches far beyond what a connection delivers, or huge discards
+			if err := r.applyUnit(ops[from:i], need); err != nil {
+				return err
+			}
+			from, need = i, 0
+			if n > limit {
+				if o.Kind == OpWrite {
+					return fmt.Errorf("operation %d: write of %d blocks: %w", i, o.Count, ErrTooLarge)
+				}
+				if err := r.applyHugeDiscard(o); err != nil {
+					return err
+				}
+				from, n = i+1, 0
+			}
+		}
+		need += n
+	}
+	return r.applyUnit(ops[from:], need)
+}
+
+// unitEntries is the number of index entries that one unit of the log may need.
+func (p *Pool) unitEntries() int { return p.opt.DeltaEntries / 4 }
+
+// check validates an operation and returns the number of index entries it needs.
+func (r *Replica) check(o *Op) (entries uint64, err error) {
+	switch o.Kind {
+	case OpMark:
+		return 0, nil
+	case OpWrite, OpDiscard:
+	default:
+		return 0, fmt.Errorf("kind %d is unknown", o.Kind)
+	}
+	n := uint64(o.Count)
+	switch {
+	case n == 0 || o.Block >= r.blocks() || n > r.blocks()-o.Block:
+		return 0, fmt.Errorf("blocks %d+%d of %d are outside the replica", o.Block, o.Count, r.blocks())
+	case o.Version.IsZero():
+		return 0, errors.New("version is zero")
+	case o.Kind == OpDiscard:
+		return entriesOfDiscard(o.Block, n), nil
+	case n > MaxWriteBlocks:
+		return 0, fmt.Errorf("write of %d blocks: %w", n, ErrTooLarge)
+	case uint64(len(o.Data)) != n*block.Size:
+		return 0, fmt.Errorf("write of %d blocks with %d bytes", n, len(o.Data))
+	case o.Sums != nil && uint64(len(o.Sums)) != n:
+		return 0, fmt.Errorf("write of %d blocks with %d checksums", n, len(o.Sums))
+	}
+	return n, nil
+}
+
+// applyHugeDiscard carries out a discard in several units. The last one carries Applied forward. A crash in between
+// leaves the rest of the range as it was; whoever resends the operation completes it.
+func (r *Replica) applyHugeDiscard(o *Op) error {
+	p := r.p
+	step := uint64(p.unitEntries()-2*block.ChunkBlocks) * block.ChunkBlocks
+	for b, left := o.Block, uint64(o.Count); left > 0; {
+		n := min(left, step-b%block.ChunkBlocks)
+		rec := wal.Record{Kind: wal.DiscardPart, Slot: r.slot, Block: b, Count: uint32(n), Version: o.Version}
+		if n == left {
+			rec.Kind = wal.Discard
+		}
+		err := p.unit(r, int(entriesOfDiscard(b, n)), 0, wal.RecordLen, false, func() error {
+			return p.add(&rec, nil, 0)
+		}, func() {
+			p.insertGone(r, b, n, index.Tombstone, o.Version)
+			if rec.Kind == wal.Discard {
+				r.applied = o.Version
+			}
+		})
+		if err != nil {
+			return err
+		}
+		b, left = b+n, left-n
+	}
+	p.freeable.Store(true)
+	return nil
+}
+
+func (r *Replica) applyUnit(ops []Op, entries uint64) error {
+	if len(ops) == 0 {
+		return nil
+	}
+	p := r.p
+	data, header, sums, discards := 0, 0, 0, false
+	for i := range ops {
+		o := &ops[i]
+		header += wal.RecordLen
+		switch o.Kind {
+		case OpWrite:
+			data += int(o.Count)
+			header += 4 * int(o.Count)
+			if o.Sums == nil {
+				sums += int(o.Count)
+			}
+		case OpDiscard:
+			discards = true
+		}
+	}
+	var own []uint32 // checksums that the caller did not give, in order
+	if sums > 0 {
+		s := sumScratch.Get().(*[]uint32)
+		defer sumScratch.Put(s)
+		own = (*s)[:0]
+		for i := range ops {
+			if o := &ops[i]; o.Kind == OpWrite && o.Sums == nil {
+				for at := 0; at < len(o.Data); at += block.Size {
+					own = append(own, block.Sum(o.Data[at:at+block.Size]))
+				}
+			}
+		}
+		*s = own
+	}
+	if err := p.begin(r, int(entries), data, header, data > 0); err != nil {
+		return err
+	}
+	defer p.end(int(entries))
+	given := own
+	for i := range ops {
+		o := &ops[i]
+		rec := wal.Record{Kind: walKind[o.Kind], Slot: r.slot, Block: o.Block, Count: o.Count, Version: o.Version, Sums: o.Sums}
+		switch {
+		case o.Kind == OpMark:
+			rec.Block, rec.Count, rec.Sums = 0, 0, nil
+		case o.Kind == OpDiscard:
+			rec.Sums = nil
+		case o.Sums == nil:
+			rec.Sums, given = given[:o.Count], given[o.Count:]
+		}
+		if err := p.add(&rec, o.Data, i); err != nil {
+			return err
+		}
+	}
+	if err := p.endUnit(); err != nil {
+		return err
+	}
+	p.indexOps(r, ops, own)
+	p.count.blocksWritten.Add(uint64(data))
+	if discards {
+		p.freeable.Store(true)
+	}
+	return nil
+}
+
+var walKind = [...]wal.Kind{OpWrite: wal.Write, OpDiscard: wal.Discard, OpMark: wal.Mark}
+
+// lockStep is the number of blocks indexed in one critical section: readers wait for it.
+const lockStep = 256
+
+// indexOps puts the operations of a unit into the delta. An operation becomes visible at once, together with Applied.
+func (p *Pool) indexOps(r *Replica, ops []Op, own []uint32) {
+	parts := p.log.parts
+	p.idx.mu.Lock()
+	held := 0
+	for i := range ops {
+		o := &ops[i]
+		switch o.Kind {
+		case OpWrite:
+			sums := o.Sums
+			if sums == nil {
+				sums, own = own[:o.Count], own[o.Count:]
+			}
+			for len(parts) > 0 && parts[0].rec == i {
+				x := &parts[0]
+				p.insertData(r, o.Block+uint64(x.first), x.loc, sums[x.first:x.first+x.count], o.Version)
+				parts = parts[1:]
+			}
+			held += int(o.Count)
+		case OpDiscard:
+			p.insertGone(r, o.Block, uint64(o.Count), index.Tombstone, o.Version)
+			held += block.ChunkBlocks
+		}
+		r.applied = o.Version
+		if held >= lockStep {
+			p.idx.mu.Unlock()
+			held = 0
+			p.idx.mu.Lock()
+		}
+	}
+	p.idx.mu.Unlock()
+}
+
+// SetState replaces the replica's state record (at most MaxState bytes) and Applied together. Both, and everything
+// applied before, are on stable storage when it returns.
+func (r *Replica) SetState(state []byte, applied block.Version) error {
+	p := r.p
+	if len(state) > MaxState {
+		return r.wrap("set state", fmt.Errorf("%d bytes: %w", len(state), ErrTooLarge))
+	}
+	state = append([]byte(nil), state...)
+	sum := [1]uint32{block.Sum(state)}
+	rec := wal.Record{Kind: wal.State, Slot: r.slot, Count: uint32(len(state)), Version: applied, Sums: sum[:]}
+	err := p.unit(r, 0, blocksFor(len(state)), wal.RecordLen+4, false, func() error {
+		return p.add(&rec, state, 0)
+	}, func() { r.state, r.applied = state, applied })
+	if err == nil {
+		err = p.Sync()
+	}
+	if err != nil {
+		return r.wrap("set state", err)
+	}
+	return nil
+}

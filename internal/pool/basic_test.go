@@ -1,0 +1,117 @@
+package pool
+
+import (
+	"bytes"
+	"errors"
+	"testing"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/disk"
+)
+
+// fill returns n blocks of content that depends on seed.
+func fill(n int, seed uint64) []byte {
+	b := make([]byte, n*block.Size)
+	for i := 0; i < len(b); i += 8 {
+		seed = seed*6364136223846793005 + 1442695040888963407
+		b[i], b[i+1], b[i+2] = byte(seed>>56), byte(seed>>48), byte(seed>>40)
+	}
+	return b
+}
+
+func ver(n uint64) block.Version { return block.Version{Epoch: 1, N: n} }
+
+func write(b uint64, n int, v uint64) Op {
+	return Op{Kind: OpWrite, Block: b, Count: uint32(n), Version: ver(v), Data: fill(n, v)}
+}
+
+func discard(b, n, v uint64) Op {
+	return Op{Kind: OpDiscard, Block: b, Count: uint32(n), Version: ver(v)}
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func newMemPool(t testing.TB, size int64, opt Options) (*Pool, *disk.Mem) {
+	t.Helper()
+	m := disk.NewMem("mem0", size)
+	p, err := Create([]disk.Device{m}, Config{Name: "test", Owner: "owner"}, opt)
+	must(t, err)
+	t.Cleanup(func() { p.Close() })
+	return p, m
+}
+
+func TestWriteReadReopen(t *testing.T) {
+	p, m := newMemPool(t, 64<<20, Options{SegmentBytes: 1 << 20, DeltaEntries: 4096})
+	r, err := p.CreateReplica("vol", 16<<20)
+	must(t, err)
+	must(t, r.Apply([]Op{write(0, 1, 1), write(5, 3, 2), discard(6, 1, 3), write(600, 520, 4)}))
+	must(t, r.SetState([]byte("state"), ver(5)))
+	want := make([]byte, 16<<20)
+	copy(want, fill(1, 1))
+	copy(want[5*4096:], fill(3, 2))
+	clear(want[6*4096 : 7*4096])
+	copy(want[600*4096:], fill(520, 4))
+	look := func(p *Pool) {
+		t.Helper()
+		r := p.Replica("vol")
+		got := make([]byte, 16<<20)
+		sums := make([]uint32, len(got)/4096)
+		must(t, r.Read(0, got, sums))
+		if !bytes.Equal(got, want) {
+			t.Fatal("content differs")
+		}
+		for i := range sums {
+			if sums[i] != block.Sum(got[i*4096:(i+1)*4096]) {
+				t.Fatalf("sum of block %d", i)
+			}
+		}
+		if r.Applied() != ver(5) || string(r.State()) != "state" || r.Stats().Used != 523*4096 {
+			t.Fatal(r.Applied(), r.State(), r.Stats())
+		}
+		must(t, p.Check())
+	}
+	look(p)
+	must(t, p.cycle())
+	look(p)
+	must(t, p.Close())
+	m.Reopen()
+	p, err = Open([]disk.Device{m}, Options{DeltaEntries: 4096})
+	must(t, err)
+	look(p)
+	m2 := m.Kill()
+	p2, err := Open([]disk.Device{m2}, Options{DeltaEntries: 4096})
+	must(t, err)
+	look(p2)
+	must(t, p2.Replica("vol").Apply([]Op{write(9, 1, 6)}))
+	m3 := m2.Kill()
+	p3, err := Open([]disk.Device{m3}, Options{DeltaEntries: 4096})
+	must(t, err)
+	defer p3.Close()
+	copy(want[9*4096:], fill(1, 6))
+	if p3.Replica("vol").Applied() != ver(6) {
+		t.Fatal("lost")
+	}
+	must(t, p3.Check())
+	p.Close()
+	p2.Close()
+}
+
+func TestNames(t *testing.T) {
+	p, _ := newMemPool(t, 64<<20, Options{})
+	_, err := p.CreateReplica("a", 1<<20)
+	must(t, err)
+	if _, err := p.CreateReplica("a", 1<<20); !errors.Is(err, ErrExists) {
+		t.Fatal(err)
+	}
+	if err := p.DestroyReplica("b"); !errors.Is(err, ErrNotFound) {
+		t.Fatal(err)
+	}
+	if err := p.Replica("a").Apply([]Op{write(256, 1, 1)}); err == nil {
+		t.Fatal("write behind the end")
+	}
+}

@@ -1,0 +1,166 @@
+package pool
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/disk"
+)
+
+// benchPool makes a pool on a sparse file in the directory named by POOL_BENCH_DIR, or in the test's own.
+func benchPool(tb testing.TB, size int64, opt Options) (*Pool, string) {
+	tb.Helper()
+	dir := os.Getenv("POOL_BENCH_DIR")
+	if dir == "" {
+		dir = tb.TempDir()
+	}
+	path := filepath.Join(dir, "pool.img")
+	os.Remove(path)
+	f, err := os.Create(path)
+	must(tb, err)
+	must(tb, f.Truncate(size))
+	must(tb, f.Close())
+	d, err := disk.Open(path, disk.Options{Direct: os.Getenv("POOL_BENCH_DIRECT") != ""})
+	must(tb, err)
+	p, err := Create([]disk.Device{d}, Config{Name: "bench"}, opt)
+	must(tb, err)
+	tb.Cleanup(func() {
+		p.Close()
+		os.Remove(path)
+	})
+	return p, path
+}
+
+// benchOps returns batches of random writes within blocks.
+func benchOps(batch, blocksPerOp int, blocks uint64, data []byte, sums []uint32) func() []Op {
+	rng := rand.New(rand.NewPCG(1, 2))
+	ops := make([]Op, batch)
+	n := uint64(0)
+	return func() []Op {
+		for i := range ops {
+			n++
+			b := rng.Uint64N(blocks/uint64(blocksPerOp)) * uint64(blocksPerOp)
+			at := i * blocksPerOp % (len(data) / block.Size)
+			ops[i] = Op{
+				Kind: OpWrite, Block: b, Count: uint32(blocksPerOp), Version: ver(n),
+				Data: data[at*block.Size : (at+blocksPerOp)*block.Size], Sums: sums[at : at+blocksPerOp],
+			}
+		}
+		return ops
+	}
+}
+
+func benchData(blocks int) ([]byte, []uint32) {
+	data := fill(blocks, 1)
+	sums := make([]uint32, blocks)
+	for i := range sums {
+		sums[i] = block.Sum(data[i*block.Size : (i+1)*block.Size])
+	}
+	return data, sums
+}
+
+// BenchmarkApply reports the time per 4 KiB block of random writes to a 4 GiB volume, drains and checkpoints included.
+func BenchmarkApply(b *testing.B) {
+	for _, c := range []struct{ batch, blocks int }{{1, 1}, {8, 1}, {32, 1}, {128, 1}, {1, 32}, {8, 32}} {
+		b.Run(fmt.Sprintf("batch=%d/kib=%d", c.batch, 4*c.blocks), func(b *testing.B) {
+			p, _ := benchPool(b, 64<<30, Options{})
+			r, err := p.CreateReplica("v", 4<<30)
+			must(b, err)
+			data, sums := benchData(256)
+			next := benchOps(c.batch, c.blocks, 1<<20, data, sums)
+			per := c.batch * c.blocks
+			b.ReportAllocs()
+			b.ResetTimer()
+			cpu := cpuTime()
+			for n := 0; n < b.N; n += per {
+				if err := r.Apply(next()); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.StopTimer()
+			s := p.Stats()
+			b.ReportMetric(float64(cpuTime()-cpu)/float64(b.N), "cpu-ns/block")
+			b.ReportMetric(float64(s.IndexBytes)/float64(s.BlocksWritten), "index-B/block")
+		})
+	}
+}
+
+// BenchmarkRead reports the time per block of reads from a volume that was written at random.
+func BenchmarkRead(b *testing.B) {
+	for _, blocks := range []int{1, 32} {
+		b.Run(fmt.Sprintf("kib=%d", 4*blocks), func(b *testing.B) {
+			p, _ := benchPool(b, 16<<30, Options{})
+			r, err := p.CreateReplica("v", 1<<30)
+			must(b, err)
+			data, sums := benchData(256)
+			next := benchOps(8, 32, 1<<18, data, sums)
+			for range 2000 {
+				must(b, r.Apply(next()))
+			}
+			must(b, p.cycle())
+			dst := make([]byte, blocks*block.Size)
+			got := make([]uint32, blocks)
+			rng := rand.New(rand.NewPCG(1, 2))
+			b.ReportAllocs()
+			b.ResetTimer()
+			cpu := cpuTime()
+			for n := 0; n < b.N; n += blocks {
+				if err := r.Read(rng.Uint64N(1<<18-uint64(blocks)), dst, got); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(cpuTime()-cpu)/float64(b.N), "cpu-ns/block")
+		})
+	}
+}
+
+// TestLongRun writes POOL_LONG_GIB GiB at random in batches of 32 and reports what that takes: time per block, the
+// longest Apply, memory, and the time of a restart after a kill in the middle of the log.
+func TestLongRun(t *testing.T) {
+	var gib int
+	if fmt.Sscan(os.Getenv("POOL_LONG_GIB"), &gib); gib == 0 {
+		t.Skip("POOL_LONG_GIB is not set")
+	}
+	p, path := benchPool(t, 40<<30, Options{})
+	r, err := p.CreateReplica("v", 8<<30)
+	must(t, err)
+	data, sums := benchData(256)
+	next := benchOps(32, 1, 2<<20, data, sums)
+	var worst time.Duration
+	over := 0
+	begin, cpu := time.Now(), cpuTime()
+	n := gib << 18
+	for i := 0; i < n; i += 32 {
+		ops := next()
+		at := time.Now()
+		must(t, r.Apply(ops))
+		if d := time.Since(at); d > 10*time.Millisecond {
+			over++
+			worst = max(worst, d)
+		}
+	}
+	wall := time.Since(begin)
+	var mem runtime.MemStats
+	runtime.ReadMemStats(&mem)
+	s := p.Stats()
+	t.Logf("%d blocks: %v wall, %v CPU per block; %d Apply over 10 ms, worst %v; heap %d MiB in use, %d MiB from the system, %d GCs; index %.0f B/block, %d checkpoints, cache %d/%d",
+		n, wall/time.Duration(n), (cpuTime()-cpu)/time.Duration(n), over, worst, mem.HeapInuse>>20, mem.Sys>>20, mem.NumGC,
+		float64(s.IndexBytes)/float64(s.BlocksWritten), s.Checkpoints, s.CacheHits, s.CacheMisses)
+	p.closed.Store(true) // as a kill does: no checkpoint
+	close(p.quit)
+	<-p.stopped
+	must(t, p.devs[0].Close())
+	d, err := disk.Open(path, disk.Options{})
+	must(t, err)
+	p2, err := Open([]disk.Device{d}, Options{})
+	must(t, err)
+	t.Logf("restart: %v for %d batches", p2.Stats().OpenTime, p2.Stats().Replayed)
+	must(t, p2.Check())
+	must(t, p2.Close())
+}

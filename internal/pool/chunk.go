@@ -1,0 +1,199 @@
+package pool
+
+import (
+	"fmt"
+	"sync"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/index"
+)
+
+// chunkView is the whole truth about one chunk at one moment.
+type chunkView struct {
+	page    index.Page
+	scan    block.Version
+	pageID  uint64 // of the page underneath; it and the entries below say whether the view is still current
+	over    index.Page
+	known   index.Bitmap
+	view    index.View
+	discard block.Version
+	all     bool // the whole chunk was discarded after its page was written
+}
+
+var chunkViews = sync.Pool{New: func() any { return new(chunkView) }}
+
+// list fills v with the state of a chunk: its page with what the tables have on top. The caller is entered as a reader
+// and may hold the log's lock.
+func (r *Replica) list(v *chunkView, chunk uint64) error {
+	p := r.p
+	p.idx.mu.RLock()
+	if err := r.readable(); err != nil {
+		p.idx.mu.RUnlock()
+		return err
+	}
+	v.scan = r.applied
+	d := r.chunk(chunk)
+	if d == nil {
+		p.idx.mu.RUnlock()
+		v.page.Reset(block.Version{})
+		return nil
+	}
+	ref := *d
+	v.known, v.all = index.Bitmap{}, false
+	p.overlay(v, d, 1-p.idx.active)
+	p.overlay(v, d, p.idx.active)
+	p.idx.mu.RUnlock()
+	switch {
+	case v.all:
+		v.page.Reset(v.discard)
+	case ref.page == 0:
+		v.page.Reset(ref.tomb)
+	default:
+		e, err := p.loadPage(r, chunk, &ref, &v.view)
+		if err != nil {
+			return err
+		}
+		v.view.Decode(&v.page)
+		p.cache.release(e)
+	}
+	for i := range v.page.Ver {
+		if v.known.Has(i) {
+			v.page.Ver[i], v.page.Loc[i], v.page.Sum[i] = v.over.Ver[i], v.over.Loc[i], v.over.Sum[i]
+			v.page.Stored.Unset(i)
+			if v.over.Stored.Has(i) {
+				v.page.Stored.Set(i)
+			}
+		}
+	}
+	return nil
+}
+
+// overlay notes what table t has for a chunk. The index lock is held; older tables come first.
+func (p *Pool) overlay(v *chunkView, d *chunkRef, t int) {
+	x := p.idx.tables[t]
+	if n := d.disc[t]; n != 0 {
+		v.known, v.all, v.discard = index.Bitmap{}, true, x.At(n).Version()
+	}
+	for n := d.heads[t]; n != 0; n = x.At(n).Next {
+		e := x.At(n)
+		if n == d.disc[t] || e.State() == index.Dead {
+			continue
+		}
+		i := int(e.Block() % block.ChunkBlocks)
+		v.known.Set(i)
+		v.over.Stored.Unset(i)
+		v.over.Ver[i] = e.Version()
+		if e.State() == index.Stored {
+			v.over.Stored.Set(i)
+			v.over.Loc[i], v.over.Sum[i] = e.Loc(), e.Sum
+		}
+	}
+}
+
+// Changed returns, ascending, the chunks from number from on whose newest version is newer than base; tombstones count.
+// At most cap(dst) of them (1024 if dst has no capacity) are put into dst[:0]. next is where to go on; done says that
+// there is nothing behind it. Each chunk is judged at some moment during the call.
+func (r *Replica) Changed(base block.Version, from uint64, dst []uint64) (chunks []uint64, next uint64, done bool) {
+	const step = 4096 // chunks looked at in one critical section
+	if cap(dst) == 0 {
+		dst = make([]uint64, 0, 1024)
+	}
+	chunks = dst[:0]
+	for {
+		r.p.idx.mu.RLock()
+		end := uint64(len(r.dir)) << dirShift
+		stop := min(end, from+step)
+		for from < stop {
+			b := r.dir[from>>dirShift]
+			if b == nil {
+				from = (from>>dirShift + 1) << dirShift
+				continue
+			}
+			if base.Less(b.refs[from&(dirSpan-1)].newest) {
+				if len(chunks) == cap(dst) {
+					r.p.idx.mu.RUnlock()
+					return chunks, from, false
+				}
+				chunks = append(chunks, from)
+			}
+			from++
+		}
+		r.p.idx.mu.RUnlock()
+		if from >= end {
+			return chunks, max(from, end), true
+		}
+	}
+}
+
+// ReadChunk lists a chunk into c at one moment, with c.Scan what was applied then, and reads the data of those stored
+// blocks whose version differs from have (nil: of all; else 512 versions). Damage is reported as *ChecksumError.
+func (r *Replica) ReadChunk(number uint64, have []block.Version, c *Chunk) error {
+	if number >= r.chunks() {
+		return r.wrap("read chunk", fmt.Errorf("chunk %d of %d is outside the replica", number, r.chunks()))
+	}
+	if have != nil && len(have) != block.ChunkBlocks {
+		return r.wrap("read chunk", fmt.Errorf("%d versions instead of %d", len(have), block.ChunkBlocks))
+	}
+	v := chunkViews.Get().(*chunkView)
+	defer chunkViews.Put(v)
+	ticket := r.p.read.enter()
+	defer r.p.read.leave(ticket)
+	if err := r.list(v, number); err != nil {
+		return r.wrap("read chunk", err)
+	}
+	c.Index, c.Scan, c.Versions = number, v.scan, v.page.Ver
+	c.Data, c.DataOf = c.Data[:0], c.DataOf[:0]
+	for i := range c.Versions {
+		c.Sums[i], c.Stored[i] = block.ZeroSum, v.page.Stored.Has(i)
+		if c.Stored[i] {
+			c.Sums[i] = v.page.Sum[i]
+			if have == nil || have[i] != c.Versions[i] {
+				c.DataOf = append(c.DataOf, uint16(i))
+			}
+		}
+	}
+	if n := len(c.DataOf) * block.Size; cap(c.Data) < n {
+		c.Data = make([]byte, n)
+	} else {
+		c.Data = c.Data[:n]
+	}
+	var places [block.ChunkBlocks]place
+	for at := 0; at < len(c.DataOf); { // neighbours together, so that fetch can name the block that is damaged
+		n := 0
+		for at+n < len(c.DataOf) && int(c.DataOf[at+n]) == int(c.DataOf[at])+n {
+			i := c.DataOf[at+n]
+			places[n] = place{loc: v.page.Loc[i], sum: v.page.Sum[i], stored: true}
+			n++
+		}
+		first := number*block.ChunkBlocks + uint64(c.DataOf[at])
+		if err := r.fetch(places[:n], first, c.Data[at*block.Size:(at+n)*block.Size]); err != nil {
+			return r.wrap("read chunk", err)
+		}
+		at += n
+	}
+	r.p.count.blocksRead.Add(uint64(len(c.DataOf)))
+	return nil
+}
+
+// ChunkVersions lists the versions of a chunk into dst. It returns false, with dst zero, when the chunk has none or
+// cannot be listed; a puller that is told nothing pulls everything.
+func (r *Replica) ChunkVersions(number uint64, dst *[block.ChunkBlocks]block.Version) (any bool) {
+	clear(dst[:])
+	if number >= r.chunks() {
+		return false
+	}
+	v := chunkViews.Get().(*chunkView)
+	defer chunkViews.Put(v)
+	ticket := r.p.read.enter()
+	defer r.p.read.leave(ticket)
+	if err := r.list(v, number); err != nil {
+		return false
+	}
+	*dst = v.page.Ver
+	for i := range dst {
+		if !dst[i].IsZero() {
+			return true
+		}
+	}
+	return false
+}

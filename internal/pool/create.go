@@ -1,0 +1,316 @@
+package pool
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/disk"
+	"github.com/cstor-go/cstor/internal/pool/index"
+	"github.com/cstor-go/cstor/internal/pool/label"
+	"github.com/cstor-go/cstor/internal/pool/wal"
+)
+
+// minSegments is the smallest number of segments that a pool works with.
+const minSegments = 32
+
+func (o *Options) setDefaults() {
+	if o.DeltaEntries == 0 {
+		o.DeltaEntries = 1 << 18
+	}
+	o.DeltaEntries = min(max(o.DeltaEntries, 4096), 1<<26)
+	if o.PageCacheBytes == 0 {
+		o.PageCacheBytes = 32 << 20
+	}
+	if o.ReadOnlyPercent <= 0 || o.ReadOnlyPercent > 100 {
+		o.ReadOnlyPercent = 100
+	}
+	if o.CheckpointBytes <= 0 {
+		o.CheckpointBytes = 1 << 30
+	}
+	if o.FlushBytes <= 0 {
+		o.FlushBytes = 128 << 20
+	}
+}
+
+// segmentBytes returns the default segment size for that many bytes of devices.
+func segmentBytes(total int64) int64 {
+	n := int64(1 << 20)
+	for n < 16<<20 && total/n > 1024 {
+		n <<= 1
+	}
+	for n > 256<<10 && total/n < 64 {
+		n >>= 1
+	}
+	return n
+}
+
+// Create makes a pool on blank devices (stripe), empty and stable when it returns. The pool owns the devices from then
+// on and Close closes them; after an error they remain the caller's. It refuses, with *ErrForeign, a device that carries
+// anything, except what an interrupted Create of a pool with the same GUID left behind.
+func Create(devs []disk.Device, cfg Config, opt Options) (*Pool, error) {
+	p, err := create(devs, cfg, opt)
+	if err != nil {
+		return nil, fmt.Errorf("pool %s: create: %w", cfg.Name, err)
+	}
+	return p, nil
+}
+
+func create(devs []disk.Device, cfg Config, opt Options) (*Pool, error) {
+	if len(devs) == 0 || len(devs) > label.MaxDevices {
+		return nil, fmt.Errorf("%d devices, want 1 to %d", len(devs), label.MaxDevices)
+	}
+	if len(cfg.Name) > MaxName || len(cfg.Owner) > MaxName {
+		return nil, fmt.Errorf("name of %d bytes, owner of %d bytes: %w", len(cfg.Name), len(cfg.Owner), ErrTooLarge)
+	}
+	var total int64
+	for _, d := range devs {
+		if err := usableForCreate(d, cfg.GUID); err != nil {
+			return nil, err
+		}
+		total += d.Size()
+	}
+	if cfg.GUID.IsZero() {
+		cfg.GUID = block.NewGUID()
+	}
+	segBytes := opt.SegmentBytes
+	if segBytes == 0 {
+		segBytes = segmentBytes(total)
+	}
+	if segBytes < 256<<10 || segBytes > 64<<20 || segBytes&(segBytes-1) != 0 {
+		return nil, fmt.Errorf("segments of %d bytes, want a power of two from 256 KiB to 64 MiB", segBytes)
+	}
+	var members []label.Member
+	segs := uint64(0)
+	for _, d := range devs {
+		n := uint64(d.Size()-label.HeadBytes-label.TailBytes) / uint64(segBytes)
+		if n == 0 {
+			return nil, fmt.Errorf("device %s: %d bytes is too small", d.Name(), d.Size())
+		}
+		members = append(members, label.Member{GUID: block.NewGUID(), Segments: n})
+		segs += n
+	}
+	if segs < minSegments || segs > 1<<28 {
+		return nil, fmt.Errorf("%d segments of %d bytes, want at least %d: devices are too small", segs, segBytes, minSegments)
+	}
+	for i, d := range devs {
+		l := &label.Label{
+			Pool: cfg.GUID, Device: members[i].GUID, Name: cfg.Name, Owner: cfg.Owner, Layout: "stripe", Index: i, Members: members,
+			Generation: 1, Size: d.Size(), SegmentBytes: segBytes,
+		}
+		if err := label.Write(d, l); err != nil {
+			return nil, err
+		}
+		if err := d.Flush(); err != nil {
+			return nil, err
+		}
+	}
+	p := newPool(devs, cfg, opt, members, segBytes)
+	for i := range uint32(p.seg.count()) {
+		p.seg.setFree(i)
+	}
+	first, _ := p.seg.alloc(nil, 1, segLog, 0)
+	p.log.pos = logPos{seg: first[0], seq: 1, incarnation: rand.Uint64()}
+	p.log.chain = first
+	p.drain.mu.Lock()
+	p.freeze()
+	p.thaw()
+	err := p.checkpoint()
+	p.drain.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	go p.background()
+	return p, nil
+}
+
+// usableForCreate accepts a blank device and one that an interrupted Create of the same pool left: labels, but no
+// checkpoint.
+func usableForCreate(d disk.Device, pool block.GUID) error {
+	l, err := label.Probe(d)
+	if errors.Is(err, ErrBlank) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if l.Pool == pool {
+		r, err := label.ReadRing([]disk.Device{d}, pool)
+		if err != nil {
+			return err
+		}
+		if r == nil {
+			return nil
+		}
+	}
+	return &ErrForeign{Device: d.Name(), Found: fmt.Sprintf("cStor pool %s (%v)", l.Name, l.Pool)}
+}
+
+// newPool returns a pool whose index is empty and whose segments are all taken.
+func newPool(devs []disk.Device, cfg Config, opt Options, members []label.Member, segBytes int64) *Pool {
+	opt.setDefaults()
+	p := &Pool{
+		cfg: cfg, opt: opt, devs: devs, seg: newSegments(devs, members, segBytes), cache: newPageCache(opt.PageCacheBytes),
+		nextPageID: rand.Uint64(), unclean: map[uint32]bool{}, kick: make(chan struct{}, 1), quit: make(chan struct{}), stopped: make(chan struct{}),
+	}
+	for i := range p.seg.kind {
+		p.seg.kind[i] = segLog
+	}
+	p.reserve = max(10, p.seg.count()/24)
+	p.read.gone = make(chan struct{}, 1)
+	p.flush.cond = sync.NewCond(&p.flush.mu)
+	p.cycles.cond = sync.NewCond(&p.cycles.mu)
+	p.idx.room = sync.NewCond(&p.idx.mu)
+	p.idx.byName = map[string]*Replica{}
+	p.idx.soft = opt.DeltaEntries / 2
+	for i := range p.idx.tables {
+		p.idx.tables[i] = index.NewTable(opt.DeltaEntries)
+	}
+	p.log.init()
+	p.drain.writer.buf = newGroup()
+	return p
+}
+
+// CreateReplica makes an empty replica of size bytes, a multiple of 512, with a fresh GUID. It is stable when it
+// returns. Wraps ErrExists, ErrTooLarge.
+func (p *Pool) CreateReplica(name string, size int64) (*Replica, error) {
+	r, err := p.createReplica(name, size)
+	if err != nil {
+		return nil, p.wrap(fmt.Sprintf("create replica %q", name), err)
+	}
+	return r, nil
+}
+
+func (p *Pool) createReplica(name string, size int64) (*Replica, error) {
+	switch {
+	case name == "":
+		return nil, errors.New("name is empty")
+	case len(name) > MaxName:
+		return nil, fmt.Errorf("name of %d bytes: %w", len(name), ErrTooLarge)
+	case size <= 0 || size%block.SectorSize != 0:
+		return nil, fmt.Errorf("size of %d bytes is not a positive multiple of %d", size, block.SectorSize)
+	case size > MaxReplicaSize:
+		return nil, fmt.Errorf("size of %d bytes: %w", size, ErrTooLarge)
+	}
+	r := &Replica{p: p, name: name, guid: block.NewGUID(), size: size}
+	if err := p.begin(nil, 0, 0, wal.Len(wal.Create, 0, len(name)), false); err != nil {
+		return nil, err
+	}
+	err := func() error {
+		defer p.end(0)
+		p.idx.mu.RLock()
+		exists := p.idx.byName[name] != nil
+		slot := 0
+		for slot < len(p.idx.bySlot) && p.idx.bySlot[slot] != nil {
+			slot++
+		}
+		p.idx.mu.RUnlock()
+		if exists || slot >= MaxReplicas {
+			p.releaseSpare()
+			if exists {
+				return ErrExists
+			}
+			return fmt.Errorf("%d replicas: %w", slot, ErrTooLarge)
+		}
+		r.slot = uint32(slot)
+		if err := p.add(&wal.Record{Kind: wal.Create, Slot: r.slot, Block: uint64(size), GUID: r.guid, Name: name}, nil, 0); err != nil {
+			return err
+		}
+		if err := p.endUnit(); err != nil {
+			return err
+		}
+		p.register(r)
+		return nil
+	}()
+	if err == nil {
+		err = p.Sync()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// register makes r known. The log's lock is held, or nobody else is there.
+func (p *Pool) register(r *Replica) {
+	p.idx.mu.Lock()
+	for len(p.idx.bySlot) <= int(r.slot) {
+		p.idx.bySlot = append(p.idx.bySlot, nil)
+	}
+	p.idx.bySlot[r.slot] = r
+	p.idx.byName[r.name] = r
+	p.idx.mu.Unlock()
+}
+
+// DestroyReplica removes a replica with all its data. That is stable when it returns; the space counts as free at once
+// and becomes usable in the background. Wraps ErrNotFound.
+func (p *Pool) DestroyReplica(name string) error {
+	err := p.destroyReplica(name)
+	if err == nil {
+		err = p.Sync()
+	}
+	if err != nil {
+		return p.wrap(fmt.Sprintf("destroy replica %q", name), err)
+	}
+	p.wake()
+	return nil
+}
+
+func (p *Pool) destroyReplica(name string) error {
+	if err := p.begin(nil, 0, 0, wal.Len(wal.Destroy, 0, 0), false); err != nil {
+		return err
+	}
+	defer p.end(0)
+	r := p.Replica(name)
+	if r == nil {
+		p.releaseSpare()
+		return ErrNotFound
+	}
+	if err := p.add(&wal.Record{Kind: wal.Destroy, Slot: r.slot, GUID: r.guid}, nil, 0); err != nil {
+		return err
+	}
+	if err := p.endUnit(); err != nil {
+		return err
+	}
+	p.unregister(r)
+	p.freeable.Store(true)
+	return nil
+}
+
+func (p *Pool) unregister(r *Replica) {
+	p.idx.mu.Lock()
+	r.destroyed = true
+	delete(p.idx.byName, r.name)
+	p.idx.mu.Unlock()
+}
+
+// Close makes a checkpoint, flushes and closes the devices. Calls under way fail with ErrClosed or complete. The error
+// says that the checkpoint or a device failed; the pool is closed nevertheless, and what was synced is safe.
+func (p *Pool) Close() error {
+	if !p.closed.CompareAndSwap(false, true) {
+		return ErrClosed
+	}
+	close(p.quit)
+	p.cycles.finish(0, 0, true)
+	p.idx.mu.Lock()
+	p.idx.room.Broadcast()
+	p.idx.mu.Unlock()
+	<-p.stopped
+	p.log.mu.Lock() // appends under way are over, later ones see closed
+	p.log.mu.Unlock()
+	err := p.failure()
+	if err == nil {
+		err = p.cycle()
+	}
+	for _, d := range p.devs {
+		if e := d.Close(); err == nil {
+			err = e
+		}
+	}
+	if err != nil {
+		return p.wrap("close", err)
+	}
+	return nil
+}

@@ -1,0 +1,287 @@
+package disk
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"sync"
+	"syscall"
+)
+
+// Mem is a device in memory that can fail in the ways devices fail. What is written is seen by reads at once and
+// becomes stable with Flush; PowerCut decides, from a seed, what becomes of the rest.
+type Mem struct {
+	name string
+	size int64
+
+	mu       sync.Mutex
+	data     map[int64]*[Align]byte // as the operating system sees it
+	unstable []memWrite             // writes since the last Flush, oldest first
+	closed   bool
+	off      bool // lost power
+	faults   Faults
+	ops      int64 // reads, writes and flushes so far
+	flushes  int64
+	hang     chan struct{} // not nil: requests wait until it is closed
+	waits    func()        // called before one waits
+}
+
+// memWrite is an unflushed write of one block. old is what was there before; nil means zeroes.
+type memWrite struct {
+	block int64
+	old   *[Align]byte
+	new   *[Align]byte
+}
+
+// Faults are the failures that a Mem injects. Counts are 1-based over reads, writes and flushes together, from the call
+// of Inject; zero means never.
+type Faults struct {
+	FailOp    int64 // this operation fails with EIO
+	FailFrom  int64 // this and every later operation fails with EIO
+	FailFlush bool  // every flush fails with EIO
+	FailWrite bool  // every write fails with EIO
+	FailRead  bool  // every read fails with EIO
+}
+
+// Fate is what a power cut does to unflushed writes.
+type Fate int
+
+const (
+	Lost   Fate = iota // all of them are gone
+	Kept               // all of them are there
+	Torn               // each is there, gone, or there in some of its 512-byte sectors
+	Prefix             // the first ones are there, one is torn, the later ones are gone
+)
+
+// NewMem returns a device of size bytes (rounded down to Align) full of zeroes.
+func NewMem(name string, size int64) *Mem {
+	return &Mem{name: name, size: size - size%Align, data: map[int64]*[Align]byte{}}
+}
+
+// Inject sets the faults from now on.
+func (m *Mem) Inject(f Faults) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.faults, m.ops = f, 0
+}
+
+// Hang makes every request wait until resume is called. waits is closed when the first one does.
+func (m *Mem) Hang() (waits <-chan struct{}, resume func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c, w := make(chan struct{}), make(chan struct{})
+	m.hang, m.waits = c, sync.OnceFunc(func() { close(w) })
+	return w, sync.OnceFunc(func() {
+		m.mu.Lock()
+		m.hang = nil
+		m.mu.Unlock()
+		close(c)
+	})
+}
+
+// FlipBit inverts one bit at the byte offset off, behind the back of whoever uses the device.
+func (m *Mem) FlipBit(off int64, bit uint) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	b := new([Align]byte)
+	if old := m.data[off/Align]; old != nil {
+		*b = *old
+	}
+	b[off%Align] ^= 1 << (bit % 8)
+	m.data[off/Align] = b
+}
+
+// PowerCut ends the device: everything fails from now on. It returns the device as it is found when power is back.
+func (m *Mem) PowerCut(fate Fate, rng *rand.Rand) *Mem {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.off = true
+	n := NewMem(m.name, m.size)
+	for k, v := range m.data {
+		n.data[k] = v
+	}
+	if fate == Kept {
+		return n
+	}
+	for i := len(m.unstable) - 1; i >= 0; i-- { // back to what was stable
+		w := m.unstable[i]
+		n.put(w.block, w.old)
+	}
+	cut := len(m.unstable)
+	if fate == Prefix && cut > 0 {
+		cut = rng.IntN(cut)
+	}
+	for i, w := range m.unstable {
+		switch {
+		case fate == Torn && rng.IntN(3) == 0, fate == Prefix && i < cut:
+			n.put(w.block, w.new)
+		case fate == Torn && rng.IntN(2) == 0, fate == Prefix && i == cut:
+			n.tear(w, rng)
+		}
+	}
+	return n
+}
+
+// tear puts some sectors of w into m.
+func (m *Mem) tear(w memWrite, rng *rand.Rand) {
+	b := new([Align]byte)
+	if old := m.data[w.block]; old != nil {
+		*b = *old
+	}
+	for s := 0; s < Align; s += 512 {
+		if rng.IntN(2) == 0 {
+			copy(b[s:s+512], w.new[s:])
+		}
+	}
+	m.data[w.block] = b
+}
+
+// Kill ends the device as the death of the process does: later calls fail, and what was written is all there in the
+// returned device, unflushed as before.
+func (m *Mem) Kill() *Mem {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.off = true
+	n := NewMem(m.name, m.size)
+	n.data, n.unstable = m.data, m.unstable
+	m.data, m.unstable = nil, nil
+	return n
+}
+
+// Reopen makes a closed device usable again.
+func (m *Mem) Reopen() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.closed = false
+}
+
+// Bytes returns how many bytes of the device hold data: blocks written and not discarded.
+func (m *Mem) Bytes() int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return int64(len(m.data)) * Align
+}
+
+// Flushes returns the number of flushes so far.
+func (m *Mem) Flushes() int64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.flushes
+}
+
+func (m *Mem) put(block int64, b *[Align]byte) {
+	if b == nil {
+		delete(m.data, block)
+	} else {
+		m.data[block] = b
+	}
+}
+
+// enter locks m for a request, or returns the error that it meets.
+func (m *Mem) enter(op string, off, length int64, fail func(Faults) bool) error {
+	m.mu.Lock()
+	for m.hang != nil {
+		c := m.hang
+		m.waits()
+		m.mu.Unlock()
+		<-c
+		m.mu.Lock()
+	}
+	m.ops++
+	f := m.faults
+	var err error
+	switch {
+	case m.off:
+		err = ErrPowerOff
+	case m.closed:
+		err = os.ErrClosed
+	case f.FailOp == m.ops, f.FailFrom > 0 && m.ops >= f.FailFrom, fail(f):
+		err = syscall.EIO
+	}
+	if err != nil {
+		m.mu.Unlock()
+		return &RequestError{Device: m.name, Op: op, Off: off, Len: length, Err: err}
+	}
+	if err := check(m.name, off, length, m.size); err != nil {
+		m.mu.Unlock()
+		return err
+	}
+	return nil
+}
+
+func (m *Mem) ReadAt(b []byte, off int64) error {
+	if err := m.enter("read", off, int64(len(b)), func(f Faults) bool { return f.FailRead }); err != nil {
+		return err
+	}
+	defer m.mu.Unlock()
+	for at := 0; at < len(b); at += Align {
+		if src := m.data[(off+int64(at))/Align]; src != nil {
+			copy(b[at:at+Align], src[:])
+		} else {
+			clear(b[at : at+Align])
+		}
+	}
+	return nil
+}
+
+func (m *Mem) WritevAt(bufs [][]byte, off int64) error {
+	var flat []byte
+	for _, b := range bufs {
+		flat = append(flat, b...)
+	}
+	if err := m.enter("write", off, int64(len(flat)), func(f Faults) bool { return f.FailWrite }); err != nil {
+		return err
+	}
+	defer m.mu.Unlock()
+	for at := 0; at < len(flat); at += Align {
+		n := new([Align]byte)
+		copy(n[:], flat[at:])
+		k := (off + int64(at)) / Align
+		m.unstable = append(m.unstable, memWrite{block: k, old: m.data[k], new: n})
+		m.data[k] = n
+	}
+	return nil
+}
+
+func (m *Mem) Flush() error {
+	if err := m.enter("flush", 0, 0, func(f Faults) bool { return f.FailFlush }); err != nil {
+		return err
+	}
+	defer m.mu.Unlock()
+	m.unstable = nil
+	m.flushes++
+	return nil
+}
+
+// Discard forgets the content of the range, stable at once: the harshest that a device may do.
+func (m *Mem) Discard(off, length int64) error {
+	if err := m.enter("discard", off, length, func(f Faults) bool { return f.FailWrite }); err != nil {
+		return err
+	}
+	defer m.mu.Unlock()
+	for b := off / Align; b < (off+length)/Align; b++ {
+		delete(m.data, b)
+	}
+	keep := m.unstable[:0]
+	for _, w := range m.unstable {
+		if w.block < off/Align || w.block >= (off+length)/Align {
+			keep = append(keep, w)
+		}
+	}
+	m.unstable = keep
+	return nil
+}
+
+func (m *Mem) Name() string { return m.name }
+func (m *Mem) Size() int64  { return m.size }
+
+// Close makes later requests fail. The content stays; see Reopen.
+func (m *Mem) Close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return fmt.Errorf("device %s: close: %w", m.name, os.ErrClosed)
+	}
+	m.closed = true
+	return nil
+}

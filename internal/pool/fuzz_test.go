@@ -1,0 +1,62 @@
+package pool
+
+import "testing"
+
+func sampleRoot(tb testing.TB) (root, dir []byte, segs int) {
+	p, _ := newMemPool(tb, 40<<20, Options{SegmentBytes: 1 << 20})
+	r, err := p.CreateReplica("vol", 8<<20)
+	must(tb, err)
+	must(tb, r.Apply([]Op{write(0, 512, 1), write(600, 3, 2), discard(1024, 512, 3)}))
+	must(tb, r.SetState([]byte("x"), ver(4)))
+	must(tb, p.cycle())
+	p.drain.cycle.Lock()
+	defer p.drain.cycle.Unlock()
+	p.freeze()
+	p.thaw()
+	root = p.encodeRoot()
+	p.idx.mu.Lock()
+	dir = p.encodeDir(nil, r.dir[0])
+	p.idx.mu.Unlock()
+	return root, dir, p.seg.count()
+}
+
+func FuzzRoot(f *testing.F) {
+	root, _, segs := sampleRoot(f)
+	if m, err := decodeRoot(root, segs, 20); err != nil || len(m.replicas) != 1 || string(m.replicas[0].state) != "x" || m.replicas[0].applied != ver(4) {
+		f.Fatal(m, err)
+	}
+	f.Add(root)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, err := decodeRoot(b, segs, 20)
+		if err != nil {
+			return
+		}
+		for _, r := range m.replicas {
+			for _, d := range r.dirs {
+				if d.addr+uint64(d.size) > uint64(segs)<<20 {
+					t.Fatal("directory outside the pool")
+				}
+			}
+		}
+	})
+}
+
+func FuzzDirectory(f *testing.F) {
+	_, dir, segs := sampleRoot(f)
+	refs, err := decodeDir(dir, uint64(segs)<<20, 20, nil)
+	if err != nil || len(refs) != 3 || refs[2].ref.tomb != ver(3) || refs[0].bitmap != fullBitmap || refs[1].bitmap.Count() != 3 {
+		f.Fatal(refs, err)
+	}
+	f.Add(dir)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		refs, err := decodeDir(b, uint64(segs)<<20, 20, nil)
+		if err != nil {
+			return
+		}
+		for _, r := range refs {
+			if r.i >= dirSpan || r.ref.page != 0 && r.ref.pageAddr()+uint64(r.ref.pageLen()) > uint64(segs)<<20 {
+				t.Fatal("page outside the pool")
+			}
+		}
+	})
+}

@@ -1,0 +1,139 @@
+package index
+
+import (
+	"math/rand/v2"
+	"testing"
+
+	"github.com/cstor-go/cstor/internal/block"
+)
+
+func randomPage(rng *rand.Rand) *Page {
+	p := new(Page)
+	fill, epochs, spread := rng.IntN(101), 1+rng.IntN(600), uint64(1)<<rng.IntN(41)
+	base := rng.Uint64N(1<<40 - spread + 1)
+	for i := range p.Ver {
+		if rng.IntN(100) >= fill {
+			continue
+		}
+		p.Ver[i] = block.Version{Epoch: 1 + rng.Uint64N(uint64(epochs)), N: 1 + rng.Uint64()>>rng.IntN(64)}
+		if rng.IntN(4) > 0 {
+			p.Stored.Set(i)
+			p.Loc[i], p.Sum[i] = base+rng.Uint64N(spread), rng.Uint32()
+		}
+	}
+	return p
+}
+
+func TestPageRoundTrip(t *testing.T) {
+	seed := rand.Uint64N(1e9)
+	t.Log("seed", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	for range 500 {
+		p := randomPage(rng)
+		b := p.Encode(make([]byte, 64, 64+MaxPage), 5, 6, 7)[64:]
+		if len(b)%Granule != 0 || len(b) > MaxPage {
+			t.Fatal(len(b))
+		}
+		var v View
+		if err := v.Open(b, 5, 6, 7, false); err != nil {
+			t.Fatal(err)
+		}
+		q := new(Page)
+		v.Decode(q)
+		for i := range p.Ver {
+			loc, sum, ok := v.Data(i)
+			if p.Ver[i] != q.Ver[i] || p.Ver[i] != v.Version(i) || p.Stored.Has(i) != q.Stored.Has(i) || ok != p.Stored.Has(i) {
+				t.Fatal("block", i)
+			}
+			if ok && (p.Loc[i] != q.Loc[i] || p.Sum[i] != q.Sum[i] || loc != p.Loc[i] || sum != p.Sum[i]) {
+				t.Fatal("block", i)
+			}
+		}
+		if v.Open(b, 4, 6, 7, false) == nil || v.Open(b, 5, 7, 7, false) == nil || v.Open(b, 5, 6, 8, false) == nil {
+			t.Fatal("page of something else accepted")
+		}
+		b[8+rng.IntN(len(b)-8)] ^= 1 << rng.IntN(8)
+		if v.Open(b, 5, 6, 7, false) == nil {
+			t.Fatal("flipped bit accepted")
+		}
+	}
+}
+
+// FuzzPage opens arbitrary bytes without the checksum, which leaves the bounds to the decoder.
+func FuzzPage(f *testing.F) {
+	rng := rand.New(rand.NewPCG(1, 1))
+	for range 5 {
+		f.Add(randomPage(rng).Encode(make([]byte, 0, MaxPage), 5, 6, 7))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var v View
+		if v.Open(b, 5, 6, 7, true) != nil {
+			return
+		}
+		v.Decode(new(Page))
+		v.MaxLoc()
+		for i := range block.ChunkBlocks {
+			v.Data(i)
+			v.Version(i)
+		}
+	})
+}
+
+func TestTable(t *testing.T) {
+	seed := rand.Uint64N(1e9)
+	t.Log("seed", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	tab := NewTable(1000)
+	for range 3 {
+		want := map[uint64]uint64{}
+		for tab.Len() < tab.Cap() {
+			if rng.IntN(10) == 0 {
+				tab.Add(Key(1, rng.Uint64N(5000)))
+				continue
+			}
+			k := Key(uint32(rng.IntN(3)), rng.Uint64N(5000))
+			e, n := tab.Insert(k)
+			if _, known := want[k]; known != (n == 0) || n != 0 && (e.State() != Dead || e.Block() != k&(1<<40-1)) {
+				t.Fatal("insert", k)
+			}
+			want[k] = rng.Uint64N(1 << 40)
+			e.Set(Stored, want[k], 0, block.Version{N: 1})
+		}
+		tab.Grow(1500)
+		for k := range uint64(5000) {
+			for s := range uint32(3) {
+				e := tab.Find(Key(s, k))
+				loc, ok := want[Key(s, k)]
+				if ok != (e != nil) || ok && e.Loc() != loc {
+					t.Fatal("find", k)
+				}
+			}
+		}
+		tab.Reset()
+	}
+}
+
+func BenchmarkEncode(b *testing.B) {
+	p := new(Page)
+	for i := range p.Ver {
+		p.Ver[i] = block.Version{Epoch: 1, N: uint64(1000 + i*17)}
+		p.Stored.Set(i)
+		p.Loc[i] = uint64(i * 7919 % 100000)
+	}
+	buf := make([]byte, 0, MaxPage)
+	for b.Loop() {
+		p.Encode(buf, 1, 2, 3)
+	}
+}
+
+func BenchmarkInsert(b *testing.B) {
+	tab := NewTable(1 << 18)
+	rng := rand.New(rand.NewPCG(1, 2))
+	for b.Loop() {
+		if tab.Len() == tab.Cap() {
+			tab.Reset()
+		}
+		e, _ := tab.Insert(Key(1, rng.Uint64N(1<<24)))
+		e.Set(Stored, 1, 2, block.Version{N: 1})
+	}
+}

@@ -1,0 +1,296 @@
+// Package index holds the two forms in which the engine keeps where blocks are: pages, the compact and immutable
+// on-disk form for one chunk of 512 blocks, and tables, the pointer-free hash tables of updates that are not in a page
+// yet. It does no I/O and no locking. Decoding arbitrary bytes neither panics nor reads outside them.
+package index
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/bits"
+
+	"github.com/cstor-go/cstor/internal/block"
+)
+
+const (
+	pageMagic = 0x47504743 // "CGPG"
+	pageFixed = 64
+	// Granule is the unit of page lengths in bytes.
+	Granule = 64
+	// MaxPage is the largest encoded page in bytes.
+	MaxPage = 64 + 128 + block.ChunkBlocks*(8+5+4+2+8) + Granule
+	// MaxLoc is the largest location that a page can hold, in blocks.
+	MaxLoc = 1<<40 - 1
+)
+
+// ErrDamaged is wrapped when a page does not decode.
+var ErrDamaged = errors.New("damaged index page")
+
+// Bitmap has one bit for each block of a chunk.
+type Bitmap [block.ChunkBlocks / 64]uint64
+
+func (m *Bitmap) Has(i int) bool { return m[i>>6]>>(i&63)&1 != 0 }
+func (m *Bitmap) Set(i int)      { m[i>>6] |= 1 << (i & 63) }
+func (m *Bitmap) Unset(i int)    { m[i>>6] &^= 1 << (i & 63) }
+
+// Count returns the number of bits set.
+func (m *Bitmap) Count() (n int) {
+	for _, w := range m {
+		n += bits.OnesCount64(w)
+	}
+	return n
+}
+
+// rank returns the number of bits set before i.
+func (m *Bitmap) rank(i int) int {
+	n := 0
+	for w := range i >> 6 {
+		n += bits.OnesCount64(m[w])
+	}
+	return n + bits.OnesCount64(m[i>>6]&(1<<(i&63)-1))
+}
+
+// Page is the decoded form: for each block its version (zero: never written), and location and checksum when it has data.
+type Page struct {
+	Stored Bitmap
+	Ver    [block.ChunkBlocks]block.Version
+	Loc    [block.ChunkBlocks]uint64 // in blocks
+	Sum    [block.ChunkBlocks]uint32
+}
+
+// Reset makes p the page of a chunk that was discarded as a whole at v; the zero version: never written.
+func (p *Page) Reset(v block.Version) {
+	p.Stored = Bitmap{}
+	for i := range p.Ver {
+		p.Ver[i] = v
+	}
+}
+
+// Uniform reports whether no block has data and all have the same version, which needs no page.
+func (p *Page) Uniform() (v block.Version, ok bool) {
+	if p.Stored != (Bitmap{}) {
+		return v, false
+	}
+	for i := range p.Ver {
+		if p.Ver[i] != p.Ver[0] {
+			return v, false
+		}
+	}
+	return p.Ver[0], true
+}
+
+func width(v uint64) int { return (bits.Len64(v) + 7) / 8 }
+
+func putUint(b []byte, w int, v uint64) {
+	for i := range w {
+		b[i] = byte(v >> (8 * i))
+	}
+}
+
+func getUint(b []byte, w int) (v uint64) {
+	if len(b) >= 8 {
+		return binary.LittleEndian.Uint64(b) & (1<<(8*w) - 1)
+	}
+	for i := range w {
+		v |= uint64(b[i]) << (8 * i)
+	}
+	return v
+}
+
+// Encode writes p behind dst, which must have MaxPage bytes of room, and returns the longer slice. id is a number that
+// no other page of the pool has; slot and chunk say whose page it is.
+func (p *Page) Encode(dst []byte, id uint64, slot uint32, chunk uint64) []byte {
+	var versioned Bitmap
+	var epochs [block.ChunkBlocks]uint64
+	var epochOf [block.ChunkBlocks]uint16
+	nEpochs, last := 0, -1
+	loLoc, hiLoc, loN, hiN := ^uint64(0), uint64(0), ^uint64(0), uint64(0)
+	for i := range p.Ver {
+		if v := p.Ver[i]; !v.IsZero() {
+			versioned.Set(i)
+			if last < 0 || epochs[last] != v.Epoch {
+				for last = 0; last < nEpochs && epochs[last] != v.Epoch; last++ {
+				}
+				if last == nEpochs {
+					epochs[last] = v.Epoch
+					nEpochs++
+				}
+			}
+			epochOf[i] = uint16(last)
+			loN, hiN = min(loN, v.N), max(hiN, v.N)
+		}
+		if p.Stored.Has(i) {
+			loLoc, hiLoc = min(loLoc, p.Loc[i]), max(hiLoc, p.Loc[i])
+		}
+	}
+	if loLoc > hiLoc {
+		loLoc, hiLoc = 0, 0
+	}
+	if loN > hiN {
+		loN, hiN = 0, 0
+	}
+	locW, nW, eW := width(hiLoc-loLoc), width(hiN-loN), 0
+	if nEpochs > 1 {
+		eW = width(uint64(nEpochs - 1))
+	}
+	stored, nv := p.Stored.Count(), versioned.Count()
+	length := pageFixed + 128 + 8*nEpochs + stored*(locW+4) + nv*(eW+nW)
+	length = (length + Granule - 1) &^ (Granule - 1)
+	start := len(dst)
+	dst = dst[:start+length]
+	b := dst[start:]
+	clear(b[:pageFixed])
+	le := binary.LittleEndian
+	le.PutUint32(b[0:], pageMagic)
+	// b[4:8] is the checksum
+	le.PutUint64(b[8:], id)
+	le.PutUint64(b[16:], chunk)
+	le.PutUint32(b[24:], slot)
+	le.PutUint32(b[28:], uint32(length))
+	le.PutUint64(b[32:], loLoc)
+	le.PutUint64(b[40:], loN)
+	le.PutUint16(b[48:], uint16(nEpochs))
+	b[50], b[51], b[52] = byte(locW), byte(nW), byte(eW)
+	at := pageFixed
+	for w := range p.Stored {
+		le.PutUint64(b[at+8*w:], p.Stored[w])
+		le.PutUint64(b[at+64+8*w:], versioned[w])
+	}
+	at += 128
+	for _, e := range epochs[:nEpochs] {
+		le.PutUint64(b[at:], e)
+		at += 8
+	}
+	locs, sums := at, at+stored*locW
+	eps := sums + 4*stored
+	ns := eps + nv*eW
+	for i := range p.Ver {
+		if p.Stored.Has(i) {
+			putUint(b[locs:], locW, p.Loc[i]-loLoc)
+			le.PutUint32(b[sums:], p.Sum[i])
+			locs, sums = locs+locW, sums+4
+		}
+		if versioned.Has(i) {
+			putUint(b[eps:], eW, uint64(epochOf[i]))
+			putUint(b[ns:], nW, p.Ver[i].N-loN)
+			eps, ns = eps+eW, ns+nW
+		}
+	}
+	clear(b[ns:])
+	le.PutUint32(b[4:], block.Sum(b[8:]))
+	return dst
+}
+
+// View gives access to single blocks of an encoded page without decoding all of it.
+type View struct {
+	b                   []byte
+	stored, versioned   Bitmap
+	locBase, nBase      uint64
+	locW, nW, eW        int
+	locs, sums, eps, ns int // offsets
+}
+
+// Open checks the encoded page b against what it should be and prepares v for access. v refers to b afterwards.
+// checked skips the checksum, for pages that were checked before.
+func (v *View) Open(b []byte, id uint64, slot uint32, chunk uint64, checked bool) error {
+	le := binary.LittleEndian
+	if len(b) < pageFixed+128 || le.Uint32(b) != pageMagic {
+		return fmt.Errorf("no page: %w", ErrDamaged)
+	}
+	if !checked && le.Uint32(b[4:]) != block.Sum(b[8:]) {
+		return fmt.Errorf("checksum: %w", ErrDamaged)
+	}
+	if le.Uint64(b[8:]) != id || le.Uint64(b[16:]) != chunk || le.Uint32(b[24:]) != slot || int(le.Uint32(b[28:])) != len(b) {
+		return fmt.Errorf("page of something else: %w", ErrDamaged)
+	}
+	nEpochs := int(le.Uint16(b[48:]))
+	*v = View{b: b, locBase: le.Uint64(b[32:]), nBase: le.Uint64(b[40:]), locW: int(b[50]), nW: int(b[51]), eW: int(b[52])}
+	at := pageFixed
+	for w := range v.stored {
+		v.stored[w] = le.Uint64(b[at+8*w:])
+		v.versioned[w] = le.Uint64(b[at+64+8*w:])
+		if v.stored[w]&^v.versioned[w] != 0 {
+			return fmt.Errorf("data without version: %w", ErrDamaged)
+		}
+	}
+	stored, nv := v.stored.Count(), v.versioned.Count()
+	v.locs = at + 128 + 8*nEpochs
+	v.sums = v.locs + stored*v.locW
+	v.eps = v.sums + 4*stored
+	v.ns = v.eps + nv*v.eW
+	if nEpochs > block.ChunkBlocks || nv > 0 && nEpochs == 0 || v.locW > 8 || v.nW > 8 || v.eW > 2 || v.ns+nv*v.nW > len(b) {
+		return fmt.Errorf("fields out of limits: %w", ErrDamaged)
+	}
+	for i := 0; v.eW > 0 && i < nv; i++ {
+		if int(getUint(b[v.eps+i*v.eW:], v.eW)) >= nEpochs {
+			return fmt.Errorf("epoch out of limits: %w", ErrDamaged)
+		}
+	}
+	return nil
+}
+
+// Stored returns which blocks have data.
+func (v *View) Stored() *Bitmap { return &v.stored }
+
+// Version returns the version of block i; zero: never written.
+func (v *View) Version(i int) block.Version {
+	if !v.versioned.Has(i) {
+		return block.Version{}
+	}
+	return v.version(v.versioned.rank(i))
+}
+
+func (v *View) version(rank int) block.Version {
+	e := 0
+	if v.eW > 0 {
+		e = int(getUint(v.b[v.eps+rank*v.eW:], v.eW))
+	}
+	return block.Version{
+		Epoch: binary.LittleEndian.Uint64(v.b[pageFixed+128+8*e:]),
+		N:     v.nBase + getUint(v.b[v.ns+rank*v.nW:], v.nW),
+	}
+}
+
+// Data returns location (in blocks) and checksum of block i; false when it has no data.
+func (v *View) Data(i int) (loc uint64, sum uint32, ok bool) {
+	if !v.stored.Has(i) {
+		return 0, 0, false
+	}
+	r := v.stored.rank(i)
+	loc, sum = v.data(r)
+	return loc, sum, true
+}
+
+func (v *View) data(rank int) (uint64, uint32) {
+	loc := v.locBase
+	if v.locW > 0 {
+		loc += getUint(v.b[v.locs+rank*v.locW:], v.locW)
+	}
+	return loc, binary.LittleEndian.Uint32(v.b[v.sums+4*rank:])
+}
+
+// MaxLoc returns the highest location in the page, 0 if it has no data.
+func (v *View) MaxLoc() (hi uint64) {
+	for n := range v.stored.Count() {
+		loc, _ := v.data(n)
+		hi = max(hi, loc)
+	}
+	return hi
+}
+
+// Decode fills p from v.
+func (v *View) Decode(p *Page) {
+	p.Stored = v.stored
+	s, n := 0, 0
+	for i := range p.Ver {
+		p.Ver[i] = block.Version{}
+		if v.versioned.Has(i) {
+			p.Ver[i] = v.version(n)
+			n++
+		}
+		if v.stored.Has(i) {
+			p.Loc[i], p.Sum[i] = v.data(s)
+			s++
+		}
+	}
+}

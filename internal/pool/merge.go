@@ -1,0 +1,164 @@
+package pool
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/index"
+	"github.com/cstor-go/cstor/internal/pool/wal"
+)
+
+// mergeRun is consecutive blocks of a merge that are treated alike.
+type mergeRun struct {
+	kind  wal.Kind
+	from  int // block of the chunk
+	count int
+	data  int // first block in Chunk.Data
+	ver   block.Version
+}
+
+// Merge makes the blocks of a chunk what the source c had, as block.Resolve decides for each; it is atomic with respect
+// to Apply, and after a crash all or nothing of it is there. Applied stays. The newest version of the chunk becomes
+// that of the blocks it then has. When a block must be taken whose data is not in c, nothing is done and ErrStaleChunk
+// is returned. Wraps ErrNoSpace when there is no room for c's data.
+func (r *Replica) Merge(c *Chunk) (MergeResult, error) {
+	res, err := r.merge(c)
+	if err != nil {
+		return MergeResult{}, r.wrap(fmt.Sprintf("merge chunk %d", c.Index), err)
+	}
+	return res, nil
+}
+
+func (r *Replica) merge(c *Chunk) (res MergeResult, err error) {
+	p := r.p
+	if c.Index >= r.chunks() {
+		return res, fmt.Errorf("chunk %d of %d is outside the replica", c.Index, r.chunks())
+	}
+	if len(c.Data) != len(c.DataOf)*block.Size || !slices.IsSorted(c.DataOf) {
+		return res, fmt.Errorf("%d blocks named, %d bytes of data", len(c.DataOf), len(c.Data))
+	}
+	var at [block.ChunkBlocks]int // in c.Data, plus one
+	for i, b := range c.DataOf {
+		if b >= block.ChunkBlocks {
+			return res, fmt.Errorf("block %d of a chunk", b)
+		}
+		if block.Sum(c.Data[i*block.Size:(i+1)*block.Size]) != c.Sums[b] {
+			return res, fmt.Errorf("block %d: data of the chunk: %w", c.Index*block.ChunkBlocks+uint64(b), ErrChecksum)
+		}
+		at[b] = i + 1
+	}
+	base := c.Index * block.ChunkBlocks
+	blocks := int(min(uint64(block.ChunkBlocks), r.blocks()-base))
+
+	v := chunkViews.Get().(*chunkView)
+	defer chunkViews.Put(v)
+	ticket := p.read.enter()
+	defer func() { p.read.leave(ticket) }()
+	if err := r.list(v, c.Index); err != nil { // brings the page into memory before the log is locked
+		return res, err
+	}
+	// begin may wait for segments to be freed, which waits for readers.
+	p.read.leave(ticket)
+	err = p.begin(r, block.ChunkBlocks, len(c.DataOf), block.ChunkBlocks*(wal.RecordLen+4)+wal.RecordLen, len(c.DataOf) > 0)
+	ticket = p.read.enter()
+	if err != nil {
+		return res, err
+	}
+	defer p.end(block.ChunkBlocks)
+	if err := r.list(v, c.Index); err != nil {
+		p.releaseSpare()
+		return res, err
+	}
+	var newest block.Version
+	var runs []mergeRun
+	for i := range blocks {
+		local := v.page.Ver[i]
+		run := mergeRun{from: i, count: 1, ver: c.Versions[i]}
+		final := c.Versions[i]
+		switch block.Resolve(local, c.Versions[i], c.Scan) {
+		case block.Keep:
+			res.Kept++
+			final = local
+			run.kind = 0
+		case block.Drop:
+			res.Dropped++
+			run.kind = wal.MergeDrop
+		case block.Take:
+			res.Taken++
+			run.kind = wal.MergeDiscard
+			if c.Stored[i] {
+				if at[i] == 0 {
+					p.releaseSpare()
+					return MergeResult{}, ErrStaleChunk
+				}
+				run.kind, run.data = wal.MergeWrite, at[i]-1
+				res.Bytes += block.Size
+			}
+		}
+		if newest.Less(final) {
+			newest = final
+		}
+		if run.kind == 0 {
+			continue
+		}
+		if n := len(runs); n > 0 {
+			l := &runs[n-1]
+			if l.kind == run.kind && l.ver == run.ver && l.from+l.count == i && (run.kind != wal.MergeWrite || l.data+l.count == run.data) {
+				l.count++
+				continue
+			}
+		}
+		runs = append(runs, run)
+	}
+	if len(runs) == 0 {
+		p.releaseSpare()
+		return res, nil
+	}
+	return res, r.appendMerge(c, base, runs, newest)
+}
+
+// appendMerge logs and indexes the outcome of a merge. The log's lock is held.
+func (r *Replica) appendMerge(c *Chunk, base uint64, runs []mergeRun, newest block.Version) error {
+	p := r.p
+	var sums [block.ChunkBlocks]uint32
+	for i := range runs {
+		x := &runs[i]
+		rec := wal.Record{Kind: x.kind, Slot: r.slot, Block: base + uint64(x.from), Count: uint32(x.count), Version: x.ver}
+		var data []byte
+		if x.kind == wal.MergeWrite {
+			rec.Sums = append(sums[:0], c.Sums[x.from:x.from+x.count]...)
+			data = c.Data[x.data*block.Size : (x.data+x.count)*block.Size]
+		}
+		if err := p.add(&rec, data, i); err != nil {
+			return err
+		}
+	}
+	if err := p.add(&wal.Record{Kind: wal.MergeNewest, Slot: r.slot, Block: base, Version: newest}, nil, len(runs)); err != nil {
+		return err
+	}
+	if err := p.endUnit(); err != nil {
+		return err
+	}
+	parts := p.log.parts
+	p.idx.mu.Lock()
+	for i := range runs {
+		x := &runs[i]
+		switch x.kind {
+		case wal.MergeWrite:
+			for len(parts) > 0 && parts[0].rec == i {
+				f := x.from + parts[0].first
+				p.insertData(r, base+uint64(f), parts[0].loc, c.Sums[f:f+parts[0].count], x.ver)
+				parts = parts[1:]
+				p.count.blocksWritten.Add(uint64(x.count))
+			}
+		case wal.MergeDiscard:
+			p.insertGone(r, base+uint64(x.from), uint64(x.count), index.Tombstone, x.ver)
+		case wal.MergeDrop:
+			p.insertGone(r, base+uint64(x.from), uint64(x.count), index.None, block.Version{})
+		}
+	}
+	r.touch(c.Index).newest = newest
+	p.idx.mu.Unlock()
+	return nil
+}

@@ -1,0 +1,477 @@
+package pool
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/disk"
+)
+
+var (
+	modelSeed  = flag.Uint64("model.seed", 0, "run the model test with this seed only")
+	modelSeeds = flag.Int("model.seeds", 6, "number of seeds of the model test")
+	modelOps   = flag.Int("model.ops", 1200, "operations per seed")
+)
+
+// modelBlock is what a block is in the reference model.
+type modelBlock struct {
+	ver    block.Version
+	sum    uint32
+	stored bool
+}
+
+// modelReplica is the trivial implementation of a replica.
+type modelReplica struct {
+	name    string
+	blocks  []modelBlock
+	applied block.Version
+	state   string
+	n       uint64 // last version number handed out
+	epoch   uint64
+}
+
+func (m *modelReplica) clone() *modelReplica {
+	c := *m
+	c.blocks = append([]modelBlock(nil), m.blocks...)
+	return &c
+}
+
+func (m *modelReplica) apply(ops []Op) {
+	for _, o := range ops {
+		for i := range uint64(o.Count) {
+			switch o.Kind {
+			case OpWrite:
+				m.blocks[o.Block+i] = modelBlock{o.Version, block.Sum(o.Data[i*block.Size : (i+1)*block.Size]), true}
+			case OpDiscard:
+				m.blocks[o.Block+i] = modelBlock{ver: o.Version, sum: block.ZeroSum}
+			}
+		}
+		m.applied = o.Version
+	}
+}
+
+func (m *modelReplica) merge(c *Chunk) {
+	for i := range block.ChunkBlocks {
+		b := c.Index*block.ChunkBlocks + uint64(i)
+		if b >= uint64(len(m.blocks)) {
+			break
+		}
+		switch block.Resolve(m.blocks[b].ver, c.Versions[i], c.Scan) {
+		case block.Take:
+			m.blocks[b] = modelBlock{c.Versions[i], c.Sums[i], c.Stored[i]}
+			if !c.Stored[i] {
+				m.blocks[b].sum = block.ZeroSum
+			}
+		case block.Drop:
+			m.blocks[b] = modelBlock{sum: block.ZeroSum}
+		}
+	}
+}
+
+// diff returns how r differs from the model, "" if it does not.
+func (m *modelReplica) diff(r *Replica) string {
+	if r == nil {
+		return "missing"
+	}
+	if r.Applied() != m.applied {
+		return fmt.Sprintf("applied %v, want %v", r.Applied(), m.applied)
+	}
+	if string(r.State()) != m.state {
+		return fmt.Sprintf("state %q, want %q", r.State(), m.state)
+	}
+	dst := make([]byte, len(m.blocks)*block.Size)
+	sums := make([]uint32, len(m.blocks))
+	if err := r.Read(0, dst, sums); err != nil {
+		return err.Error()
+	}
+	used := int64(0)
+	var vers [block.ChunkBlocks]block.Version
+	for i := range m.blocks {
+		if i%block.ChunkBlocks == 0 {
+			r.ChunkVersions(uint64(i/block.ChunkBlocks), &vers)
+		}
+		b := &m.blocks[i]
+		want := b.sum
+		if b.stored {
+			used += block.Size
+		} else {
+			want = block.ZeroSum
+		}
+		if v := vers[i%block.ChunkBlocks]; v != b.ver {
+			return fmt.Sprintf("block %d: version %v, want %v", i, v, b.ver)
+		}
+		if sums[i] != want || block.Sum(dst[i*block.Size:(i+1)*block.Size]) != want {
+			return fmt.Sprintf("block %d (version %v): content differs", i, b.ver)
+		}
+	}
+	if s := r.Stats(); s.Used != used {
+		return fmt.Sprintf("used %d, want %d", s.Used, used)
+	}
+	return ""
+}
+
+type modelTest struct {
+	t      *testing.T
+	rng    *rand.Rand
+	mems   []*disk.Mem
+	opt    Options
+	p      *Pool
+	now    map[string]*modelReplica
+	stable map[string]*modelReplica
+	log    []func(map[string]*modelReplica) // since stable
+	trace  []string
+	full   int
+}
+
+func (m *modelTest) note(format string, a ...any) {
+	m.trace = append(m.trace, fmt.Sprintf(format, a...))
+	if len(m.trace) > 60 {
+		m.trace = m.trace[1:]
+	}
+}
+
+func (m *modelTest) fatalf(format string, a ...any) {
+	m.t.Helper()
+	m.t.Fatalf("%s\nlast operations:\n%s", fmt.Sprintf(format, a...), strings.Join(m.trace, "\n"))
+}
+
+// did records an event that happened.
+func (m *modelTest) did(f func(map[string]*modelReplica)) {
+	f(m.now)
+	m.log = append(m.log, f)
+}
+
+// synced records that everything so far is stable.
+func (m *modelTest) synced() {
+	m.stable = map[string]*modelReplica{}
+	for k, v := range m.now {
+		m.stable[k] = v.clone()
+	}
+	m.log = nil
+}
+
+func (m *modelTest) devices() (d []disk.Device) {
+	for _, i := range m.rng.Perm(len(m.mems)) {
+		d = append(d, m.mems[i])
+	}
+	return d
+}
+
+func (m *modelTest) pick() *modelReplica {
+	n := m.rng.IntN(len(m.now))
+	best := ""
+	for i := 0; i <= n; i++ { // map order must not matter to the seed
+		next := ""
+		for k := range m.now {
+			if k > best && (next == "" || k < next) {
+				next = k
+			}
+		}
+		best = next
+	}
+	return m.now[best]
+}
+
+func (m *modelTest) version(r *modelReplica) block.Version {
+	if r.epoch == 0 || m.rng.IntN(50) == 0 {
+		r.epoch++
+	}
+	r.n++
+	return block.Version{Epoch: r.epoch, N: r.n}
+}
+
+func (m *modelTest) extent(r *modelReplica, limit int) (uint64, uint32) {
+	b := m.rng.IntN(len(r.blocks))
+	if m.rng.IntN(3) == 0 {
+		b &^= block.ChunkBlocks - 1
+	}
+	n := 1 + m.rng.IntN(limit)
+	return uint64(b), uint32(min(n, len(r.blocks)-b))
+}
+
+func (m *modelTest) apply(r *modelReplica) {
+	var ops []Op
+	data := 0
+	// What a small delta can take as one unit is 1024 entries; the batches of a large one may be anything.
+	longest, most := []int{1, 40, 600, 4000}, 8
+	if m.opt.DeltaEntries < 32768 {
+		longest, most = []int{1, 40, 100, 150}, 6
+	}
+	for range 1 + m.rng.IntN(most) {
+		o := Op{Version: m.version(r)}
+		switch k := m.rng.IntN(20); {
+		case k < 13:
+			o.Kind = OpWrite
+			o.Block, o.Count = m.extent(r, []int{1, 4, 40, 150}[m.rng.IntN(4)])
+			o.Data = fill(int(o.Count), m.rng.Uint64())
+			data += int(o.Count)
+			if m.rng.IntN(2) == 0 {
+				for i := 0; i < len(o.Data); i += block.Size {
+					o.Sums = append(o.Sums, block.Sum(o.Data[i:i+block.Size]))
+				}
+			}
+		case k < 18:
+			o.Kind = OpDiscard
+			o.Block, o.Count = m.extent(r, longest[m.rng.IntN(4)])
+		default:
+			o.Kind = OpMark
+		}
+		ops = append(ops, o)
+	}
+	err := m.p.Replica(r.name).Apply(ops)
+	m.note("apply %s %d ops, %d blocks to %v: %v", r.name, len(ops), data, ops[len(ops)-1].Version, err)
+	if errors.Is(err, ErrNoSpace) && data > 0 {
+		m.full++
+		return
+	}
+	if err != nil {
+		m.fatalf("apply: %v", err)
+	}
+	name := r.name
+	m.did(func(s map[string]*modelReplica) { s[name].apply(ops) })
+}
+
+func (m *modelTest) merge(r *modelReplica) {
+	c := &Chunk{Index: uint64(m.rng.IntN((len(r.blocks) + block.ChunkBlocks - 1) / block.ChunkBlocks)), Scan: r.applied}
+	if m.rng.IntN(3) == 0 && r.applied.N > 20 {
+		c.Scan.N -= uint64(m.rng.IntN(20))
+	}
+	stale := false
+	whole := m.rng.IntN(4)
+	for i := range block.ChunkBlocks {
+		b := c.Index*block.ChunkBlocks + uint64(i)
+		c.Sums[i] = block.ZeroSum
+		if b >= uint64(len(r.blocks)) {
+			break
+		}
+		local := r.blocks[b]
+		switch k := m.rng.IntN(8); {
+		case whole == 0: // the source discarded or never had all of it
+			if c.Scan.N%2 == 0 {
+				c.Versions[i] = block.Version{Epoch: 1, N: 1}
+			}
+		case k < 5:
+			c.Versions[i], c.Sums[i], c.Stored[i] = local.ver, local.sum, local.stored
+			if local.ver.IsZero() {
+				c.Sums[i] = block.ZeroSum
+			}
+		case k == 5:
+		case k == 6:
+			c.Versions[i] = block.Version{Epoch: 1 + m.rng.Uint64N(r.epoch+1), N: 1 + m.rng.Uint64N(r.n+1)}
+			if c.Versions[i] == local.ver {
+				c.Versions[i].N += 1 << 40
+			}
+		default:
+			c.Versions[i] = block.Version{Epoch: 1 + m.rng.Uint64N(r.epoch+1), N: 1<<41 + m.rng.Uint64N(1<<40)}
+			d := fill(1, m.rng.Uint64())
+			c.Stored[i], c.Sums[i] = true, block.Sum(d)
+			if m.rng.IntN(2000) == 0 {
+				stale = stale || block.Resolve(local.ver, c.Versions[i], c.Scan) == block.Take
+				continue
+			}
+			c.Data, c.DataOf = append(c.Data, d...), append(c.DataOf, uint16(i))
+		}
+	}
+	res, err := m.p.Replica(r.name).Merge(c)
+	m.note("merge %s chunk %d scan %v: %+v, %v", r.name, c.Index, c.Scan, res, err)
+	switch {
+	case errors.Is(err, ErrNoSpace):
+		m.full++
+		return
+	case errors.Is(err, ErrStaleChunk) && stale:
+		return
+	case err != nil || stale:
+		m.fatalf("merge: %v, stale %t", err, stale)
+	}
+	name := r.name
+	m.did(func(s map[string]*modelReplica) { s[name].merge(c) })
+}
+
+func (m *modelTest) step() {
+	switch k := m.rng.IntN(100); {
+	case k < 3 && len(m.now) < 4 || len(m.now) == 0:
+		name := fmt.Sprintf("r%d", m.rng.IntN(1000))
+		if m.now[name] != nil {
+			return
+		}
+		size := int64(1+m.rng.IntN(2500)) * 4096
+		_, err := m.p.CreateReplica(name, size-int64(m.rng.IntN(8))*512)
+		m.note("create %s %d: %v", name, size, err)
+		if errors.Is(err, ErrNoSpace) {
+			return
+		}
+		must(m.t, err)
+		r := &modelReplica{name: name, blocks: make([]modelBlock, size/4096)}
+		m.now[name] = r
+		m.synced()
+	case k < 5:
+		r := m.pick()
+		m.note("destroy %s", r.name)
+		must(m.t, m.p.DestroyReplica(r.name))
+		delete(m.now, r.name)
+		m.synced()
+	case k < 11:
+		m.note("sync")
+		must(m.t, m.p.Sync())
+		m.synced()
+	case k < 15:
+		r := m.pick()
+		r.applied = m.version(r)
+		r.state = strings.Repeat(fmt.Sprint(r.n, " "), m.rng.IntN(4000))
+		m.note("set state %s", r.name)
+		must(m.t, m.p.Replica(r.name).SetState([]byte(r.state), r.applied))
+		m.synced()
+	case k < 25:
+		m.merge(m.pick())
+	case k < 27:
+		must(m.t, m.p.cycle())
+		m.note("cycle")
+		m.check()
+	case k < 29:
+		m.note("close and open")
+		must(m.t, m.p.Close())
+		for _, d := range m.mems {
+			d.Reopen()
+		}
+		m.open()
+		m.synced()
+		m.check()
+	case k < 31:
+		m.note("kill")
+		for i, d := range m.mems {
+			m.mems[i] = d.Kill()
+		}
+		m.crash(true)
+	case k < 35:
+		fate := disk.Fate(m.rng.IntN(4))
+		if len(m.mems) > 1 && fate == disk.Prefix {
+			fate = disk.Torn
+		}
+		m.note("power cut, fate %d", fate)
+		for i, d := range m.mems {
+			m.mems[i] = d.PowerCut(fate, m.rng)
+		}
+		m.crash(fate == disk.Kept)
+	case k < 40:
+		r := m.pick()
+		if d := r.diff(m.p.Replica(r.name)); d != "" {
+			m.fatalf("replica %s: %s", r.name, d)
+		}
+	default:
+		m.apply(m.pick())
+	}
+}
+
+func (m *modelTest) open() {
+	p, err := Open(m.devices(), m.opt)
+	if err != nil {
+		m.fatalf("open: %v", err)
+	}
+	m.p = p
+}
+
+// crash opens the pool after the devices went away under it and finds the prefix of the events that is there.
+func (m *modelTest) crash(all bool) {
+	m.p.Close() // fails, since the devices are gone; stops the background
+	m.open()
+	state := map[string]*modelReplica{}
+	for k, v := range m.stable {
+		state[k] = v.clone()
+	}
+	var why []string
+	for i := 0; ; i++ {
+		d := m.differs(state)
+		if d == "" && (!all || i == len(m.log)) {
+			m.note("found %d of %d events", i, len(m.log))
+			break
+		}
+		why = append(why, fmt.Sprintf("after %d events: %s", i, d))
+		if i == len(m.log) {
+			m.fatalf("no prefix of %d events:\n%s", i, strings.Join(why[max(0, len(why)-5):], "\n"))
+		}
+		m.log[i](state)
+	}
+	for k, v := range state { // numbers are never handed out twice
+		v.n, v.epoch = m.now[k].n+1, m.now[k].epoch+1
+	}
+	m.now = state
+	m.synced() // what a crash left is stable from then on: readers may have seen it
+	m.check()
+}
+
+func (m *modelTest) differs(state map[string]*modelReplica) string {
+	if n := len(m.p.Replicas()); n != len(state) {
+		return fmt.Sprintf("%d replicas, want %d", n, len(state))
+	}
+	for k, v := range state {
+		if d := v.diff(m.p.Replica(k)); d != "" {
+			return k + ": " + d
+		}
+	}
+	return ""
+}
+
+func (m *modelTest) check() {
+	m.t.Helper()
+	if err := m.p.Check(); err != nil {
+		m.fatalf("%v", err)
+	}
+}
+
+// TestModel runs random operations with crashes against the reference model.
+func TestModel(t *testing.T) {
+	seeds := []uint64{*modelSeed}
+	if *modelSeed == 0 {
+		base := uint64(time.Now().UnixNano()) % 1e9
+		seeds = nil
+		for i := range *modelSeeds {
+			seeds = append(seeds, base+uint64(i))
+		}
+	}
+	for _, seed := range seeds {
+		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
+			t.Parallel()
+			runModel(t, seed)
+		})
+	}
+}
+
+func runModel(t *testing.T, seed uint64) {
+	rng := rand.New(rand.NewPCG(seed, 1))
+	m := &modelTest{t: t, rng: rng, now: map[string]*modelReplica{}}
+	m.opt = Options{DeltaEntries: 4096 << (3 * rng.IntN(2)), SegmentBytes: 256 << 10, PageCacheBytes: 64 << 10, CheckpointBytes: int64(1+rng.IntN(8)) << 20, FlushBytes: int64(1+rng.IntN(4)) << 20, NoDiscard: rng.IntN(2) == 0}
+	for i := range 1 + rng.IntN(3) {
+		m.mems = append(m.mems, disk.NewMem(fmt.Sprint("mem", i), int64(11+rng.IntN(8)*rng.IntN(8))<<20))
+	}
+	p, err := Create(m.devices(), Config{Name: "model"}, m.opt)
+	must(t, err)
+	m.p = p
+	fresh := p.Stats()
+	m.synced()
+	for range *modelOps {
+		m.step()
+	}
+	m.check()
+	for len(m.now) > 0 {
+		r := m.pick()
+		if d := r.diff(m.p.Replica(r.name)); d != "" {
+			m.fatalf("replica %s: %s", r.name, d)
+		}
+		must(t, m.p.DestroyReplica(r.name))
+		delete(m.now, r.name)
+	}
+	must(t, m.p.cycle())
+	m.check()
+	if s := m.p.Stats(); s.Allocated > fresh.Allocated+1<<20 || s.FreeSegments < fresh.FreeSegments-8 {
+		m.fatalf("not empty: %+v, fresh %+v", s, fresh)
+	}
+	s := m.p.Stats()
+	t.Logf("%d segments, %d checkpoints, %d pages, full %d times", s.Segments, s.Checkpoints, s.PagesWritten, m.full)
+	must(t, m.p.Close())
+}

@@ -1,0 +1,207 @@
+package pool
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/disk"
+	"github.com/cstor-go/cstor/internal/pool/label"
+)
+
+// Open opens the pool that the devices, in any order, make together. The pool owns the devices from then on and Close
+// closes them; after an error they remain the caller's. Errors name the device that is missing, foreign, damaged or too
+// many and what was found.
+func Open(devs []disk.Device, opt Options) (*Pool, error) {
+	begin := time.Now()
+	p, err := open(devs, opt)
+	if err != nil {
+		return nil, fmt.Errorf("open pool: %w", err)
+	}
+	p.count.openNanos = int64(time.Since(begin))
+	if p.opt.Log != nil {
+		p.opt.Log.Info("pool is open", "pool", p.cfg.Name, "replicas", len(p.idx.byName), "replayed", p.count.replayed, "took", time.Since(begin))
+	}
+	go p.background()
+	return p, nil
+}
+
+func open(devs []disk.Device, opt Options) (*Pool, error) {
+	ordered, l, err := assemble(devs)
+	if err != nil {
+		return nil, err
+	}
+	p := newPool(ordered, Config{Name: l.Name, Owner: l.Owner, GUID: l.Pool}, opt, l.Members, l.SegmentBytes)
+	ring, err := label.ReadRing(ordered, l.Pool)
+	if ring == nil {
+		if err == nil {
+			err = fmt.Errorf("no checkpoint on any device; its creation was interrupted: %w", ErrDamaged)
+		}
+		return nil, fmt.Errorf("pool %s: %w", l.Name, err)
+	}
+	if err := p.load(ring); err != nil {
+		return nil, fmt.Errorf("pool %s: checkpoint %d: %w", l.Name, ring.Generation, err)
+	}
+	if err := p.replay(); err != nil {
+		return nil, fmt.Errorf("pool %s: replay: %w", l.Name, err)
+	}
+	return p, nil
+}
+
+// assemble reads the labels, checks that the devices are one whole pool and returns them in order.
+func assemble(devs []disk.Device) ([]disk.Device, *label.Label, error) {
+	if len(devs) == 0 {
+		return nil, nil, errors.New("no devices")
+	}
+	labels := make([]*label.Label, len(devs))
+	var newest *label.Label
+	for i, d := range devs {
+		l, err := label.Probe(d)
+		if err != nil {
+			return nil, nil, err
+		}
+		labels[i] = l
+		if newest == nil || l.Generation > newest.Generation {
+			newest = l
+		}
+	}
+	ordered := make([]disk.Device, len(newest.Members))
+	for i, l := range labels {
+		switch {
+		case l.Pool != newest.Pool:
+			return nil, nil, fmt.Errorf("devices of two pools: %s belongs to %s (%v), another one to %s (%v)", devs[i].Name(), l.Name, l.Pool, newest.Name, newest.Pool)
+		case l.Index >= len(ordered) || newest.Members[l.Index].GUID != l.Device:
+			return nil, nil, fmt.Errorf("device %s (%v) is not a member of pool %s any more", devs[i].Name(), l.Device, l.Name)
+		case ordered[l.Index] != nil:
+			return nil, nil, fmt.Errorf("devices %s and %s are the same member %d of pool %s: one is a copy", ordered[l.Index].Name(), devs[i].Name(), l.Index, l.Name)
+		}
+		ordered[l.Index] = devs[i]
+	}
+	for i, d := range ordered {
+		if d == nil {
+			return nil, nil, fmt.Errorf("pool %s: device %d of %d (%v) is missing", newest.Name, i+1, len(ordered), newest.Members[i].GUID)
+		}
+	}
+	return ordered, newest, nil
+}
+
+// load reads the checkpoint that ring points at.
+func (p *Pool) load(ring *label.Ring) error {
+	var b []byte
+	for _, e := range ring.Root {
+		if e.Len > indexGroup {
+			return fmt.Errorf("root piece of %d bytes: %w", e.Len, ErrDamaged)
+		}
+		piece := make([]byte, e.Len)
+		if err := p.readPacked(piece, e.Addr); err != nil {
+			return fmt.Errorf("root: %w", err)
+		}
+		if block.Sum(piece) != e.Sum {
+			return fmt.Errorf("root: checksum at %#x: %w", e.Addr, ErrDamaged)
+		}
+		b = append(b, piece...)
+	}
+	m, err := decodeRoot(b, p.seg.count(), p.seg.shift)
+	if err != nil {
+		return err
+	}
+	if m.pool != p.cfg.GUID {
+		return fmt.Errorf("root of pool %v: %w", m.pool, ErrDamaged)
+	}
+	p.generation, p.root = ring.Generation, ring.Root
+	copy(p.seg.pageLive, m.live)
+	for i, k := range m.kind {
+		p.seg.kind[i] = k
+	}
+	for _, e := range ring.Root {
+		p.accountRoot(e, 1)
+		p.seg.kind[e.Addr>>p.seg.shift] = segIndex
+	}
+	for i := range m.replicas {
+		if err := p.loadReplica(&m.replicas[i]); err != nil {
+			return fmt.Errorf("replica %s: %w", m.replicas[i].name, err)
+		}
+	}
+	p.log.pos, p.drain.from = m.from, m.from
+	p.appended.Store(m.from.seq - 1)
+	p.flush.stable.Store(m.appended)
+	return nil
+}
+
+func (p *Pool) loadReplica(m *replicaImage) error {
+	r := &Replica{p: p, name: m.name, guid: m.guid, size: m.size, slot: m.slot, applied: m.applied, state: m.state}
+	if r.size <= 0 || p.idx.byName[r.name] != nil && !m.dying {
+		return fmt.Errorf("size %d or name: %w", r.size, ErrDamaged)
+	}
+	other := p.idx.byName[r.name]
+	p.register(r)
+	if m.dying {
+		p.unregister(r)
+		if other != nil {
+			p.idx.byName[r.name] = other
+		}
+	}
+	var refs []decodedRef
+	for _, d := range m.dirs {
+		if d.index > r.chunks()>>dirShift || uint64(len(r.dir)) > d.index {
+			return fmt.Errorf("directory block %d: %w", d.index, ErrDamaged)
+		}
+		buf := make([]byte, d.size)
+		if err := p.readPacked(buf, d.addr); err != nil {
+			return fmt.Errorf("directory block %d: %w", d.index, err)
+		}
+		if block.Sum(buf) != d.sum {
+			return fmt.Errorf("directory block %d at %#x: checksum: %w", d.index, d.addr, ErrDamaged)
+		}
+		var err error
+		if refs, err = decodeDir(buf, p.seg.limit(), p.seg.shift, refs[:0]); err != nil {
+			return fmt.Errorf("directory block %d: %w", d.index, err)
+		}
+		b := &dirBlock{addr: d.addr, size: d.size, sum: d.sum}
+		for uint64(len(r.dir)) < d.index {
+			r.dir = append(r.dir, nil)
+		}
+		r.dir = append(r.dir, b)
+		r.meta += int64(granules(d.size))
+		for i := range refs {
+			c := &b.refs[refs[i].i]
+			*c = refs[i].ref
+			p.idx.bitmaps.load(c, refs[i].bitmap)
+			r.stored += int64(p.idx.bitmaps.count(c))
+			if c.page != 0 {
+				r.meta += int64(c.pageLen())
+				r.pages++
+			}
+		}
+	}
+	return nil
+}
+
+// settleSegments decides, once the log is known, which segments are free: those that neither pages nor log need.
+func (p *Pool) settleSegments() {
+	for _, s := range p.log.chain {
+		p.seg.kind[s], p.seg.pinned[s] = segLog, true
+	}
+	for i := range p.seg.kind {
+		if p.seg.pageLive[i] == 0 && !p.seg.pinned[i] {
+			p.seg.setFree(uint32(i))
+		}
+	}
+}
+
+// resume continues the log behind its last complete unit, under a new incarnation: whatever lies behind is not taken
+// for a continuation by anyone any more.
+func (p *Pool) resume() error {
+	p.log.beginUnit()
+	inc := rand.Uint64()
+	if p.log.pos.block+1 < p.seg.blocks() {
+		return p.link(p.log.pos.seg, p.log.pos.block+1, inc)
+	}
+	segs, ok := p.seg.alloc(nil, 1, segLog, 0)
+	if !ok {
+		return p.fail(ErrNoSpace)
+	}
+	return p.link(segs[0], 0, inc)
+}

@@ -1,0 +1,151 @@
+// Package pool is the storage engine of one pool: the devices of one node become a log, and the log holds thin
+// replicas of 4 KiB blocks, each block with the version that wrote it.
+//
+// All changes append to large segments shared by all replicas: one batch is a header (what the records are) followed
+// by their data, written with one vectored write. A bounded table in memory, the delta, takes the index updates; it is
+// drained, in block order and in the background, into copy-on-write pages of 512 blocks; a directory in memory says
+// where every page is. A checkpoint makes directory, replicas and segment table stable; after a crash the newest
+// checkpoint is loaded and the headers of the log behind it are replayed.
+//
+// The package relies on its devices for two things: what was written before a successful Flush survives power loss,
+// and a write that returned survives the death of the process. It promises: what was applied is read back or the read
+// fails (every block is checked against its CRC-32C); after a power cut every replica holds a prefix of what was
+// applied to it that includes everything a successful Sync, SetState, CreateReplica or DestroyReplica covered; space
+// that nothing refers to becomes free again without anyone doing anything; memory is bounded by Options plus about
+// 80 to 150 bytes for each 2 MiB chunk that a replica has ever touched.
+package pool
+
+import (
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/disk"
+	"github.com/cstor-go/cstor/internal/pool/label"
+)
+
+var (
+	// ErrNoSpace is wrapped by errors of operations that need more space than the pool has. Nothing of such an
+	// operation is applied.
+	ErrNoSpace = block.ErrNoSpace
+	// ErrReadOnly is wrapped by errors of writes to a pool that is fuller than Options.ReadOnlyPercent. It is an
+	// ErrNoSpace too.
+	ErrReadOnly error = readOnlyError{}
+	// ErrFailed is wrapped by every error of a pool that could not write or flush: what it had in flight may be lost,
+	// so it takes no more changes until it is opened again. Reads go on.
+	ErrFailed = errors.New("pool has failed and takes no more writes")
+	// ErrClosed is returned after Close.
+	ErrClosed = errors.New("pool is closed")
+	// ErrExists is wrapped when a replica of that name exists.
+	ErrExists = errors.New("replica exists")
+	// ErrNotFound is wrapped when no replica of that name exists, or when it has been destroyed.
+	ErrNotFound = errors.New("no such replica")
+	// ErrChecksum is wrapped by reads of damaged blocks or damaged index pages; see ChecksumError for where.
+	ErrChecksum = errors.New("checksum mismatch")
+	// ErrStaleChunk is returned by Merge when a block must be taken whose data is not in the chunk, because the puller's
+	// list of what it has was outdated. Pull the chunk again.
+	ErrStaleChunk = errors.New("chunk lacks data that is needed by now, pull it again")
+	// ErrTooLarge is wrapped when a request exceeds one of the engine's limits.
+	ErrTooLarge = errors.New("too large")
+
+	// ErrBlank is returned by Probe for a device that carries nothing.
+	ErrBlank = label.ErrBlank
+	// ErrDamaged is wrapped when something that is ours does not decode.
+	ErrDamaged = label.ErrDamaged
+	// ErrNewerFormat is wrapped when a pool was written by a later release.
+	ErrNewerFormat = label.ErrNewerFormat
+)
+
+type readOnlyError struct{}
+
+func (readOnlyError) Error() string        { return "pool is above its read-only limit" }
+func (readOnlyError) Is(target error) bool { return target == ErrNoSpace }
+
+// ErrForeign says that a device carries something that is not (this) pool's, and what. The engine never writes to
+// such a device.
+type ErrForeign = label.ErrForeign
+
+// Label is what each device of a pool says about the pool.
+type Label = label.Label
+
+// Limits of the engine.
+const (
+	// MaxReplicas is the number of replicas that a pool can hold, those being destroyed included.
+	MaxReplicas = 1 << 16
+	// MaxReplicaSize is the largest size of a replica in bytes (1 PiB).
+	MaxReplicaSize = 1 << 50
+	// MaxName is the longest replica or pool name in bytes.
+	MaxName = 255
+	// MaxState is the largest state record of a replica in bytes.
+	MaxState = 64 << 10
+	// MaxWriteBlocks is the largest Count of an OpWrite.
+	MaxWriteBlocks = 8192
+)
+
+// Config is what a pool is called. It is stored in the labels.
+type Config struct {
+	Name  string     // for example "cstor-<cspc uid>"
+	Owner string     // the owner's uid (CSPI), free text
+	GUID  block.GUID // zero at Create: a fresh one
+}
+
+// Options tune a pool. The zero value of each field means a good default; none of them is stored.
+type Options struct {
+	// DeltaEntries is the number of index updates held in memory before they are drained (twice that many fit: one
+	// table fills while the other drains). About 56 bytes each. Default 1<<18.
+	DeltaEntries int
+	// PageCacheBytes bounds the cache of index pages. Default 32 MiB.
+	PageCacheBytes int64
+	// SegmentBytes is the size of a segment for Create; a power of two between 256 KiB and 64 MiB. Default: 1 to 16
+	// MiB, by the size of the devices.
+	SegmentBytes int64
+	// ReadOnlyPercent is the share of the capacity from which on writes fail with ErrReadOnly. Default 100: writes go
+	// on until there is no space.
+	ReadOnlyPercent int
+	// CheckpointBytes is the amount of log after which a checkpoint is made; it bounds replay. Default 1 GiB.
+	CheckpointBytes int64
+	// FlushBytes is the amount of log after which the pool flushes by itself; it bounds what replay after a crash has
+	// to read back and check. Default 128 MiB.
+	FlushBytes int64
+	// NoDiscard leaves the space of freed segments with the device instead of discarding it.
+	NoDiscard bool
+	// Log receives what an operator should know. Default: nothing is logged.
+	Log *slog.Logger
+}
+
+// Stats is a snapshot of a pool's counters. Sizes are bytes.
+type Stats struct {
+	Capacity  int64 // devices less labels and reserve
+	Allocated int64 // live data and live metadata, whatever the cleaner has done yet
+	Free      int64 // Capacity - Allocated
+	Replicas  int
+	ReadOnly  bool
+	Health    string // "ONLINE"; "FAULTED" after a failed write or flush
+	Failure   string // why Health is not ONLINE
+
+	Segments     int // of the whole pool
+	FreeSegments int
+	SegmentBytes int64
+
+	BlocksWritten  uint64 // blocks appended by Apply and Merge
+	BlocksRead     uint64
+	LogBytes       uint64 // appended to the log, headers included
+	IndexBytes     uint64 // pages, directory and checkpoints written
+	Batches        uint64 // log appends
+	Flushes        uint64 // device flushes (all devices counted as one)
+	Drains         uint64
+	PagesWritten   uint64
+	Checkpoints    uint64
+	CacheHits      uint64
+	CacheMisses    uint64
+	ChecksumErrors uint64
+	SegmentsFreed  uint64
+	BlocksMoved    uint64 // copied by the cleaner
+	Replayed       uint64 // batches replayed when the pool was opened
+	OpenTime       time.Duration
+}
+
+// Probe reads what dev carries. It returns ErrBlank for an empty device, *ErrForeign for one that holds anything it
+// does not own, ErrDamaged for labels of ours that do not decode, ErrNewerFormat for those of a later release.
+func Probe(dev disk.Device) (*Label, error) { return label.Probe(dev) }

@@ -1,0 +1,359 @@
+package pool
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/disk"
+	"github.com/cstor-go/cstor/internal/pool/index"
+	"github.com/cstor-go/cstor/internal/pool/wal"
+)
+
+// logReader reads batch headers along the log, with a window so that small batches do not take a read each.
+type logReader struct {
+	p    *Pool
+	buf  []byte
+	seg  uint32
+	from uint32 // first block in buf
+	n    uint32 // blocks in buf
+}
+
+const logWindow = 8 // blocks
+
+func (p *Pool) newLogReader() *logReader {
+	return &logReader{p: p, buf: disk.Buffer((wal.MaxHeaderBlocks + logWindow) * block.Size)}
+}
+
+// header returns the header at a place and its bytes, valid until the next call. An error other than of the device
+// means that there is none.
+func (l *logReader) header(seg, blk uint32) (h wal.Header, b []byte, err error) {
+	if b, err = l.read(seg, blk, 1); err != nil {
+		return h, nil, err
+	}
+	n := wal.Size(b)
+	if n == 0 || uint32(n) > l.p.seg.blocks()-blk {
+		return h, nil, wal.ErrDamaged
+	}
+	if b, err = l.read(seg, blk, uint32(n)); err != nil {
+		return h, nil, err
+	}
+	if h, err = wal.Decode(b); err != nil {
+		return h, nil, err
+	}
+	if h.Segment != seg || h.Block != blk || uint64(blk)+uint64(h.HeaderBlocks)+uint64(h.DataBlocks) > uint64(l.p.seg.blocks()) {
+		return h, nil, fmt.Errorf("header of another place: %w", wal.ErrDamaged)
+	}
+	return h, b, nil
+}
+
+func (l *logReader) read(seg, blk, n uint32) ([]byte, error) {
+	if l.seg != seg || blk < l.from || blk+n > l.from+l.n {
+		l.seg, l.from, l.n = seg, blk, min(n+logWindow-1, l.p.seg.blocks()-blk)
+		if err := l.p.seg.readAt(l.buf[:l.n*block.Size], uint64(seg)<<l.p.seg.shift+uint64(blk)<<block.Shift); err != nil {
+			l.n = 0
+			return nil, err
+		}
+	}
+	at := (blk - l.from) * block.Size
+	return l.buf[at : at+n*block.Size], nil
+}
+
+// follows reports whether h continues the log at pos.
+func (pos *logPos) follows(h *wal.Header) bool {
+	return h.Seq == pos.seq && h.Prev == pos.prev && h.Incarnation == pos.incarnation
+}
+
+// advance moves pos behind h.
+func (pos *logPos) advance(h *wal.Header) {
+	pos.seq++
+	pos.prev = h.Sum
+	if h.Flags&wal.FlagLink != 0 {
+		pos.seg, pos.block, pos.incarnation = h.NextSegment, h.NextBlock, h.NextIncarnation
+		return
+	}
+	pos.block += uint32(h.HeaderBlocks + h.DataBlocks)
+}
+
+// batchAt is where a batch of the log is.
+type batchAt struct {
+	seg, block uint32
+	link       bool
+}
+
+// replay brings the index from the checkpoint to the end of the log: the last complete unit all of whose batches are
+// intact. What was on stable storage when later batches were written needs only its headers read; the rest is
+// checked in full, since power may have been lost before its data was written.
+func (p *Pool) replay() error {
+	start := p.log.pos
+	batches, end, stable, err := p.scan(start)
+	if err != nil {
+		return err
+	}
+	if end.seq <= stable {
+		return fmt.Errorf("the log ends at batch %d in segment %d block %d, but batch %d was on stable storage: %w", end.seq-1, end.seg, end.block, stable, ErrDamaged)
+	}
+	p.log.chain = append(p.log.chain[:0], start.seg)
+	pos := start
+	for _, b := range batches {
+		if b.seg != p.log.chain[len(p.log.chain)-1] {
+			p.log.chain = append(p.log.chain, b.seg)
+		}
+	}
+	if last := p.log.chain[len(p.log.chain)-1]; end.seg != last {
+		p.log.chain = append(p.log.chain, end.seg)
+	}
+	p.settleSegments()
+	for d := range p.seg.dirty { // what is replayed may be seen by readers: make it stable before it is
+		p.seg.dirty[d].v.Store(true)
+	}
+	if err := p.flushDevices(); err != nil {
+		return err
+	}
+	p.appended.Store(end.seq - 1)
+	p.flush.stable.Store(end.seq - 1)
+	l := p.newLogReader()
+	unitBegins := true
+	for _, at := range batches {
+		h, b, err := l.header(at.seg, at.block)
+		if err != nil {
+			return fmt.Errorf("segment %d block %d: %w", at.seg, at.block, err)
+		}
+		if !pos.follows(&h) {
+			return fmt.Errorf("segment %d block %d changed while it was read: %w", at.seg, at.block, ErrDamaged)
+		}
+		if unitBegins {
+			p.log.pos = pos
+			if t := p.idx.tables[p.idx.active]; t.Len() > t.Cap()/2 {
+				if err := p.cycle(); err != nil {
+					return err
+				}
+			}
+		}
+		unitBegins = h.Flags&(wal.FlagMore|wal.FlagLink) == 0 || h.Flags&wal.FlagLink != 0 && unitBegins
+		if err := p.replayBatch(&h, b); err != nil {
+			return fmt.Errorf("batch %d at segment %d block %d: %w", h.Seq, at.seg, at.block, err)
+		}
+		pos.advance(&h)
+		p.count.replayed++
+		p.log.since += uint64(h.HeaderBlocks+h.DataBlocks) * block.Size
+	}
+	p.log.pos = end
+	if err := p.resume(); err != nil {
+		return err
+	}
+	p.appended.Store(p.log.pos.seq - 1)
+	return nil
+}
+
+// scan follows the log from pos. It returns the batches up to the end, the place behind them, and the highest batch
+// known to have been on stable storage.
+func (p *Pool) scan(pos logPos) (batches []batchAt, end logPos, stable uint64, err error) {
+	l := p.newLogReader()
+	type step struct {
+		at       batchAt
+		complete bool // the unit ends with this batch
+		after    logPos
+	}
+	var steps []step
+	stable = p.flush.stable.Load() // of the checkpoint
+	open := false
+	for {
+		h, _, err := l.header(pos.seg, pos.block)
+		if err != nil && !errors.Is(err, wal.ErrDamaged) {
+			return nil, end, 0, err
+		}
+		if err != nil || !pos.follows(&h) {
+			break
+		}
+		link := h.Flags&wal.FlagLink != 0
+		if link && (uint64(h.NextSegment) >= uint64(p.seg.count()) || h.NextBlock >= p.seg.blocks()) {
+			break
+		}
+		s := step{at: batchAt{seg: pos.seg, block: pos.block, link: link}}
+		stable = max(stable, h.Stable)
+		pos.advance(&h)
+		if !link {
+			open = h.Flags&wal.FlagMore != 0
+		}
+		s.complete, s.after = !open, pos
+		steps = append(steps, s)
+	}
+	first := p.log.pos.seq
+	intact := 0
+	for i := range steps {
+		if first+uint64(i) > stable {
+			ok, err := p.intact(l, steps[i].at)
+			if err != nil {
+				return nil, end, 0, err
+			}
+			if !ok {
+				break
+			}
+		}
+		intact = i + 1
+	}
+	end = p.log.pos
+	for i := range intact {
+		if steps[i].complete {
+			end = steps[i].after
+			batches = batches[:0]
+		}
+	}
+	for i := range intact {
+		if first+uint64(i) < end.seq {
+			batches = append(batches, steps[i].at)
+		}
+	}
+	return batches, end, stable, p.lookBehind(l, end)
+}
+
+// intact reports whether the data of a batch is what its header says.
+func (p *Pool) intact(l *logReader, at batchAt) (bool, error) {
+	h, b, err := l.header(at.seg, at.block)
+	if err != nil {
+		return false, err
+	}
+	if h.DataBlocks == 0 { // a link in the last block of the last segment has no address behind it
+		return true, nil
+	}
+	data := make([]byte, h.DataBlocks*block.Size)
+	if err := p.seg.readAt(data, uint64(at.seg)<<p.seg.shift+uint64(at.block+uint32(h.HeaderBlocks))<<block.Shift); err != nil {
+		return false, err
+	}
+	var it wal.Records
+	it.Reset(b, &h)
+	var r wal.Record
+	for it.Next(&r) {
+		n := wal.DataBlocks(r.Kind, r.Count) * block.Size
+		if r.Kind == wal.State {
+			if block.Sum(data[:r.Count]) != r.Sums[0] {
+				return false, nil
+			}
+		} else {
+			for i := range r.Sums {
+				if block.Sum(data[i*block.Size:(i+1)*block.Size]) != r.Sums[i] {
+					return false, nil
+				}
+			}
+		}
+		data = data[n:]
+	}
+	return true, nil
+}
+
+// lookBehind searches the rest of the segment in which the log ends for batches of the same incarnation that were
+// written when what follows the end was stable already. Finding one means that the log is damaged, not at its end.
+func (p *Pool) lookBehind(l *logReader, end logPos) error {
+	for b := end.block; b < p.seg.blocks(); b++ {
+		h, _, err := l.header(end.seg, b)
+		if err == nil && h.Incarnation == end.incarnation && h.Stable >= end.seq && h.Seq > end.seq {
+			return fmt.Errorf("segment %d block %d: batch %d is unreadable, but batch %d behind it says that it was on stable storage: %w", end.seg, end.block, end.seq, h.Seq, ErrDamaged)
+		}
+	}
+	return nil
+}
+
+// replayBatch applies the records of one batch to the index, draining the delta when it is full. Batches of one unit
+// are never separated by a checkpoint, since freeze takes the log's position only between units.
+func (p *Pool) replayBatch(h *wal.Header, b []byte) error {
+	if h.Flags&wal.FlagLink != 0 {
+		return nil
+	}
+	loc := uint64(h.Segment)<<(p.seg.shift-block.Shift) + uint64(h.Block) + uint64(h.HeaderBlocks)
+	var it wal.Records
+	it.Reset(b, h)
+	var r wal.Record
+	for it.Next(&r) {
+		if err := p.replayRecord(&r, loc); err != nil {
+			return err
+		}
+		loc += uint64(wal.DataBlocks(r.Kind, r.Count))
+	}
+	return nil
+}
+
+func (p *Pool) replayRecord(rec *wal.Record, loc uint64) error {
+	if rec.Kind == wal.Create {
+		if rec.Slot >= MaxReplicas || int(rec.Slot) < len(p.idx.bySlot) && p.idx.bySlot[rec.Slot] != nil ||
+			p.idx.byName[rec.Name] != nil || rec.Block == 0 || rec.Block > MaxReplicaSize {
+			return fmt.Errorf("create of replica %s: %w", rec.Name, ErrDamaged)
+		}
+		p.register(&Replica{p: p, name: rec.Name, guid: rec.GUID, size: int64(rec.Block), slot: rec.Slot})
+		return nil
+	}
+	if int(rec.Slot) >= len(p.idx.bySlot) || p.idx.bySlot[rec.Slot] == nil {
+		return fmt.Errorf("record for unknown replica %d: %w", rec.Slot, ErrDamaged)
+	}
+	r := p.idx.bySlot[rec.Slot]
+	p.idx.mu.Lock()
+	defer p.idx.mu.Unlock()
+	switch rec.Kind {
+	case wal.Destroy:
+		if r.guid != rec.GUID {
+			return fmt.Errorf("destroy of another replica than %s: %w", r.name, ErrDamaged)
+		}
+		r.destroyed = true
+		delete(p.idx.byName, r.name)
+		return nil
+	case wal.Mark:
+		r.applied = rec.Version
+		return nil
+	case wal.State:
+		if rec.Count > MaxState {
+			return fmt.Errorf("state of %d bytes: %w", rec.Count, ErrDamaged)
+		}
+		r.applied = rec.Version
+		return p.replayState(r, rec, loc)
+	}
+	if rec.Block >= r.blocks() || uint64(rec.Count) > r.blocks()-rec.Block {
+		return fmt.Errorf("replica %s: blocks %d+%d: %w", r.name, rec.Block, rec.Count, ErrDamaged)
+	}
+	p.replayRoom(rec)
+	switch rec.Kind {
+	case wal.Write, wal.MergeWrite, wal.Move:
+		p.insertData(r, rec.Block, loc, rec.Sums, rec.Version)
+	case wal.Discard, wal.DiscardPart, wal.MergeDiscard:
+		p.insertGone(r, rec.Block, uint64(rec.Count), index.Tombstone, rec.Version)
+	case wal.MergeDrop:
+		p.insertGone(r, rec.Block, uint64(rec.Count), index.None, block.Version{})
+	case wal.MergeNewest:
+		r.touch(rec.Block / block.ChunkBlocks).newest = rec.Version
+	default:
+		return fmt.Errorf("record of kind %d: %w", rec.Kind, ErrDamaged)
+	}
+	if rec.Kind == wal.Write || rec.Kind == wal.Discard {
+		r.applied = rec.Version
+	}
+	return nil
+}
+
+// replayRoom makes the active table large enough for a record. That is needed only for a unit that was written under a
+// larger Options.DeltaEntries than now.
+func (p *Pool) replayRoom(rec *wal.Record) {
+	n := uint64(rec.Count)
+	if rec.Kind == wal.Discard || rec.Kind == wal.DiscardPart || rec.Kind == wal.MergeDiscard {
+		n = entriesOfDiscard(rec.Block, n)
+	}
+	t := p.idx.tables[p.idx.active]
+	if t.Len()+int(n) > t.Cap() {
+		t.Grow(max(t.Len()+int(n), 2*t.Cap()))
+	}
+}
+
+// replayState reads a state record's bytes. The index lock is held; nobody else is there yet.
+func (p *Pool) replayState(r *Replica, rec *wal.Record, loc uint64) error {
+	if rec.Count == 0 {
+		r.state = nil
+		return nil
+	}
+	b := make([]byte, wal.DataBlocks(rec.Kind, rec.Count)*block.Size)
+	if err := p.seg.readAt(b, loc<<block.Shift); err != nil {
+		return fmt.Errorf("state of replica %s: %w", r.name, err)
+	}
+	r.state = b[:rec.Count]
+	if block.Sum(r.state) != rec.Sums[0] {
+		return fmt.Errorf("state of replica %s: %w", r.name, ErrChecksum)
+	}
+	return nil
+}

@@ -1,0 +1,68 @@
+package pool
+
+import (
+	"fmt"
+
+	"github.com/cstor-go/cstor/internal/block"
+)
+
+// OpKind is the kind of an Op.
+type OpKind uint8
+
+const (
+	OpWrite   OpKind = iota + 1 // Count blocks of data
+	OpDiscard                   // Count blocks read as zeroes afterwards; their version is remembered
+	OpMark                      // no blocks; only advances Applied (an opened epoch, for example)
+)
+
+// Op is one operation of a replica's write order.
+type Op struct {
+	Kind    OpKind
+	Block   uint64        // first block
+	Count   uint32        // blocks
+	Version block.Version // not zero for OpWrite and OpDiscard
+	Data    []byte        // OpWrite: Count*4096 bytes, borrowed during Apply only
+	Sums    []uint32      // OpWrite: CRC-32C of each block, already verified; nil: the engine computes them
+}
+
+// Chunk is the content of 512 blocks of a replica, or that part of it which a puller lacks.
+type Chunk struct {
+	Index    uint64        // blocks Index*512 … Index*512+511
+	Scan     block.Version // what the source had applied at the moment of listing
+	Versions [block.ChunkBlocks]block.Version
+	Sums     [block.ChunkBlocks]uint32 // of stored blocks; ZeroSum for others
+	Stored   [block.ChunkBlocks]bool   // has data; false: hole or tombstone
+	Data     []byte                    // the 4 KiB blocks named in DataOf, in that order
+	DataOf   []uint16                  // block indexes within the chunk, ascending
+}
+
+// MergeResult counts what Merge did.
+type MergeResult struct {
+	Taken   int   // blocks that now have the source's content (data or tombstone)
+	Dropped int   // blocks that were removed because the source has none
+	Kept    int   // blocks that stayed
+	Bytes   int64 // bytes of data stored
+}
+
+// ReplicaStats is a snapshot of a replica's counters.
+type ReplicaStats struct {
+	Used      int64 // bytes of stored blocks
+	Allocated int64 // bytes that its data and its share of the index take
+	Chunks    int64 // chunks that have an index page
+}
+
+// ChecksumError says which block could not be read because its content is damaged. It wraps ErrChecksum.
+type ChecksumError struct {
+	Replica string
+	Block   uint64 // first damaged block
+	Device  string
+	Offset  int64  // bytes from the start of Device
+	What    string // "data" or "index page"
+}
+
+func (e *ChecksumError) Error() string {
+	return fmt.Sprintf("replica %s: block %d: %s at %s offset %d: %v", e.Replica, e.Block, e.What, e.Device, e.Offset, ErrChecksum)
+}
+
+// Unwrap returns ErrChecksum.
+func (e *ChecksumError) Unwrap() error { return ErrChecksum }

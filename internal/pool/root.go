@@ -1,0 +1,214 @@
+package pool
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/cstor-go/cstor/internal/block"
+)
+
+// rootImage is a checkpoint's root as read back.
+type rootImage struct {
+	pool     block.GUID
+	from     logPos
+	appended uint64 // the log reached this batch, on stable storage, when the checkpoint was committed
+	replicas []replicaImage
+	live     []uint32
+	kind     []uint8
+}
+
+type replicaImage struct {
+	slot    uint32
+	guid    block.GUID
+	name    string
+	size    int64
+	applied block.Version
+	state   []byte
+	dying   bool
+	dirs    []dirImage
+}
+
+type dirImage struct {
+	index uint64
+	addr  uint64
+	size  uint32
+	sum   uint32
+}
+
+const rootMagic = 0x544f4f5247435343
+
+// encodeRoot returns the root of the checkpoint being made and takes the root before it out of the accounts.
+func (p *Pool) encodeRoot() []byte {
+	s := &p.drain
+	le := binary.LittleEndian
+	p.idx.mu.Lock()
+	defer p.idx.mu.Unlock()
+	for _, e := range p.root {
+		p.accountRoot(e, -1)
+	}
+	p.root = nil
+	b := le.AppendUint64(nil, rootMagic)
+	b = append(b, p.cfg.GUID[:]...)
+	b = binary.AppendUvarint(b, uint64(s.from.seg))
+	b = binary.AppendUvarint(b, uint64(s.from.block))
+	b = binary.AppendUvarint(b, s.from.seq)
+	b = le.AppendUint32(b, s.from.prev)
+	b = le.AppendUint64(b, s.from.incarnation)
+	b = binary.AppendUvarint(b, p.appended.Load())
+	b = binary.AppendUvarint(b, uint64(len(s.images)))
+	for i := range s.images {
+		b = encodeReplica(b, &s.images[i])
+	}
+	b = binary.AppendUvarint(b, uint64(p.seg.count()))
+	for i := 0; i < p.seg.count(); {
+		if p.seg.pageLive[i] == 0 { // whatever it is now: the replay finds those that belong to the log
+			run := i
+			for run < p.seg.count() && p.seg.pageLive[run] == 0 {
+				run++
+			}
+			b = binary.AppendUvarint(b, uint64(run-i)<<2)
+			i = run
+			continue
+		}
+		b = binary.AppendUvarint(b, uint64(p.seg.pageLive[i])<<2|uint64(p.seg.kind[i]))
+		i++
+	}
+	return b
+}
+
+func encodeReplica(b []byte, m *image) []byte {
+	r := m.r
+	b = binary.AppendUvarint(b, uint64(r.slot))
+	b = append(b, r.guid[:]...)
+	b = binary.AppendUvarint(b, uint64(len(r.name)))
+	b = append(b, r.name...)
+	b = binary.AppendUvarint(b, uint64(r.size))
+	b = binary.AppendUvarint(b, m.applied.Epoch)
+	b = binary.AppendUvarint(b, m.applied.N)
+	if m.dying {
+		b = append(b, 1)
+	} else {
+		b = append(b, 0)
+	}
+	b = binary.AppendUvarint(b, uint64(len(m.state)))
+	b = append(b, m.state...)
+	n := 0
+	for _, d := range r.dir {
+		if d != nil && d.size > 0 {
+			n++
+		}
+	}
+	b = binary.AppendUvarint(b, uint64(n))
+	for i, d := range r.dir {
+		if d != nil && d.size > 0 {
+			b = binary.AppendUvarint(b, uint64(i))
+			b = binary.AppendUvarint(b, d.addr)
+			b = binary.AppendUvarint(b, uint64(d.size))
+			b = binary.LittleEndian.AppendUint32(b, d.sum)
+		}
+	}
+	return b
+}
+
+// rootReader takes values off a root and remembers that it ran out of bytes or met a value out of bounds.
+type rootReader struct {
+	b   []byte
+	bad bool
+}
+
+func (r *rootReader) uint(limit uint64) uint64 {
+	v, n := binary.Uvarint(r.b)
+	if n <= 0 || v > limit {
+		r.bad, r.b = true, nil
+		return 0
+	}
+	r.b = r.b[n:]
+	return v
+}
+
+func (r *rootReader) bytes(n uint64) []byte {
+	if n > uint64(len(r.b)) {
+		r.bad, r.b = true, nil
+		return nil
+	}
+	b := r.b[:n]
+	r.b = r.b[n:]
+	return b
+}
+
+func (r *rootReader) fixed(n int) uint64 {
+	var v [8]byte
+	copy(v[:], r.bytes(uint64(n)))
+	return binary.LittleEndian.Uint64(v[:])
+}
+
+// decodeRoot reads a root of a pool of so many segments.
+func decodeRoot(b []byte, segments int, segShift uint) (*rootImage, error) {
+	r := &rootReader{b: b}
+	const any = ^uint64(0)
+	if r.fixed(8) != rootMagic {
+		return nil, fmt.Errorf("checkpoint root: magic: %w", ErrDamaged)
+	}
+	m := &rootImage{live: make([]uint32, segments), kind: make([]uint8, segments)}
+	copy(m.pool[:], r.bytes(16))
+	m.from.seg = uint32(r.uint(uint64(segments - 1)))
+	m.from.block = uint32(r.uint(1<<(segShift-block.Shift) - 1))
+	m.from.seq = r.uint(any)
+	m.from.prev = uint32(r.fixed(4))
+	m.from.incarnation = r.fixed(8)
+	m.appended = r.uint(any)
+	slots := map[uint32]bool{}
+	for n := r.uint(MaxReplicas); n > 0 && !r.bad; n-- {
+		x := decodeReplica(r, uint64(segments)<<segShift)
+		if slots[x.slot] {
+			r.bad = true
+		}
+		slots[x.slot] = true
+		m.replicas = append(m.replicas, x)
+	}
+	if r.uint(any) != uint64(segments) {
+		r.bad = true
+	}
+	for i := 0; i < segments && !r.bad; {
+		v := r.uint(any)
+		if v&3 == segFree {
+			if v>>2 == 0 || v>>2 > uint64(segments-i) {
+				r.bad = true
+			}
+			i += int(v >> 2)
+			continue
+		}
+		if v&3 > segIndex || v>>2 > 1<<segShift {
+			r.bad = true
+			break
+		}
+		m.live[i], m.kind[i] = uint32(v>>2), uint8(v&3)
+		i++
+	}
+	if r.bad || len(r.b) > 0 {
+		return nil, fmt.Errorf("checkpoint root: %w", ErrDamaged)
+	}
+	return m, nil
+}
+
+func decodeReplica(r *rootReader, limit uint64) (m replicaImage) {
+	const any = ^uint64(0)
+	m.slot = uint32(r.uint(MaxReplicas - 1))
+	copy(m.guid[:], r.bytes(16))
+	m.name = string(r.bytes(r.uint(MaxName)))
+	m.size = int64(r.uint(MaxReplicaSize))
+	m.applied = block.Version{Epoch: r.uint(any), N: r.uint(any)}
+	m.dying = r.fixed(1) != 0
+	if n := r.uint(MaxState); n > 0 {
+		m.state = append([]byte(nil), r.bytes(n)...)
+	}
+	last := uint64(MaxReplicaSize / block.Size / block.ChunkBlocks / dirSpan)
+	for n := r.uint(last + 1); n > 0 && !r.bad; n-- {
+		d := dirImage{index: r.uint(last), addr: r.uint(limit - 1), size: uint32(r.uint(maxDirBlock)), sum: uint32(r.fixed(4))}
+		if d.size == 0 || d.addr+uint64(d.size) > limit {
+			r.bad = true
+		}
+		m.dirs = append(m.dirs, d)
+	}
+	return m
+}

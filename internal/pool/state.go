@@ -1,0 +1,149 @@
+package pool
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/disk"
+	"github.com/cstor-go/cstor/internal/pool/index"
+)
+
+// Pool is an open pool. All methods may be called concurrently, except as Replica says.
+//
+// Locks, in the order in which they are taken: drain (one step of draining, one checkpoint), log (appends), idx.mu (the
+// index in memory), seg.mu. Nothing waits for a device under idx.mu or seg.mu.
+type Pool struct {
+	cfg     Config
+	opt     Options
+	devs    []disk.Device
+	seg     *segments
+	reserve int // segments that only index, discards and state records may use
+
+	log   logWriter
+	idx   indexState
+	drain drainState
+	flush flusher
+	cache *pageCache
+	read  readers
+
+	appended atomic.Uint64 // number of the newest complete batch
+	failed   atomic.Pointer[error]
+	closed   atomic.Bool
+	metaLive int64 // bytes of checkpoint root; guarded by idx.mu
+
+	generation uint64 // of the newest checkpoint; guarded by drain.mu
+	root       []extent
+	nextPageID uint64
+	unclean    map[uint32]bool // segments that the cleaner leaves alone; guarded by drain.cycle
+
+	kick     chan struct{} // wakes the background work
+	quit     chan struct{}
+	stopped  chan struct{}
+	cycles   cycleSignal
+	freeable atomic.Bool // something was given back since the last cycle
+
+	count counters
+}
+
+// indexState is the index in memory.
+type indexState struct {
+	mu       sync.RWMutex
+	room     *sync.Cond // with mu: there may be room in the active table
+	tables   [2]*index.Table
+	active   int
+	reserved int // entries that appends under way may add to the active table
+	bitmaps  bitmaps
+	bySlot   []*Replica
+	byName   map[string]*Replica
+	soft     int // entries from which on the background drains
+}
+
+type counters struct {
+	blocksWritten, blocksRead, logBytes, indexBytes, batches, flushes atomic.Uint64
+	drains, pagesWritten, checkpoints, sumErrors, segsFreed, moved    atomic.Uint64
+	replayed                                                          uint64
+	openNanos                                                         int64
+}
+
+// Replica is one volume's data in a pool. Apply, Merge and SetState of one replica must not be called concurrently with
+// another Apply or SetState of the same replica; Merge may be called concurrently with Apply, and everything else with
+// everything.
+type Replica struct {
+	p    *Pool
+	name string
+	guid block.GUID
+	size int64
+	slot uint32
+
+	// guarded by p.idx.mu
+	dir     []*dirBlock
+	applied block.Version
+	state   []byte // replaced, never changed
+	stored  int64  // blocks with data
+	meta    int64  // bytes of pages and directory blocks
+	pages   int64
+	// destroyed is set with the record in the log and refuses everything from then on; dying is set by the next freeze,
+	// from which on the replica may be taken apart.
+	destroyed, dying bool
+}
+
+// Name returns the name given to CreateReplica.
+func (r *Replica) Name() string { return r.name }
+
+// GUID returns the identity made by CreateReplica; no other replica ever has it.
+func (r *Replica) GUID() block.GUID { return r.guid }
+
+// Size returns the size in bytes.
+func (r *Replica) Size() int64 { return r.size }
+
+// blocks returns the number of blocks, the last of which may be used in part only.
+func (r *Replica) blocks() uint64 { return uint64(r.size+block.Size-1) / block.Size }
+
+// chunks returns the number of chunks that the blocks make.
+func (r *Replica) chunks() uint64 {
+	return (r.blocks() + block.ChunkBlocks - 1) / block.ChunkBlocks
+}
+
+// Applied returns the version of the last operation applied.
+func (r *Replica) Applied() block.Version {
+	r.p.idx.mu.RLock()
+	defer r.p.idx.mu.RUnlock()
+	return r.applied
+}
+
+// State returns what SetState stored last, nil if nothing. The caller must not change it.
+func (r *Replica) State() []byte {
+	r.p.idx.mu.RLock()
+	defer r.p.idx.mu.RUnlock()
+	return r.state
+}
+
+// Stats returns the replica's counters.
+func (r *Replica) Stats() ReplicaStats {
+	r.p.idx.mu.RLock()
+	defer r.p.idx.mu.RUnlock()
+	used := r.stored * block.Size
+	return ReplicaStats{Used: used, Allocated: used + r.meta, Chunks: r.pages}
+}
+
+// Replica returns the replica of that name, nil if there is none.
+func (p *Pool) Replica(name string) *Replica {
+	p.idx.mu.RLock()
+	defer p.idx.mu.RUnlock()
+	return p.idx.byName[name]
+}
+
+// Replicas returns all replicas in no particular order.
+func (p *Pool) Replicas() []*Replica {
+	p.idx.mu.RLock()
+	defer p.idx.mu.RUnlock()
+	rs := make([]*Replica, 0, len(p.idx.byName))
+	for _, r := range p.idx.byName {
+		rs = append(rs, r)
+	}
+	return rs
+}
+
+// Config returns what Create was given.
+func (p *Pool) Config() Config { return p.cfg }

@@ -1,0 +1,47 @@
+package pool
+
+import (
+	"time"
+
+	"github.com/cstor-go/cstor/internal/block"
+)
+
+// capacity returns the bytes that data and index can take.
+func (p *Pool) capacity() int64 { return int64(p.seg.count()-p.reserve) << p.seg.shift }
+
+// allocated returns the bytes of live data and metadata. The index lock is held.
+func (p *Pool) allocated() int64 {
+	n := p.metaLive
+	for _, r := range p.idx.byName {
+		n += r.stored*block.Size + r.meta
+	}
+	return n
+}
+
+// readOnly reports whether the pool is above its limit. The index lock is held.
+func (p *Pool) readOnly() bool {
+	return p.opt.ReadOnlyPercent < 100 && p.allocated() >= p.capacity()/100*int64(p.opt.ReadOnlyPercent)
+}
+
+// Stats returns the pool's counters.
+func (p *Pool) Stats() Stats {
+	c := &p.count
+	s := Stats{
+		Capacity: p.capacity(), Health: "ONLINE", Segments: p.seg.count(), FreeSegments: p.seg.freeCount(), SegmentBytes: p.seg.bytes(),
+		BlocksWritten: c.blocksWritten.Load(), BlocksRead: c.blocksRead.Load(), LogBytes: c.logBytes.Load(), IndexBytes: c.indexBytes.Load(),
+		Batches: c.batches.Load(), Flushes: c.flushes.Load(), Drains: c.drains.Load(), PagesWritten: c.pagesWritten.Load(),
+		Checkpoints: c.checkpoints.Load(), ChecksumErrors: c.sumErrors.Load(), SegmentsFreed: c.segsFreed.Load(),
+		BlocksMoved: c.moved.Load(), Replayed: c.replayed, OpenTime: time.Duration(c.openNanos),
+	}
+	p.cache.mu.Lock()
+	s.CacheHits, s.CacheMisses = p.cache.hits, p.cache.misses
+	p.cache.mu.Unlock()
+	p.idx.mu.RLock()
+	s.Allocated, s.Replicas, s.ReadOnly = p.allocated(), len(p.idx.byName), p.readOnly()
+	p.idx.mu.RUnlock()
+	s.Free = max(0, s.Capacity-s.Allocated)
+	if err := p.failure(); err != nil {
+		s.Health, s.Failure = "FAULTED", err.Error()
+	}
+	return s
+}

@@ -1,0 +1,139 @@
+package pool
+
+import (
+	"sync"
+)
+
+var sumScratch = sync.Pool{New: func() any { s := make([]uint32, 0, 1024); return &s }}
+
+// begin starts a unit of the log for r (nil: for the pool): it waits for room in the delta for that many entries,
+// takes the log's lock and makes sure that data blocks and header bytes fit, freeing space if that takes nothing but
+// waiting for the background. It returns with the lock held, or with an error and nothing held. write says that the
+// unit stores data of a user, which must leave the reserve alone.
+func (p *Pool) begin(r *Replica, entries, data, header int, write bool) error {
+	if err := p.makeEntries(entries); err != nil {
+		return err
+	}
+	for try := 0; ; try++ {
+		p.log.mu.Lock()
+		err := p.usable()
+		if err == nil && r != nil && r.isDestroyed() {
+			err = ErrNotFound
+		}
+		if err == nil && write {
+			p.idx.mu.RLock()
+			if p.readOnly() {
+				err = ErrReadOnly
+			}
+			p.idx.mu.RUnlock()
+		}
+		if err == nil {
+			keep := min(p.reserve/4, 2)
+			if write {
+				keep = p.reserve
+			}
+			if err = p.reserveLog(data, header, keep); err == nil {
+				p.log.beginUnit()
+				return nil
+			}
+			p.log.mu.Unlock()
+			if try < 8 && p.reclaim() {
+				continue
+			}
+			p.unreserve(entries)
+			return err
+		}
+		p.log.mu.Unlock()
+		p.unreserve(entries)
+		return err
+	}
+}
+
+// end ends what begin started.
+func (p *Pool) end(entries int) {
+	w := &p.log
+	kick := w.since >= uint64(p.opt.CheckpointBytes) || w.dirty >= uint64(p.opt.FlushBytes)
+	w.mu.Unlock()
+	p.unreserve(entries)
+	if kick {
+		p.wake()
+	}
+}
+
+// unit appends one unit: add puts the records in, index makes them visible under the index lock.
+func (p *Pool) unit(r *Replica, entries, data, header int, write bool, add func() error, index func()) error {
+	if err := p.begin(r, entries, data, header, write); err != nil {
+		return err
+	}
+	defer p.end(entries)
+	if err := add(); err != nil {
+		return err
+	}
+	if err := p.endUnit(); err != nil {
+		return err
+	}
+	p.idx.mu.Lock()
+	index()
+	p.idx.mu.Unlock()
+	return nil
+}
+
+func (r *Replica) isDestroyed() bool {
+	r.p.idx.mu.RLock()
+	defer r.p.idx.mu.RUnlock()
+	return r.destroyed
+}
+
+// makeEntries reserves room for n entries in the active table. It waits while both tables are full, helping to drain
+// one, and lends a hand in time when draining does not keep pace with writing, so that waiting is rare.
+func (p *Pool) makeEntries(n int) error {
+	x := &p.idx
+	x.mu.Lock()
+	for {
+		t := x.tables[x.active]
+		used := t.Len() + x.reserved
+		if used+n <= t.Cap() {
+			x.reserved += n
+			behind := p.drain.behind(used+n, t.Cap())
+			full := used+n > x.soft
+			x.mu.Unlock()
+			if full {
+				p.wake()
+			}
+			if behind {
+				if p.drain.mu.TryLock() {
+					err := p.drainStep()
+					p.drain.mu.Unlock()
+					if err != nil {
+						p.unreserve(n)
+						return err
+					}
+				}
+			}
+			return nil
+		}
+		if err := p.usable(); err != nil {
+			x.mu.Unlock()
+			return err
+		}
+		p.wake()
+		x.room.Wait()
+	}
+}
+
+func (p *Pool) unreserve(n int) {
+	if n == 0 {
+		return
+	}
+	p.idx.mu.Lock()
+	p.idx.reserved -= n
+	p.idx.mu.Unlock()
+}
+
+// wake tells the background that there is work.
+func (p *Pool) wake() {
+	select {
+	case p.kick <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,169 @@
+package pool
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/index"
+)
+
+// Check recomputes every counter that the engine keeps from the index itself and reports all that differ: presence
+// and newest version of every chunk, what replicas use, live bytes of every segment, free segments, blocks that two
+// places refer to. It holds up everything else while it runs. It reads index pages but no data.
+func (p *Pool) Check() error {
+	p.drain.cycle.Lock()
+	defer p.drain.cycle.Unlock()
+	p.drain.mu.Lock()
+	defer p.drain.mu.Unlock()
+	p.log.mu.Lock()
+	defer p.log.mu.Unlock()
+	ticket := p.read.enter()
+	defer p.read.leave(ticket)
+	c := &checker{p: p, page: make([]uint64, p.seg.count()), delta: make([]uint64, p.seg.count()), owner: map[uint64]string{}}
+	for _, r := range p.idx.bySlot {
+		if r != nil {
+			c.replica(r)
+		}
+	}
+	for _, e := range p.root {
+		c.page[e.Addr>>p.seg.shift] += uint64(granules(e.Len))
+		c.meta += int64(granules(e.Len))
+	}
+	c.segments()
+	if len(c.errs) > 0 {
+		return p.wrap("check", errors.Join(c.errs...))
+	}
+	return nil
+}
+
+type checker struct {
+	p     *Pool
+	page  []uint64 // live bytes by segment
+	delta []uint64
+	owner map[uint64]string // by data block
+	meta  int64
+	errs  []error
+}
+
+func (c *checker) errorf(format string, a ...any) {
+	if len(c.errs) < 20 {
+		c.errs = append(c.errs, fmt.Errorf(format, a...))
+	}
+}
+
+// refer notes that who refers to a data block. A page and a table may agree on one.
+func (c *checker) refer(loc uint64, who string, live []uint64) {
+	if loc >= c.p.seg.limit()>>block.Shift {
+		c.errorf("%s: location %#x is outside the pool", who, loc)
+		return
+	}
+	if o, ok := c.owner[loc]; ok && o != who {
+		c.errorf("location %#x belongs to %s and %s", loc, o, who)
+	}
+	c.owner[loc] = who
+	live[c.p.seg.of(loc)] += block.Size
+}
+
+func (c *checker) replica(r *Replica) {
+	p := c.p
+	var stored, meta, pages int64
+	v := new(chunkView)
+	for i, b := range r.dir {
+		if b == nil {
+			continue
+		}
+		if b.size > 0 {
+			c.page[b.addr>>p.seg.shift] += uint64(granules(b.size))
+			meta += int64(granules(b.size))
+		}
+		for j := range b.refs {
+			d := &b.refs[j]
+			chunk := uint64(i*dirSpan + j)
+			if d.page != 0 {
+				c.page[d.pageAddr()>>p.seg.shift] += uint64(d.pageLen())
+				meta += int64(d.pageLen())
+				pages++
+				var view index.View
+				e, err := p.loadPage(r, chunk, d, &view)
+				if err != nil {
+					c.errorf("replica %s: %v", r.name, err)
+					continue
+				}
+				for n := range block.ChunkBlocks {
+					if loc, _, ok := view.Data(n); ok {
+						c.refer(loc, fmt.Sprintf("%s block %d", r.guid, chunk*block.ChunkBlocks+uint64(n)), c.page)
+					}
+				}
+				p.cache.release(e)
+			}
+			for t := range p.idx.tables {
+				for n := d.heads[t]; n != 0; n = p.idx.tables[t].At(n).Next {
+					if e := p.idx.tables[t].At(n); e.State() == index.Stored {
+						c.refer(e.Loc(), fmt.Sprintf("%s block %d", r.guid, e.Block()), c.delta)
+					}
+				}
+			}
+			if r.destroyed {
+				continue
+			}
+			if err := r.list(v, chunk); err != nil {
+				c.errorf("replica %s: %v", r.name, err)
+				continue
+			}
+			n := v.page.Stored.Count()
+			stored += int64(n)
+			if p.idx.bitmaps.of(d) != v.page.Stored {
+				c.errorf("replica %s chunk %d: presence is wrong: %d stored, %d known", r.name, chunk, n, p.idx.bitmaps.count(d))
+			}
+			var newest block.Version
+			for _, x := range v.page.Ver {
+				if newest.Less(x) {
+					newest = x
+				}
+			}
+			if d.newest.Less(newest) { // higher is possible, when a rebuild's source is ahead of the live writes
+				c.errorf("replica %s chunk %d: has a block of %v, newest is said to be %v", r.name, chunk, newest, d.newest)
+			}
+		}
+	}
+	if !r.destroyed && stored != r.stored {
+		c.errorf("replica %s: %d blocks stored, %d known", r.name, stored, r.stored)
+	}
+	if meta != r.meta || pages != r.pages {
+		c.errorf("replica %s: %d bytes in %d pages, %d in %d known", r.name, meta, pages, r.meta, r.pages)
+	}
+}
+
+func (c *checker) segments() {
+	p := c.p
+	p.seg.mu.Lock()
+	defer p.seg.mu.Unlock()
+	if c.meta != p.metaLive {
+		c.errorf("root: %d bytes, %d known", c.meta, p.metaLive)
+	}
+	free := 0
+	for i := range p.seg.kind {
+		if uint64(p.seg.pageLive[i]) != c.page[i] || uint64(p.seg.deltaLive[i]) != c.delta[i] {
+			c.errorf("segment %d: live %d+%d bytes, %d+%d known", i, c.page[i], c.delta[i], p.seg.pageLive[i], p.seg.deltaLive[i])
+		}
+		isFree := p.seg.free[i/64]>>(i%64)&1 != 0
+		if isFree {
+			free++
+		}
+		if isFree != (p.seg.kind[i] == segFree) || isFree && (c.page[i]+c.delta[i] > 0 || p.seg.pinned[i]) {
+			c.errorf("segment %d: free %t, kind %d, live %d, pinned %t", i, isFree, p.seg.kind[i], c.page[i]+c.delta[i], p.seg.pinned[i])
+		}
+	}
+	if free != p.seg.nFree {
+		c.errorf("%d segments are free, %d known", free, p.seg.nFree)
+	}
+	if p.log.chain[0] != p.drain.from.seg {
+		c.errorf("the log is kept from segment %d on, a replay begins in %d", p.log.chain[0], p.drain.from.seg)
+	}
+	for _, s := range p.log.chain {
+		if !p.seg.pinned[s] || p.seg.kind[s] != segLog {
+			c.errorf("segment %d of the log: kind %d, pinned %t", s, p.seg.kind[s], p.seg.pinned[s])
+		}
+	}
+}
