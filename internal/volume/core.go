@@ -1,54 +1,425 @@
 package volume
 
 import (
+	"cmp"
+	"fmt"
+	"slices"
 	"time"
 
 	"github.com/cstor-go/cstor/internal/block"
 )
 
-// Core is the target's side of one volume.
-type Core struct{}
+// phase is how far a target got in taking over the volume.
+type phase uint8
 
-// NewCore returns the core of a target that has just started.
-func NewCore(nonce uint64, size int64, s Settings, d Desired) *Core { return &Core{} }
+const (
+	claiming phase = iota // gathers promises
+	opening               // waits for the epoch to be open on the authority
+	open                  // the authority was admitted; others follow
+	over                  // asked for a restart
+)
 
-// Connect tells that a replica connected; r is its first message.
-func (c *Core) Connect(now time.Duration, id SessionID, r Register) {}
+// Core is the target's side of one volume. It is not safe for concurrent use.
+type Core struct {
+	nonce    uint64
+	size     int64
+	settings Settings
+	now      time.Duration
+	ticked   time.Duration // when Tick was last called
+
+	desired Desired
+	adopted Desired // see Status.Desired
+
+	phase    phase
+	promise  Promise
+	floor    uint64 // epochs up to this one are known to be promised to others
+	quorumAt time.Duration
+	holding  string // why it is not serving, while it claims
+	recorded List   // the highest committed list that the record or any replica ever showed
+	asked    bool   // Ready.Record was given, Recorded not yet called
+
+	committed List
+	pending   *List // a change under way: every quorum needs both lists
+	next      *List // the pending list as it is being committed
+	history   History
+	inherited bool // the pending list is an earlier target's
+	removing  string
+	before    block.Version // the authority's last operation before the epoch was opened
+	authority *peer
+	stuck     time.Duration // since when nobody is in sync and nobody on the way to it, zero: somebody is
+
+	peers     []*peer // by GUID
+	serving   bool    // the epoch is open and the in-sync set satisfies the lists
+	suspended bool    // a member in sync is silent, and the others are no quorum
+	attempt   uint64  // of the last Join
+
+	ring      ring
+	completed uint64   // operations up to this one are acknowledged by the in-sync set
+	flushed   uint64   // operations up to this one were reported stable
+	fua       []uint64 // acknowledged operations that wait to be stable, ascending
+	held      []*Op    // proposed, not sequenced
+	flushes   []flush
+	reads     []*ReadOp // waiting to be sent to a member
+	answered  []*ReadOp // data is here; waiting for overlapping operations to complete
+	turn      int       // spreads reads over equally loaded members
+
+	counters Counters
+	out      *Ready // being filled
+	outs     [2]Ready
+	dirty    bool // Sends may be due although out is empty
+}
+
+// Counters count what happened to the volume under this target.
+type Counters struct {
+	Ejections   uint64 // members that left while the rest could go on
+	Suspensions uint64 // members that left while the rest could not
+	Resends     uint64 // replicas that came back by resending
+	Joins       uint64 // rebuilds begun
+	Interrupted uint64 // rebuilds that ended before promotion
+	Divergent   uint64 // replicas found to hold operations that the volume does not
+	Promotions  uint64
+	Finished    uint64 // pending lists of an earlier target finished
+	Added       uint64
+	Removed     uint64
+	HeldReads   uint64 // replies to reads that had to wait for an overlapping operation
+	ReadRetries uint64
+}
+
+// peerState is what a replica is to this target.
+type peerState uint8
+
+const (
+	gone      peerState = iota
+	connected           // asked, or to be asked, for its promise
+	promised            // waits to be admitted
+	joining             // Join was sent
+	pulling             // incomplete; operations are streamed, chunks are pulled
+	promoting           // reported Rebuilt; Promote was sent
+	catching            // complete; has to acknowledge and to flush what it was sent
+	insync              // counted
+)
+
+// peer is one replica.
+type peer struct {
+	guid    block.GUID
+	report  Report
+	session SessionID
+	state   peerState
+	since   time.Duration // of its Mode
+	error   string        // the last one
+
+	claimed bool // Claim was sent
+	founded bool // Found was sent
+	full    bool
+
+	sent   uint64 // operations up to this one were sent
+	acked  uint64
+	stable uint64
+	mark   uint64 // highest flush mark sent
+	fua    uint64 // highest operation sent that has to be stable before it is completed
+	// admit is what must be stable before completions wait for this replica; that they do (required) makes what it
+	// lacks of the completed operations vanish, so that it can be counted.
+	admit    uint64
+	required bool
+	listed   bool // has acknowledged lists of this epoch
+	lists    ListSet
+
+	attempt  uint64
+	source   *peer
+	avoid    *peer // the source of the attempt that failed
+	progress Progress
+	retryAt  time.Duration
+	backoff  time.Duration
+
+	reads     []*ReadOp     // under way there
+	heard     time.Duration // when anything came from it
+	moved     time.Duration // when it last answered something that it owed, or began to owe
+	readMoved time.Duration // the same for reads
+	flushed   time.Duration // the same for what has to be stable
+	owes      int           // messages that want an answer
+	pinged    bool
+	pingedAt  time.Duration
+}
+
+type flush struct {
+	tag   any
+	n     uint64 // operations up to this one must be stable; unset while the volume cannot serve
+	set   bool
+	since time.Duration
+}
+
+// NewCore returns the core of a target that has just started. nonce is random and never used twice; size is in bytes.
+func NewCore(nonce uint64, size int64, s Settings, d Desired) *Core {
+	s.Deadline = cmp.Or(s.Deadline, time.Second)
+	s.FlushDeadline = cmp.Or(s.FlushDeadline, 5*s.Deadline)
+	s.PingEvery = cmp.Or(s.PingEvery, s.Deadline/4)
+	s.ClaimGrace = cmp.Or(s.ClaimGrace, 500*time.Millisecond)
+	s.HoldLimit = cmp.Or(s.HoldLimit, 100*time.Second)
+	s.Backoff = cmp.Or(s.Backoff, 100*time.Millisecond)
+	s.RetainOps = cmp.Or(s.RetainOps, 1<<14)
+	s.RetainData = cmp.Or(s.RetainData, 64<<20)
+	c := &Core{nonce: nonce, size: size, settings: s, desired: d, attempt: nonce}
+	c.out = &c.outs[0]
+	c.ring = newRing(1)
+	c.holding = "waiting for replicas to connect"
+	return c
+}
+
+// Successor returns the core that takes over from one that asked for a restart: what was held or not completed is
+// proposed to it again, in the same order, and it claims above every epoch that was seen. Operations that were
+// sequenced but not completed may take effect twice, which nobody can tell from once, since nothing that they overlap
+// was shown meanwhile; one that ends with an error may have taken effect. The shell drops what it has queued for the
+// old core's sessions first, because the operations get new versions.
+func (c *Core) Successor(nonce uint64) *Core {
+	s := NewCore(nonce, c.size, c.settings, c.desired)
+	s.now, s.ticked = c.now, c.ticked
+	s.floor = max(c.floor, c.promise.Epoch)
+	s.recorded = c.recorded
+	for n := c.ring.low; n < c.ring.next; n++ {
+		switch op := c.ring.at(n); {
+		case op.Kind == OpOpen:
+		case op.completed:
+			s.out.Released = append(s.out.Released, op)
+		default:
+			op.Version = block.Version{}
+			s.held = append(s.held, op)
+		}
+	}
+	s.held = append(s.held, c.held...)
+	s.out.Completed = append(s.out.Completed, c.out.Completed...)
+	s.out.Released = append(s.out.Released, c.out.Released...)
+	s.out.ReadsDone = append(s.out.ReadsDone, c.out.ReadsDone...)
+	s.out.Flushed = append(s.out.Flushed, c.out.Flushed...)
+	s.out.FlushHeld = append(s.out.FlushHeld, c.out.FlushHeld...)
+	for _, p := range c.peers {
+		s.reads = append(s.reads, p.reads...)
+	}
+	s.reads = append(append(s.reads, c.reads...), c.answered...)
+	for _, r := range s.reads {
+		r.session, r.after, r.tried = 0, 0, nil
+	}
+	for _, f := range c.flushes {
+		s.flushes = append(s.flushes, flush{tag: f.tag, since: f.since})
+	}
+	return s
+}
+
+// Connect tells that a replica connected; r is its first message. A session that it had before is over.
+func (c *Core) Connect(now time.Duration, id SessionID, r Register) {
+	c.now = now
+	if c.phase == over {
+		return
+	}
+	p := c.find(r.Report.GUID)
+	if p == nil {
+		p = &peer{guid: r.Report.GUID}
+		i, _ := slices.BinarySearchFunc(c.peers, p, func(a, b *peer) int { return slices.Compare(a.guid[:], b.guid[:]) })
+		c.peers = slices.Insert(c.peers, i, p)
+	}
+	if p.session != 0 {
+		c.close(p, "replica connected again")
+	}
+	*p = peer{guid: p.guid, report: r.Report, session: id, state: connected, since: now, error: p.error,
+		avoid: p.avoid, retryAt: p.retryAt, backoff: p.backoff, reads: p.reads[:0], heard: now, moved: now, readMoved: now}
+	c.out.Status = true
+	c.noteList(r.Report.State.Committed)
+	if c.phase == claiming {
+		c.committed, c.pending = c.known() // it may be a member by a list that only it shows
+	}
+	if why := c.unwanted(p); why != "" {
+		c.drop(p, why)
+		c.sweep()
+		return
+	}
+	c.poke()
+}
 
 // Disconnect tells that a session's connection is gone.
-func (c *Core) Disconnect(now time.Duration, id SessionID) {}
+func (c *Core) Disconnect(now time.Duration, id SessionID) {
+	c.now = now
+	if p := c.session(id); p != nil && c.phase != over {
+		c.lose(p, "disconnected")
+		c.poke()
+	}
+}
 
 // Step takes any message but Register.
-func (c *Core) Step(now time.Duration, id SessionID, m Message) {}
+func (c *Core) Step(now time.Duration, id SessionID, m Message) {
+	c.now = now
+	p := c.session(id)
+	if p == nil || c.phase == over {
+		return
+	}
+	p.heard, p.pinged = now, false
+	if _, ok := m.(Pong); ok {
+		return
+	}
+	p.moved = now
+	switch m := m.(type) {
+	case Promised:
+		p.answer()
+		if m.Promise == c.promise && p.state == connected {
+			p.report = m.Report
+			c.noteList(m.Report.State.Committed)
+			c.become(p, promised)
+		}
+	case Refused:
+		p.answer()
+		c.refused(p, m.Promised)
+	case Founded:
+		p.answer()
+		c.onFounded(p)
+	case JoinReady:
+		p.answer()
+		c.joinReady(p, m.Attempt)
+	case Progress:
+		if m.Attempt == p.attempt && p.state >= pulling {
+			p.progress = m
+			c.out.Status = true
+		}
+		return
+	case Rebuilt:
+		c.rebuilt(p, m.Attempt)
+	case JoinFailed:
+		c.joinFailed(p, m)
+	case Promoted:
+		p.answer()
+		c.onPromoted(p, m.Attempt)
+	case ListSet:
+		p.answer()
+		c.listSet(p, m)
+	case Space:
+		p.full = m.Full
+	case Failed:
+		p.error = m.Reason
+		c.close(p, "replica failed: "+m.Reason)
+	default:
+		c.close(p, fmt.Sprintf("unexpected %T", m))
+	}
+	c.poke()
+}
 
-// Ack takes a cumulative acknowledgement.
-func (c *Core) Ack(now time.Duration, id SessionID, applied, stable uint64) {}
+// Recorded tells what the volume's record holds: after Ready.Record, and at the start when there is one.
+func (c *Core) Recorded(now time.Duration, l List) {
+	c.now = now
+	c.asked = false
+	c.noteList(l)
+	c.poke()
+}
 
-// Recorded tells what the volume's record holds.
-func (c *Core) Recorded(now time.Duration, l List) {}
+// poke does whatever has become possible.
+func (c *Core) poke() {
+	if c.phase == claiming {
+		c.claim()
+	}
+	if c.phase == open {
+		c.refreshServing()
+		for _, p := range c.peers {
+			c.admit(p)
+		}
+		c.advanceChange()
+		c.drain()
+	}
+	c.sweep()
+}
 
-// Want takes what the control plane wants.
-func (c *Core) Want(now time.Duration, d Desired) {}
+// sweep forgets replicas that are gone and no members.
+func (c *Core) sweep() {
+	c.peers = slices.DeleteFunc(c.peers, func(p *peer) bool { return p.state == gone && !c.listMember(p.guid) })
+}
 
-// Tick lets time pass.
-func (c *Core) Tick(now time.Duration) {}
+// restart gives up: a new target has to claim the volume.
+func (c *Core) restart(why string) {
+	if c.phase != over {
+		c.phase, c.serving = over, false
+		c.holding = why
+		c.out.Restart = why
+		c.out.Status = true
+	}
+}
 
-// Propose takes an operation.
-func (c *Core) Propose(now time.Duration, op *Op) {}
+func (c *Core) find(g block.GUID) *peer {
+	for _, p := range c.peers {
+		if p.guid == g {
+			return p
+		}
+	}
+	return nil
+}
 
-// Read takes a read.
-func (c *Core) Read(now time.Duration, r *ReadOp) {}
+func (c *Core) session(id SessionID) *peer {
+	for _, p := range c.peers {
+		if p.session == id && id != 0 {
+			return p
+		}
+	}
+	return nil
+}
 
-// ReadReply tells that a read's reply came.
-func (c *Core) ReadReply(now time.Duration, id SessionID, r *ReadOp, err error) {}
+// become changes a peer's state.
+func (c *Core) become(p *peer, s peerState) {
+	if mode(p.state) != mode(s) {
+		p.since = c.now
+	}
+	p.state = s
+	c.out.Status = true
+}
 
-// Flush takes a flush.
-func (c *Core) Flush(now time.Duration, tag any) {}
+// close ends a session.
+func (c *Core) close(p *peer, why string) {
+	c.out.Closes = append(c.out.Closes, SessionClose{Session: p.session, Reason: why})
+	c.lose(p, why)
+}
 
-// Ready returns what is to be done, nil if nothing.
-func (c *Core) Ready() *Ready { return nil }
+// drop ends the session of a replica that is not wanted.
+func (c *Core) drop(p *peer, why string) {
+	c.send(p, Drop{Reason: why})
+	c.close(p, why)
+}
 
-// Status describes the volume.
-func (c *Core) Status() Status { return Status{} }
+// lose is the end of a session, whoever ended it. The in-sync set shrinks, which lets operations complete only if the
+// rest satisfies the lists (replication rules 20 and 21): a set that is too small completes nothing, and what was not
+// acknowledged stays in the ring until it is.
+func (c *Core) lose(p *peer, why string) {
+	was := p.state
+	c.out.Sends = slices.DeleteFunc(c.out.Sends, func(s Send) bool { return s.Session == p.session && s.Ops != nil })
+	p.session, p.required, p.listed, p.claimed = 0, false, false, false
+	p.owes, p.pinged = 0, false
+	c.become(p, gone)
+	if p.error == "" || was == insync {
+		p.error = why
+	}
+	for _, r := range p.reads {
+		r.session = 0
+		c.reads = append(c.reads, r)
+	}
+	p.reads = p.reads[:0]
+	if was == joining || was == pulling || was == promoting {
+		c.counters.Interrupted++
+	}
+	if c.phase == opening && p == c.authority {
+		c.reclaim(c.promise.Epoch) // it may have opened this epoch, and another member would open it elsewhere
+		return
+	}
+	if c.phase != open {
+		return
+	}
+	if was == insync {
+		if c.refreshServing(); c.serving {
+			c.counters.Ejections++
+		} else {
+			c.counters.Suspensions++
+		}
+		c.orphan(p)
+	}
+	c.advance()
+}
 
-var _ block.GUID
+// orphan lets those who pull from p begin again.
+func (c *Core) orphan(p *peer) {
+	for _, q := range c.peers {
+		if q.source == p && (q.state == joining || q.state == pulling) {
+			c.giveUpJoin(q, "source is gone")
+		}
+	}
+}

@@ -141,9 +141,8 @@ type Op struct {
 	Tag     any           // the shell's own
 	Err     error         // set when it is in Ready.Completed: nil, block.ErrNoSpace or block.ErrRetry
 
-	completed bool // reported in Ready.Completed
-	sequenced bool // has a Version, is in the stream and stays there
-	since     time.Duration
+	completed bool          // reported in Ready.Completed
+	since     time.Duration // when it was proposed
 }
 
 // ReadOp is one read of whole blocks. The core chooses the member and decides when the reply may be shown.
@@ -153,16 +152,18 @@ type ReadOp struct {
 	Err   error
 	Tag   any // the shell's own
 
-	session SessionID
-	tried   []block.GUID
+	session SessionID     // where it is under way; zero: nowhere
+	index   int           // in that replica's reads
+	tried   []block.GUID  // replicas that failed to read it
+	since   time.Duration // when it was asked for
+	after   uint64        // answered; may be shown once the operations up to this one are complete
 }
 
 // SessionID names a connection of a replica to this target process; never reused.
 type SessionID uint64
 
 // Ready is what the shell must do, in this order: send Messages and Ops (they share one ordered stream per session, in
-// the order of Sends), close sessions, report completions. It is drained by Core.Ready and refers to memory that is valid
-// until the next call.
+// the order of Sends), close sessions, report completions. It is drained by Core.Ready, which says how long it is valid.
 type Ready struct {
 	Sends     []Send
 	Closes    []SessionClose
@@ -174,6 +175,9 @@ type Ready struct {
 	FlushHeld []any     // tags of Flush calls that waited for a quorum longer than Settings.HoldLimit: answer block.ErrRetry
 	Record    *List     // founding: write this list into the volume's record by compare-and-swap, then call Recorded
 	Status    bool      // Status() changed in a way that is worth reporting
+	// Restart is not empty when this core can go no further: close every session, replace the core by its Successor,
+	// and let the replicas connect again. It does nothing more itself.
+	Restart string
 }
 
 // Send is one item for a session's ordered stream: a message, operations, or a flush mark, exactly one of them.
@@ -181,7 +185,7 @@ type Send struct {
 	Session SessionID
 	Message Message
 	Ops     []*Op
-	Flush   uint64 // ask for an Ack whose Stable is at least this n
+	Flush   uint64 // ask for an Ack whose stable is at least this n; it is answered even if nothing is left to do
 }
 
 // ReadSend asks the shell to send a read to a session's replica.
@@ -198,10 +202,15 @@ type SessionClose struct {
 
 // Settings bound what the core waits for. Durations are of the shell's monotonic clock.
 type Settings struct {
-	Deadline   time.Duration // a member that owes an answer and is silent for this long is ejected if the rest is a quorum; default 1 s
-	PingEvery  time.Duration // default Deadline/4
-	ClaimGrace time.Duration // how long a target that starts waits for promises beyond a quorum; default 500 ms
-	HoldLimit  time.Duration // requests held longer than this without quorum are answered with block.ErrRetry; default 100 s
+	Deadline time.Duration // a member that owes an answer and is silent for this long is ejected if the rest is a quorum; default 1 s
+	// FlushDeadline is the same for a member that does not get on with a flush; default 5 times Deadline.
+	FlushDeadline time.Duration
+	PingEvery     time.Duration // default Deadline/4
+	ClaimGrace    time.Duration // how long a target that starts waits for promises beyond a quorum; default 500 ms
+	HoldLimit     time.Duration // requests held longer than this without quorum are answered with block.ErrRetry; default 100 s
+	Backoff       time.Duration // before a failed rebuild is tried again; doubles up to 64 times that; default 100 ms
+	RetainOps     int           // a replica that catches up and lags by more operations is dropped; default 16384
+	RetainData    int64         // or by more bytes; default 64 MiB
 }
 
 // Desired is what the control plane wants of the membership.
@@ -240,7 +249,7 @@ type Status struct {
 	Holding   string // why not, in words that say what to do; empty when Serving
 	Epoch     uint64
 	Last      uint64 // number of the last operation sequenced
-	Committed List
+	Committed List   // no members: not known yet, until a claim is won
 	Pending   *List
 	Desired   Desired // as adopted: what it refuses by this can no longer happen
 	Replicas  []Replica

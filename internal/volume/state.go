@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"cmp"
 	"slices"
 
 	"github.com/cstor-go/cstor/internal/block"
@@ -26,6 +27,17 @@ func (l List) Quorum() int { return len(l.Members)/2 + 1 }
 
 // Has reports whether g is in the list.
 func (l List) Has(g block.GUID) bool { return slices.Contains(l.Members, g) }
+
+// Compare orders lists by (Epoch, Generation), the higher one being the later (replication rule 12).
+func (l List) Compare(o List) int {
+	if c := cmp.Compare(l.Epoch, o.Epoch); c != 0 {
+		return c
+	}
+	return cmp.Compare(l.Generation, o.Generation)
+}
+
+// founded reports whether l is a list at all.
+func (l List) founded() bool { return len(l.Members) > 0 }
 
 // EpochStart is an entry of a History: Epoch's first operation has number First.
 type EpochStart struct {
@@ -71,4 +83,10 @@ func (r Report) Key() block.Version {
 		return r.Last
 	}
 	return r.State.CompleteAt
+}
+
+// fresh reports whether the replica is empty and was never founded nor rebuilt (replication rule 5).
+func (r Report) fresh() bool {
+	s := r.State
+	return !s.Committed.founded() && s.Pending == nil && !s.Complete && r.Last.IsZero() && len(s.History) == 0
 }

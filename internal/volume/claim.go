@@ -1,0 +1,287 @@
+package volume
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/cstor-go/cstor/internal/block"
+)
+
+// noteList remembers a committed list. That it was committed stays true when the replica that shows it is gone, or is
+// dropped because that very list is without it.
+func (c *Core) noteList(l List) {
+	if l.founded() && (!c.recorded.founded() || l.Compare(c.recorded) > 0) {
+		c.recorded = l
+	}
+}
+
+// known returns the highest committed list that the record or any replica showed, and the highest pending one that a
+// connected replica shows if that is higher still (replication rule 12). Lists only move under a quorum of their
+// members, so that the highest one that a quorum shows is the one that binds.
+func (c *Core) known() (committed List, pending *List) {
+	committed = c.recorded
+	for _, p := range c.peers {
+		l := p.report.State.Pending
+		if p.state == gone || l == nil || l.Compare(committed) <= 0 || pending != nil && l.Compare(*pending) <= 0 {
+			continue
+		}
+		pending = l
+	}
+	return committed, pending
+}
+
+// claim gathers promises until they are a quorum of every list that may bind, chooses the authority among those who
+// gave them, and opens the epoch there (replication rules 10 to 13).
+func (c *Core) claim() {
+	c.committed, c.pending = c.known()
+	if !c.committed.founded() {
+		c.askRecord()
+		return
+	}
+	if why := c.missing(func(p *peer) bool { return p.state != gone }); why != "" {
+		c.hold("connected", why)
+		return
+	}
+	highest := c.floor
+	for _, p := range c.peers {
+		if s := p.report.State.Promised; p.state != gone && s != c.promise {
+			highest = max(highest, s.Epoch)
+		}
+	}
+	if c.promise.Epoch <= highest {
+		c.reclaim(highest)
+	}
+	for _, p := range c.peers {
+		if p.state == connected && !p.claimed {
+			p.claimed = true
+			c.send(p, Claim{Promise: c.promise})
+		}
+	}
+	has := func(p *peer) bool { return p.state == promised }
+	if why := c.missing(has); why != "" {
+		c.quorumAt = 0
+		c.hold("promised", why)
+		return
+	}
+	if c.quorumAt == 0 {
+		c.quorumAt = max(c.now, 1)
+	}
+	all := c.everyMember(has)
+	if !all && c.now-c.quorumAt < c.settings.ClaimGrace {
+		c.holding = "waiting a moment for the remaining replicas"
+		return
+	}
+	if auth := c.chooseAuthority(); auth != nil {
+		c.openEpoch(auth)
+	}
+}
+
+// askRecord asks for a new volume's list to be written once enough replicas wait for it (replication rule 5).
+func (c *Core) askRecord() {
+	var guids []block.GUID
+	for _, p := range c.peers {
+		if p.state != gone && p.report.fresh() && !slices.Contains(c.desired.Remove, p.guid) && len(guids) < c.desired.Founding {
+			guids = append(guids, p.guid)
+		}
+	}
+	switch {
+	case c.desired.Founding == 0 || len(guids) < c.desired.Founding:
+		c.holding = fmt.Sprintf("new volume: %d of %d empty replicas are connected", len(guids), c.desired.Founding)
+	case !c.asked:
+		c.asked = true
+		c.out.Record = &List{Generation: 1, Members: guids}
+		fallthrough
+	default:
+		c.holding = "new volume: waiting for its record to be written"
+	}
+}
+
+// hold says what is missing before the volume can be claimed.
+func (c *Core) hold(what, why string) { c.holding = "not enough replicas have " + what + ": " + why }
+
+// missing returns "" if the replicas of which is says yes are a quorum of every list in force, otherwise who is
+// missing.
+func (c *Core) missing(is func(*peer) bool) string {
+	short := func(l *List) string {
+		if l == nil {
+			return ""
+		}
+		var n int
+		var away []string
+		for _, g := range l.Members {
+			if p := c.find(g); p != nil && is(p) {
+				n++
+			} else {
+				away = append(away, c.name(g))
+			}
+		}
+		if n >= l.Quorum() {
+			return ""
+		}
+		return fmt.Sprintf("%d of %d, need %d; missing: %s", n, len(l.Members), l.Quorum(), strings.Join(away, ", "))
+	}
+	if s := short(&c.committed); s != "" {
+		return s
+	}
+	return short(c.pending)
+}
+
+// everyMember reports whether is says yes of every member of the lists in force.
+func (c *Core) everyMember(is func(*peer) bool) bool {
+	yes := func(g block.GUID) bool { p := c.find(g); return p != nil && is(p) }
+	for _, g := range c.committed.Members {
+		if !yes(g) {
+			return false
+		}
+	}
+	if c.pending != nil {
+		for _, g := range c.pending.Members {
+			if !yes(g) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// reclaim begins the claim again with an epoch above e.
+func (c *Core) reclaim(e uint64) {
+	c.phase = claiming
+	c.authority, c.quorumAt = nil, 0
+	c.promise = Promise{Epoch: max(e, c.promise.Epoch) + 1, Nonce: c.nonce}
+	c.ring = newRing(1)
+	for _, p := range c.peers {
+		if p.state != gone {
+			p.state, p.claimed, p.founded, p.required, p.listed = connected, false, false, false, false
+		}
+	}
+}
+
+// refused handles a replica that promised a higher epoch to another target. While nothing was opened the claim is
+// repeated above it. Afterwards only a new claim can win it, since it may hold completed operations of that epoch; so
+// this core ends and its successor claims.
+func (c *Core) refused(p *peer, by Promise) {
+	p.report.State.Promised = by
+	c.floor = max(c.floor, by.Epoch)
+	switch {
+	case c.phase == opening:
+		p.error = fmt.Sprintf("promised epoch %d to another target", by.Epoch)
+	case c.phase == open && by.Epoch >= c.promise.Epoch:
+		c.restart(fmt.Sprintf("%s promised epoch %d to another target", c.name(p.guid), by.Epoch))
+	}
+}
+
+// chooseAuthority returns a complete member that is at least as far as every promise's key, nil if there is none yet
+// (replication rule 13). It founds the empty members of a volume to which nothing was ever written (rule 5).
+func (c *Core) chooseAuthority() *peer {
+	var top, auth *peer
+	for _, p := range c.peers {
+		if p.state != promised || !c.listMember(p.guid) {
+			continue
+		}
+		if top == nil || top.report.Key().Less(p.report.Key()) {
+			top = p
+		}
+	}
+	key := top.report.Key()
+	waiting := false
+	for _, p := range c.peers {
+		if p.state != promised || !c.committed.Has(p.guid) || !key.IsZero() || c.pending != nil || !p.report.fresh() {
+			continue
+		}
+		if !p.founded {
+			p.founded = true
+			c.send(p, Found{List: c.stamped(c.committed)})
+		}
+		waiting = true
+	}
+	if waiting {
+		c.holding = "new volume: waiting for its replicas to be founded"
+		return nil
+	}
+	for _, p := range c.peers {
+		if p.state != promised || !c.listMember(p.guid) || !p.report.State.Complete || p.report.Last != key {
+			continue
+		}
+		if auth == nil || !c.inBoth(auth.guid) && c.inBoth(p.guid) {
+			auth = p
+		}
+	}
+	if auth == nil {
+		c.holding = fmt.Sprintf("%s was complete at %v, and no complete replica is as far: waiting for one that is", c.name(top.guid), key)
+	}
+	return auth
+}
+
+// onFounded notes that a replica is a complete, empty member.
+func (c *Core) onFounded(p *peer) {
+	if c.phase == claiming && p.founded && p.state == promised {
+		p.report.State.Complete = true
+		p.report.State.Committed = c.stamped(c.committed)
+	}
+}
+
+// stamped returns l under this target's epoch, by which it outranks every change that an earlier target began without
+// a quorum of l seeing it.
+func (c *Core) stamped(l List) List {
+	l.Epoch = c.promise.Epoch
+	return l
+}
+
+// openEpoch makes the first operation of this target, and sends it to the authority alone: nobody can be rebuilt, and
+// nothing be read, before it is stable there.
+func (c *Core) openEpoch(auth *peer) {
+	c.phase, c.authority = opening, auth
+	c.holding = "opening epoch"
+	c.committed = c.stamped(c.committed)
+	if c.pending != nil {
+		l := c.stamped(*c.pending)
+		l.Generation = max(l.Generation, c.committed.Generation) + 1
+		c.pending, c.inherited = &l, true
+	}
+	c.before = auth.report.Last
+	start := EpochStart{Epoch: c.promise.Epoch, First: c.before.N + 1}
+	c.history = auth.report.State.History.with(start)
+	c.ring = newRing(start.First)
+	c.completed, c.flushed = start.First-1, start.First-1
+	c.ring.push(&Op{Kind: OpOpen, FUA: true, Open: &start, Version: block.Version{Epoch: start.Epoch, N: start.First}})
+	c.resend(auth)
+}
+
+// last returns the number of the last operation sequenced.
+func (c *Core) last() uint64 { return c.ring.next - 1 }
+
+// listMember reports whether g is in a list in force.
+func (c *Core) listMember(g block.GUID) bool {
+	return c.committed.Has(g) || c.pending != nil && c.pending.Has(g)
+}
+
+// inBoth reports whether g is in every list in force.
+func (c *Core) inBoth(g block.GUID) bool {
+	return c.committed.Has(g) && (c.pending == nil || c.pending.Has(g))
+}
+
+// satisfies reports whether the replicas of which is says yes are a quorum of every list in force.
+func (c *Core) satisfies(is func(*peer) bool) bool {
+	return c.countOf(c.committed, is) >= c.committed.Quorum() &&
+		(c.pending == nil || c.countOf(*c.pending, is) >= c.pending.Quorum())
+}
+
+// countOf counts the members of l of which is says yes.
+func (c *Core) countOf(l List, is func(*peer) bool) (n int) {
+	for _, p := range c.peers {
+		if l.Has(p.guid) && is(p) {
+			n++
+		}
+	}
+	return n
+}
+
+// name returns how people know a replica.
+func (c *Core) name(g block.GUID) string {
+	if p := c.find(g); p != nil && p.report.Name != "" {
+		return p.report.Name
+	}
+	return g.String()
+}

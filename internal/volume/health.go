@@ -1,0 +1,167 @@
+package volume
+
+import (
+	"time"
+
+	"github.com/cstor-go/cstor/internal/block"
+)
+
+// Tick lets time pass; the shell calls it at least every Settings.PingEvery.
+func (c *Core) Tick(now time.Duration) {
+	if c.phase == over {
+		return
+	}
+	if away := now - c.ticked; c.ticked != 0 && away > 2*c.settings.PingEvery {
+		// It was this process that was away: nobody had a chance to be heard.
+		for _, p := range c.peers {
+			p.heard, p.moved, p.readMoved, p.pingedAt = p.heard+away, p.moved+away, p.readMoved+away, p.pingedAt+away
+			p.flushed += away
+		}
+	}
+	c.now, c.ticked = now, now
+	suspended := false
+	for _, p := range c.peers {
+		if p.state == gone {
+			continue
+		}
+		if c.silent(p) {
+			suspended = c.eject(p) || suspended
+		} else if !p.pinged && now-p.heard >= c.settings.PingEvery {
+			p.pinged, p.pingedAt = true, now
+			c.send(p, Ping{})
+		}
+	}
+	if suspended != c.suspended {
+		c.suspended, c.out.Status = suspended, true
+	}
+	c.shed()
+	c.answerHeld()
+	c.poke()
+	c.checkStuck()
+}
+
+// silent reports whether p owes an answer for too long. Flushes have a deadline of their own, and whatever else p
+// answers meanwhile does not help: a device may take long for one, or hang in it while writes to memory go on.
+func (c *Core) silent(p *peer) bool {
+	d := c.settings.Deadline
+	return p.flushing() && c.now-p.flushed > c.settings.FlushDeadline ||
+		p.waits() && c.now-p.moved > d || len(p.reads) > 0 && c.now-p.readMoved > d || p.pinged && c.now-p.pingedAt > d
+}
+
+// eject ends the session of a silent replica, unless the in-sync set would be too small without it: then everything is
+// suspended, and goes on where it was when it answers (replication rules 20 and 21).
+func (c *Core) eject(p *peer) (suspended bool) {
+	if p.state == insync && !c.satisfies(func(q *peer) bool { return q.state == insync && q != p }) {
+		return true
+	}
+	c.close(p, "silent for too long")
+	return false
+}
+
+// shed drops replicas that catch up too slowly: a joiner must not make this process keep operations without bound.
+func (c *Core) shed() {
+	for _, p := range c.peers {
+		if !p.streaming() || p.required || p.acked >= c.finished() {
+			continue
+		}
+		if c.last()-p.acked > uint64(c.settings.RetainOps) || c.ring.data > c.settings.RetainData && p.acked < c.ring.low {
+			c.delay(p)
+			c.close(p, "replica lags too far behind")
+		}
+	}
+}
+
+// answerHeld answers what was held for too long. Operations that were sequenced stay in the stream (replication rule
+// 19): they are answered, not undone.
+func (c *Core) answerHeld() {
+	if c.serving && !c.suspended {
+		return
+	}
+	late := func(since time.Duration) bool { return c.now-since > c.settings.HoldLimit }
+	if c.phase == open {
+		for _, n := range c.fua {
+			if op := c.ring.at(n); late(op.since) {
+				c.finish(op, block.ErrRetry)
+			}
+		}
+		for n := c.completed + 1; n <= c.last(); n++ {
+			if op := c.ring.at(n); late(op.since) {
+				c.finish(op, block.ErrRetry)
+			}
+		}
+	}
+	keep := c.held[:0]
+	for _, op := range c.held {
+		if late(op.since) {
+			c.refuse(op, block.ErrRetry)
+		} else {
+			keep = append(keep, op)
+		}
+	}
+	c.held = keep
+	flushes := c.flushes[:0]
+	for _, f := range c.flushes {
+		if late(f.since) {
+			c.out.FlushHeld = append(c.out.FlushHeld, f.tag)
+		} else {
+			flushes = append(flushes, f)
+		}
+	}
+	c.flushes = flushes
+	for _, p := range c.peers {
+		for i := len(p.reads) - 1; i >= 0; i-- {
+			if r := p.reads[i]; late(r.since) {
+				c.forget(p, r)
+				c.reads = append(c.reads, r)
+			}
+		}
+	}
+	c.reads = c.giveUp(c.reads, late)
+	c.answered = c.giveUp(c.answered, late)
+}
+
+// giveUp answers the late ones of reads and returns the others.
+func (c *Core) giveUp(reads []*ReadOp, late func(time.Duration) bool) []*ReadOp {
+	keep := reads[:0]
+	for _, r := range reads {
+		if late(r.since) {
+			r.Err = block.ErrRetry
+			c.out.ReadsDone = append(c.out.ReadsDone, r)
+		} else {
+			keep = append(keep, r)
+		}
+	}
+	return keep
+}
+
+// checkStuck asks for a restart when everyone who was in sync is away and others could take over: that needs a new
+// claim, because only a claim may choose an authority.
+func (c *Core) checkStuck() {
+	if c.phase != open {
+		return
+	}
+	var top *peer
+	for _, p := range c.peers {
+		if p.state >= promoting {
+			c.stuck = 0
+			return
+		}
+		if p.state == promised && c.listMember(p.guid) && (top == nil || top.report.Key().Less(p.report.Key())) {
+			top = p
+		}
+	}
+	if c.stuck == 0 {
+		c.stuck = max(c.now, 1)
+	}
+	if c.now-c.stuck <= max(c.settings.ClaimGrace, c.settings.Deadline) || top == nil ||
+		c.missing(func(p *peer) bool { return p.state == promised }) != "" {
+		return
+	}
+	key := top.report.Key()
+	for _, p := range c.peers {
+		if p.state == promised && c.listMember(p.guid) && p.report.State.Complete && p.report.Last == key {
+			c.restart("nobody that was in sync is left, and the others can take over")
+			return
+		}
+	}
+}

@@ -1,0 +1,64 @@
+package volume
+
+import (
+	"testing"
+
+	"github.com/cstor-go/cstor/internal/block"
+)
+
+func TestCommonPoint(t *testing.T) {
+	for _, tt := range []struct{ name, a, lastA, b, lastB, want string }{
+		{"both empty", "", "0.0", "", "0.0", "0.0"},
+		{"one empty", "", "0.0", "1@1", "1.5", "0.0"},
+		{"same", "1@1", "1.5", "1@1", "1.5", "1.5"},
+		{"one behind", "1@1", "1.3", "1@1", "1.5", "1.3"},
+		{"behind by an epoch", "1@1", "1.3", "1@1,2@6", "2.9", "1.3"},
+		{"tail beyond the next epoch", "1@1", "1.8", "1@1,2@6", "2.9", "1.5"},
+		{"exactly at the end", "1@1", "1.5", "1@1,2@6", "2.9", "1.5"},
+		{"two ends of one epoch", "1@1,2@6", "2.7", "1@1,3@4", "3.9", "1.3"},
+		{"in a later epoch", "1@1,2@6,4@9", "4.20", "1@1,2@6,4@9", "4.12", "4.12"},
+		{"epochs skipped differently", "1@1,3@6", "3.9", "1@1,2@6", "2.9", "1.5"},
+		{"nothing in common", "1@1", "1.4", "2@1", "2.4", "0.0"},
+		{"one ends before the shared epoch", "1@1,2@6", "1.3", "1@1,2@6", "2.9", "1.3"},
+		{"same epoch, other number", "1@1,2@6", "2.9", "1@1,2@5", "2.9", "1.4"},
+		{"only the opening operation", "1@1,2@6", "2.6", "1@1,2@6", "2.9", "2.6"},
+	} {
+		a, b := parseHistory(tt.a), parseHistory(tt.b)
+		la, lb := parseVersion(tt.lastA), parseVersion(tt.lastB)
+		if got := CommonPoint(a, la, b, lb); got != parseVersion(tt.want) {
+			t.Errorf("%s: %v, want %s", tt.name, got, tt.want)
+		}
+		if got := CommonPoint(b, lb, a, la); got != parseVersion(tt.want) {
+			t.Errorf("%s, the other way round: %v, want %s", tt.name, got, tt.want)
+		}
+	}
+}
+
+// TestCommonPointTree checks what the base of a rebuild relies on: two histories share at least what each of them
+// shares with a third.
+func TestCommonPointTree(t *testing.T) {
+	type life struct {
+		h    History
+		last block.Version
+	}
+	var lives []life
+	for _, x := range [][2]string{
+		{"1@1", "1.9"}, {"1@1,2@5", "2.8"}, {"1@1,3@7", "3.8"}, {"1@1,2@5,4@7", "4.9"}, {"1@1,2@5,4@7,6@9", "6.12"}, {"5@1", "5.3"}, {"", "0.0"},
+	} {
+		lives = append(lives, life{parseHistory(x[0]), parseVersion(x[1])})
+	}
+	common := func(a, b life) block.Version { return CommonPoint(a.h, a.last, b.h, b.last) }
+	for _, a := range lives {
+		for _, b := range lives {
+			for _, c := range lives {
+				least := common(a, b)
+				if x := common(a, c); x.Less(least) {
+					least = x
+				}
+				if common(b, c).Less(least) {
+					t.Errorf("%v and %v share less than each shares with %v", b, c, a)
+				}
+			}
+		}
+	}
+}

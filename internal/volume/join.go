@@ -1,0 +1,164 @@
+package volume
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/cstor-go/cstor/internal/block"
+)
+
+// admit takes the next step with a replica that is connected but not on its way to be in sync: the promise, without
+// which none of its frames mean anything; then whatever it lacks, by resending if the operations are still here
+// (replication rule 24), else by a rebuild from a member in sync (rules 26 and 27).
+func (c *Core) admit(p *peer) {
+	if c.phase != open {
+		return
+	}
+	switch p.state {
+	case connected:
+		if by := p.report.State.Promised; by != c.promise && by.Epoch >= c.promise.Epoch {
+			c.refused(p, by)
+		} else if !p.claimed {
+			p.claimed = true
+			c.send(p, Claim{Promise: c.promise})
+		}
+	case promised:
+		if c.now < p.retryAt {
+			return
+		}
+		if c.resendable(p) {
+			c.counters.Resends++
+			c.resend(p)
+		} else if source := c.pickSource(p); source != nil {
+			c.join(p, source)
+		}
+	}
+}
+
+// resendable reports whether p holds a beginning of this target's stream, and all that it lacks is still here. Before
+// the epoch was opened that means: exactly what the authority held then.
+func (c *Core) resendable(p *peer) bool {
+	s, last := p.report.State, p.report.Last
+	if !s.Complete || last.N+1 < c.ring.low || last.N > c.last() {
+		return false
+	}
+	if last.Epoch == c.promise.Epoch {
+		return slices.Equal(s.History, c.history)
+	}
+	return last == c.before && slices.Equal(s.History, c.history[:len(c.history)-1])
+}
+
+// resend streams to p from behind what it holds. It counts when it has flushed (replication rule 24).
+func (c *Core) resend(p *peer) {
+	p.sent, p.acked, p.stable, p.mark, p.fua = p.report.Last.N, p.report.Last.N, 0, 0, 0
+	c.catchUp(p)
+}
+
+// catchUp is the last stage of every way to get in sync: lists, a flush, and then see count.
+func (c *Core) catchUp(p *peer) {
+	if c.listMember(p.guid) {
+		c.sendLists(p)
+	}
+	p.admit, p.required = c.last(), false
+	c.become(p, catching)
+	c.flushMark(p, p.admit)
+}
+
+// pickSource returns the member in sync that p should pull from, nil if there is none.
+func (c *Core) pickSource(p *peer) *peer {
+	var best *peer
+	load := func(q *peer) (n int) {
+		for _, o := range c.peers {
+			if o.source == q && (o.state == joining || o.state == pulling) {
+				n++
+			}
+		}
+		if q == p.avoid {
+			n += len(c.peers) // better any other
+		}
+		return n
+	}
+	for _, q := range c.peers {
+		if q.state == insync && q != p && (best == nil || load(q) < load(best)) {
+			best = q
+		}
+	}
+	return best
+}
+
+// join begins a rebuild. The source is in sync, so that it holds everything completed and will apply everything up to
+// the point from which operations are streamed.
+func (c *Core) join(p, source *peer) {
+	c.attempt++
+	c.counters.Joins++
+	last := block.Version{Epoch: c.promise.Epoch, N: source.acked}
+	if key := p.report.Key(); p.report.State.Complete && CommonPoint(p.report.State.History, key, c.history, last) != key {
+		c.counters.Divergent++
+	}
+	p.attempt, p.source, p.progress = c.attempt, source, Progress{}
+	c.become(p, joining)
+	c.send(p, Join{
+		Attempt: p.attempt,
+		Source:  Peer{GUID: source.guid, Name: source.report.Name, Addr: source.report.PullAddr},
+		History: c.history,
+		Last:    last,
+		Size:    c.size,
+	})
+}
+
+// joinReady begins the stream: from here on p gets every operation, and what came before is in the chunks of a source
+// that has applied it.
+func (c *Core) joinReady(p *peer, attempt uint64) {
+	if p.state != joining || attempt != p.attempt {
+		return
+	}
+	p.report.State.Complete = false
+	p.sent, p.acked, p.stable, p.mark, p.fua = c.last(), c.last(), 0, 0, 0
+	c.send(p, Stream{Attempt: attempt, From: block.Version{Epoch: c.promise.Epoch, N: p.sent}})
+	c.become(p, pulling)
+}
+
+// rebuilt lets p become complete, since every chunk equals the source's. The source may have been ahead of p's stream
+// when it answered, so that what p holds is a state of the volume only once p has applied everything that the source
+// may have had: that is all in the stream before this Promote.
+func (c *Core) rebuilt(p *peer, attempt uint64) {
+	if p.state != pulling || attempt != p.attempt {
+		return
+	}
+	c.become(p, promoting)
+	c.send(p, Promote{Attempt: p.attempt, History: c.history})
+}
+
+// onPromoted goes on with a replica that is durably complete (replication rule 34).
+func (c *Core) onPromoted(p *peer, attempt uint64) {
+	if p.state != promoting || attempt != p.attempt {
+		return
+	}
+	c.counters.Promotions++
+	p.source = nil
+	p.report.State.Complete = true
+	c.catchUp(p)
+}
+
+// joinFailed ends an attempt that the replica gave up.
+func (c *Core) joinFailed(p *peer, m JoinFailed) {
+	if m.Attempt == p.attempt && (p.state == joining || p.state == pulling) {
+		c.giveUpJoin(p, m.Reason)
+	}
+}
+
+// giveUpJoin ends an attempt together with its session, which ends the stream cleanly on both sides. The replica
+// connects again and another attempt begins after a while, with another source if there is one (replication rule 33).
+func (c *Core) giveUpJoin(p *peer, why string) {
+	p.avoid = p.source
+	c.delay(p)
+	why = fmt.Sprintf("rebuild from %s: %s", c.name(p.source.guid), why)
+	c.close(p, why)
+	p.error = why
+}
+
+// delay keeps p from being admitted again for a while, longer from time to time.
+func (c *Core) delay(p *peer) {
+	p.backoff = min(max(2*p.backoff, c.settings.Backoff), 64*c.settings.Backoff)
+	p.retryAt = c.now + p.backoff
+}

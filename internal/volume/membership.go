@@ -1,0 +1,238 @@
+package volume
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cstor-go/cstor/internal/block"
+)
+
+// Want takes what the control plane wants. Replicas that are not members and do not fit are dropped at once. The
+// Desired in Status follows when nothing that it refuses can happen any more: a change of the list that is under way
+// is finished first, since a part of the members may act on it.
+func (c *Core) Want(now time.Duration, d Desired) {
+	c.now = now
+	c.desired = d
+	c.out.Status = true
+	if c.phase == over {
+		return
+	}
+	c.enforce()
+	c.poke()
+}
+
+// extra reports whether p is connected without being a member of a list in force.
+func (c *Core) extra(p *peer) bool { return p.state != gone && !c.listMember(p.guid) }
+
+// room returns how many replicas that are no members may be connected.
+func (c *Core) room() int {
+	n := len(c.committed.Members)
+	if c.pending != nil {
+		for _, g := range c.pending.Members {
+			if !c.committed.Has(g) {
+				n++
+			}
+		}
+	}
+	return max(c.desired.Factor-n, 0)
+}
+
+// unwanted says why p, which just connected, is to be dropped, "" if it is not.
+func (c *Core) unwanted(p *peer) string {
+	switch {
+	case !c.extra(p):
+		return ""
+	case slices.Contains(c.desired.Remove, p.guid):
+		return "replica was removed from the volume"
+	case !c.committed.founded():
+		return "" // who is a member is not known yet
+	}
+	n := 0
+	for _, q := range c.peers {
+		if q != p && c.extra(q) {
+			n++
+		}
+	}
+	if n >= c.room() {
+		return fmt.Sprintf("volume wants %d replicas and has them", c.desired.Factor)
+	}
+	return ""
+}
+
+// enforce drops the replicas that are no members and not wanted, the least advanced ones first.
+func (c *Core) enforce() {
+	n := 0
+	for _, p := range c.peers {
+		if c.extra(p) {
+			if slices.Contains(c.desired.Remove, p.guid) {
+				c.drop(p, "replica was removed from the volume")
+			} else {
+				n++
+			}
+		}
+	}
+	for c.committed.founded() && n > c.room() {
+		var worst *peer
+		for _, p := range c.peers {
+			if c.extra(p) && (worst == nil || p.state <= worst.state) {
+				worst = p
+			}
+		}
+		c.drop(worst, fmt.Sprintf("volume wants %d replicas and has them", c.desired.Factor))
+		n--
+	}
+}
+
+// lists returns what members are to install now.
+func (c *Core) lists() SetList {
+	if c.next != nil {
+		return SetList{Committed: *c.next}
+	}
+	return SetList{Committed: c.committed, Pending: c.pending}
+}
+
+// sendLists sends p the lists in force.
+func (c *Core) sendLists(p *peer) { c.send(p, c.lists()) }
+
+// listSet notes which lists are stable at p.
+func (c *Core) listSet(p *peer, m ListSet) {
+	p.lists = m
+	p.listed = m.Committed.Epoch == c.promise.Epoch
+	if p.state == catching {
+		c.count(p)
+	}
+}
+
+// advanceChange carries a change of the member list on (replication rules 35 and 36): pending on a quorum of the old
+// and of the new list, then committed likewise; until that is done every quorum needs both. Without one under way it
+// begins the next that is wanted and safe.
+func (c *Core) advanceChange() {
+	if c.phase != open {
+		return
+	}
+	if c.pending == nil {
+		c.enforce()
+		if !c.serving {
+			return // a change that an earlier target began is outranked for good only when a quorum has this target's list
+		}
+		if c.adopted.Factor != c.desired.Factor || !slices.Equal(c.adopted.Remove, c.desired.Remove) || c.adopted.Founding != c.desired.Founding {
+			c.adopted = c.desired
+			c.out.Status = true
+		}
+		c.beginChange()
+	}
+	if c.pending != nil && c.next == nil {
+		if c.satisfies(func(p *peer) bool {
+			return p.state == insync && p.lists.Pending != nil && p.lists.Pending.Compare(*c.pending) == 0
+		}) {
+			c.next = &List{Epoch: c.promise.Epoch, Generation: c.pending.Generation + 1, Members: c.pending.Members}
+			c.spread()
+		}
+	}
+	if c.next != nil && c.satisfies(func(p *peer) bool {
+		return p.state == insync && p.lists.Committed.Compare(*c.next) == 0
+	}) {
+		c.commitChange()
+	}
+}
+
+// beginChange starts the change that is wanted most, if one is wanted and safe.
+func (c *Core) beginChange() {
+	removing, members := c.removal()
+	if removing != c.removing {
+		c.removing = removing
+		c.out.Status = true
+	}
+	if members == nil {
+		members = c.addition()
+	}
+	if members == nil {
+		return
+	}
+	c.pending = &List{Epoch: c.promise.Epoch, Generation: c.committed.Generation + 1, Members: members}
+	c.refreshServing()
+	c.spread()
+}
+
+// removal returns what the removal that is wanted waits for, and the list without its replica when it waits for
+// nothing.
+func (c *Core) removal() (waits string, members []block.GUID) {
+	for _, g := range c.committed.Members {
+		if !slices.Contains(c.desired.Remove, g) {
+			continue
+		}
+		rest := slices.DeleteFunc(slices.Clone(c.committed.Members), func(m block.GUID) bool { return m == g })
+		if len(rest) == 0 {
+			return fmt.Sprintf("%s is the last replica of the volume", c.name(g)), nil
+		}
+		var away []string
+		for _, m := range rest {
+			if p := c.find(m); p == nil || p.state != insync {
+				away = append(away, c.name(m))
+			}
+		}
+		if len(away) > 0 {
+			return fmt.Sprintf("removing %s waits until every other replica is healthy: %s", c.name(g), strings.Join(away, ", ")), nil
+		}
+		return fmt.Sprintf("removing %s", c.name(g)), rest
+	}
+	return "", nil
+}
+
+// addition returns the list with a replica more, nil if none is ready. It counts with what it would then have to
+// satisfy (replication rule 35).
+func (c *Core) addition() []block.GUID {
+	for _, p := range c.peers {
+		if p.state != insync || c.committed.Has(p.guid) || slices.Contains(c.desired.Remove, p.guid) ||
+			len(c.committed.Members) >= c.desired.Factor {
+			continue
+		}
+		l := List{Members: append(slices.Clone(c.committed.Members), p.guid)}
+		if c.countOf(l, func(q *peer) bool { return q.state == insync }) >= l.Quorum() {
+			return l.Members
+		}
+	}
+	return nil
+}
+
+// spread sends the lists to every replica that counts for them.
+func (c *Core) spread() {
+	c.out.Status = true
+	for _, p := range c.peers {
+		if p.state >= catching && c.listMember(p.guid) {
+			c.sendLists(p)
+		}
+	}
+}
+
+// commitChange puts the new list in force. The data of a removed replica may be destroyed from now on (rule 38).
+func (c *Core) commitChange() {
+	old := c.committed
+	c.committed, c.pending, c.next = *c.next, nil, nil
+	c.out.Status = true
+	if c.inherited {
+		c.inherited = false
+		c.counters.Finished++
+	}
+	for _, g := range c.committed.Members {
+		if !old.Has(g) {
+			c.counters.Added++
+		}
+	}
+	for _, g := range old.Members {
+		if c.committed.Has(g) {
+			continue
+		}
+		c.counters.Removed++
+		if p := c.find(g); p != nil && p.state != gone {
+			p.state = promised // it leaves without being missed
+			p.required = false
+			c.drop(p, "replica was removed from the volume")
+			c.orphan(p)
+		}
+	}
+	c.refreshServing()
+	c.advanceChange()
+}

@@ -1,0 +1,82 @@
+package volume
+
+import "strings"
+
+func mode(s peerState) Mode {
+	switch s {
+	case gone:
+		return Offline
+	case joining, pulling, promoting, catching:
+		return Rebuilding
+	case insync:
+		return Healthy
+	}
+	return Degraded
+}
+
+// Counters returns what has happened so far.
+func (c *Core) Counters() Counters { return c.counters }
+
+// Status describes the volume: every member of a list and every replica that is connected.
+func (c *Core) Status() Status {
+	s := Status{
+		Serving:  c.serving && c.silentNow() == "",
+		Epoch:    c.promise.Epoch,
+		Last:     c.last(),
+		Desired:  c.adopted,
+		Removing: c.removing,
+		Holding:  c.holdingNow(),
+	}
+	if c.phase == open {
+		s.Committed, s.Pending = c.committed, c.pending
+	}
+	seen := func(g [16]byte) bool { return c.find(g) != nil }
+	for _, p := range c.peers {
+		m := mode(p.state)
+		if m == Healthy && !c.committed.Has(p.guid) {
+			m = Rebuilding // not before its list is committed
+		}
+		s.Replicas = append(s.Replicas, Replica{
+			GUID: p.guid, ReplicaID: p.report.ReplicaID, Name: p.report.Name, Member: c.committed.Has(p.guid),
+			Mode: m, Applied: p.acked, Since: p.since, Progress: p.progress, LastError: p.error,
+		})
+	}
+	for _, g := range c.committed.Members {
+		if !seen(g) {
+			s.Replicas = append(s.Replicas, Replica{GUID: g, Member: true, Mode: Offline})
+		}
+	}
+	return s
+}
+
+// holdingNow says why the volume cannot serve.
+func (c *Core) holdingNow() string {
+	switch {
+	case c.serving:
+		return c.silentNow()
+	case c.phase != open:
+		return c.holding
+	}
+	why := c.missing(func(p *peer) bool { return p.state == insync })
+	parts := []string{"not enough replicas are in sync: " + why}
+	for _, p := range c.peers {
+		if c.listMember(p.guid) && p.state != insync && p.error != "" {
+			parts = append(parts, c.name(p.guid)+": "+p.error)
+		}
+	}
+	return strings.Join(parts, "; ")
+}
+
+// silentNow says which members in sync are silent and cannot be spared, "" if there are none.
+func (c *Core) silentNow() string {
+	var names []string
+	for _, p := range c.peers {
+		if c.suspended && p.state == insync && c.silent(p) {
+			names = append(names, c.name(p.guid))
+		}
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	return "waiting for replicas that are silent, the others are no quorum: " + strings.Join(names, ", ")
+}

@@ -1,0 +1,113 @@
+package volume
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/cstor-go/cstor/internal/block"
+)
+
+func (e *stage) describe(a *actor) {
+	r := a.m.Report()
+	s := r.State
+	fmt.Fprintf(&e.out, "%s last=%v promised=%d complete=%v", a.name, r.Last, s.Promised.Epoch, s.Complete)
+	if !s.Complete {
+		fmt.Fprintf(&e.out, " completeAt=%v base=%v", s.CompleteAt, s.Base)
+	}
+	fmt.Fprintf(&e.out, " history=%s list=%s", historyText(s.History), listText(s.Committed))
+	if s.Pending != nil {
+		fmt.Fprintf(&e.out, " pending=%s", listText(*s.Pending))
+	}
+	for _, b := range slices.Sorted(maps.Keys(a.blocks)) {
+		fmt.Fprintf(&e.out, " %d:%s", b, a.blocks[b].data)
+	}
+	fmt.Fprintln(&e.out)
+}
+
+func (e *stage) status() {
+	st := e.core.Status()
+	fmt.Fprintf(&e.out, "serving=%v epoch=%d last=%d list=%s", st.Serving, st.Epoch, st.Last, listText(st.Committed))
+	if st.Pending != nil {
+		fmt.Fprintf(&e.out, " pending=%s", listText(*st.Pending))
+	}
+	fmt.Fprintf(&e.out, " factor=%d\n", st.Desired.Factor)
+	if st.Holding != "" {
+		fmt.Fprintf(&e.out, "holding: %s\n", st.Holding)
+	}
+	if st.Removing != "" {
+		fmt.Fprintf(&e.out, "removing: %s\n", st.Removing)
+	}
+	for _, r := range st.Replicas {
+		mode := []string{"offline", "degraded", "rebuilding", "healthy"}[r.Mode]
+		fmt.Fprintf(&e.out, "  %c member=%v %s applied=%d\n", r.GUID[0], r.Member, mode, r.Applied)
+	}
+}
+
+func listText(l List) string {
+	if len(l.Members) == 0 {
+		return "none"
+	}
+	s := fmt.Sprintf("%d.%d{", l.Epoch, l.Generation)
+	for _, g := range l.Members {
+		s += string(g[0])
+	}
+	return s + "}"
+}
+
+func historyText(h History) string {
+	var s []string
+	for _, e := range h {
+		s = append(s, fmt.Sprintf("%d@%d", e.Epoch, e.First))
+	}
+	return "[" + strings.Join(s, " ") + "]"
+}
+
+func text(m Message) string {
+	name := strings.TrimPrefix(fmt.Sprintf("%T", m), "volume.")
+	switch m := m.(type) {
+	case Claim:
+		return fmt.Sprintf("%s epoch %d", name, m.Promise.Epoch)
+	case Promised:
+		r := m.Report
+		return fmt.Sprintf("%s epoch %d, key %v complete=%v", name, m.Promise.Epoch, r.Key(), r.State.Complete)
+	case Refused:
+		return fmt.Sprintf("%s, promised epoch %d", name, m.Promised.Epoch)
+	case Join:
+		return fmt.Sprintf("%s from %s", name, m.Source.Name)
+	case Stream:
+		return fmt.Sprintf("%s from %v", name, m.From)
+	case SetList:
+		return name + " " + listsText(m.Committed, m.Pending)
+	case ListSet:
+		return name + " " + listsText(m.Committed, m.Pending)
+	case Drop:
+		return name + ": " + m.Reason
+	case JoinFailed:
+		return name + ": " + m.Reason
+	}
+	return name
+}
+
+func listsText(c List, p *List) string {
+	if p == nil {
+		return listText(c)
+	}
+	return listText(c) + " pending " + listText(*p)
+}
+
+func parseVersion(s string) (v block.Version) {
+	fmt.Sscanf(s, "%d.%d", &v.Epoch, &v.N)
+	return v
+}
+
+func parseHistory(s string) (h History) {
+	for _, x := range strings.Split(s, ",") {
+		var e EpochStart
+		if n, _ := fmt.Sscanf(strings.TrimSpace(x), "%d@%d", &e.Epoch, &e.First); n == 2 {
+			h = append(h, e)
+		}
+	}
+	return h
+}

@@ -1,0 +1,473 @@
+package volume
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/datadriven"
+
+	"github.com/cstor-go/cstor/internal/block"
+)
+
+// TestTranscripts runs the files of testdata. Each is the life of one volume: commands, and what they led to.
+//
+//	replicas a b c            make empty replicas
+//	target founding=3 factor=3 start a target; the one before is dead, its connections are not yet noticed
+//	connect a b               these dial the target that is there
+//	run [a b] [until=Text]    deliver and do everything, only to and from these if any are given, until a line has Text
+//	quiet                     the same as run without printing it
+//	cut a                     a's connection is lost with all that is under way
+//	crash a                   a's process starts again with what its disk has
+//	kill                      the target is gone; nothing it sent is lost
+//	write b content [fua]     propose; discard b; read b; flush
+//	want factor=2 remove=a    tick 1s; step a <message>; member a; members; status
+func TestTranscripts(t *testing.T) {
+	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
+		e := &stage{members: map[string]*actor{}}
+		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
+			e.out.Reset()
+			e.command(t, d)
+			if e.out.Len() == 0 {
+				return "ok\n"
+			}
+			return e.out.String()
+		})
+	})
+}
+
+// stage is a target, replicas, and the streams between them.
+type stage struct {
+	out     strings.Builder
+	core    *Core
+	now     time.Duration
+	members map[string]*actor
+	record  *List
+	session SessionID
+	nonce   uint64
+	mute    bool
+	brief   bool
+}
+
+// actor is a replica and its connection.
+type actor struct {
+	name    string
+	m       *Member
+	blocks  map[uint64]content
+	session SessionID
+	in, out []func()
+	pull    *Pull
+	hung    bool
+}
+
+type content struct {
+	version block.Version
+	data    string
+}
+
+func (e *stage) command(t *testing.T, d *datadriven.TestData) {
+	var names []string
+	opt := map[string]string{}
+	for _, a := range d.CmdArgs {
+		if len(a.Vals) > 0 {
+			opt[a.Key] = strings.Join(a.Vals, ",")
+		} else {
+			names = append(names, a.Key)
+		}
+	}
+	num := func(key string) int { n, _ := strconv.Atoi(opt[key]); return n }
+	switch d.Cmd {
+	case "replicas":
+		for _, n := range names {
+			e.members[n] = &actor{name: n, m: NewMember(Report{GUID: e.guid(n), Name: n, PullAddr: n}), blocks: map[uint64]content{}}
+		}
+	case "target":
+		e.nonce++
+		e.core = NewCore(e.nonce, 1<<20, Settings{}, Desired{Founding: num("founding"), Factor: num("factor")})
+		if e.record != nil {
+			e.core.Recorded(e.now, *e.record)
+		}
+		e.ready()
+	case "kill":
+		e.core = nil
+	case "connect":
+		for _, n := range names {
+			a := e.members[n]
+			e.session++
+			a.session, a.in, a.out, a.pull = e.session, nil, nil, nil
+			a.m.Connect(a.session)
+			e.core.Connect(e.now, a.session, Register{Report: a.m.Report()})
+			e.ready()
+		}
+	case "cut":
+		for _, n := range names {
+			a := e.members[n]
+			a.in, a.out, a.pull = nil, nil, nil
+			a.m.Disconnect(a.session)
+			if e.core != nil {
+				e.core.Disconnect(e.now, a.session)
+				e.ready()
+			}
+		}
+	case "crash":
+		for _, n := range names {
+			a := e.members[n]
+			a.m = NewMember(a.m.Report())
+			a.in, a.out, a.pull, a.session = nil, nil, nil, 0
+		}
+	case "run", "quiet":
+		e.mute = d.Cmd == "quiet"
+		e.run(names, opt["until"])
+		e.mute = false
+	case "write", "discard":
+		n, _ := strconv.ParseUint(names[0], 10, 64)
+		op := &Op{Kind: OpWrite, Block: n, Count: 1, FUA: slices.Contains(names, "fua"), Tag: names[len(names)-1]}
+		if d.Cmd == "write" {
+			op.Tag = names[1]
+		} else {
+			op.Kind, op.Tag = OpDiscard, ""
+		}
+		e.core.Propose(e.now, op)
+		e.ready()
+	case "read":
+		n, _ := strconv.ParseUint(names[0], 10, 64)
+		e.core.Read(e.now, &ReadOp{Block: n, Count: 1, Tag: new(string)})
+		e.ready()
+	case "flush":
+		e.core.Flush(e.now, "flush")
+		e.ready()
+	case "tick":
+		dur, err := time.ParseDuration(names[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		for end := e.now + dur; e.now < end; {
+			e.now += min(200*time.Millisecond, end-e.now)
+			e.core.Tick(e.now)
+			e.ready()
+			if slices.Contains(names, "alive") { // what is sent is delivered; only what happens to sessions and requests is told
+				e.brief = true
+				e.run(nil, "")
+				e.brief = false
+			}
+		}
+	case "want":
+		w := e.core.desired
+		w.Factor = num("factor")
+		w.Remove = nil
+		if opt["remove"] != "" {
+			w.Remove = []block.GUID{e.guid(opt["remove"])}
+		}
+		e.core.Want(e.now, w)
+		e.ready()
+	case "hang": // what a replica has applied does not become stable any more
+		for _, n := range names {
+			e.members[n].hung = true
+		}
+	case "space":
+		e.core.Step(e.now, e.members[names[0]].session, Space{Full: slices.Contains(names, "full")})
+		e.ready()
+	case "restart":
+		e.core = e.core.Successor(e.nonce + 100)
+		e.ready()
+	case "step": // a message straight to a replica
+		a := e.members[names[0]]
+		var m Message
+		v := func(key string) block.Version { return parseVersion(opt[key]) }
+		switch names[1] {
+		case "claim":
+			m = Claim{Promise{Epoch: uint64(num("epoch")), Nonce: uint64(num("nonce"))}}
+		case "join":
+			m = Join{Attempt: uint64(num("attempt")), Source: Peer{Name: opt["source"]}, History: parseHistory(opt["history"]), Last: v("last")}
+		case "stream":
+			m = Stream{Attempt: uint64(num("attempt")), From: v("from")}
+		case "promote":
+			m = Promote{Attempt: uint64(num("attempt")), History: parseHistory(opt["history"])}
+		default:
+			t.Fatalf("%s: unknown message", d.Pos)
+		}
+		rd := a.m.Step(a.session, m)
+		e.print(rd)
+	case "rebuilt":
+		e.print(e.members[names[0]].m.Rebuilt(uint64(num("attempt"))))
+	case "attach": // a session of a replica with a target that is not on the stage
+		e.session++
+		e.members[names[0]].session = e.session
+		e.members[names[0]].m.Connect(e.session)
+	case "check":
+		session := e.members[names[0]].session
+		if opt["session"] == "old" {
+			session--
+		}
+		fmt.Fprintln(&e.out, e.members[names[0]].m.Check(session, parseVersion(opt["first"]), 1))
+	case "mayserve":
+		p := Promise{Epoch: uint64(num("epoch")), Nonce: uint64(num("nonce"))}
+		fmt.Fprintln(&e.out, e.members[names[0]].m.MayServe(p, parseVersion(opt["from"])))
+	case "member", "members":
+		if len(names) == 0 {
+			names = slices.Sorted(maps.Keys(e.members))
+		}
+		for _, n := range names {
+			e.describe(e.members[n])
+		}
+	case "status":
+		e.status()
+	default:
+		t.Fatalf("%s: unknown command", d.Pos)
+	}
+}
+
+func (e *stage) guid(name string) block.GUID { return block.GUID{name[0]} }
+
+func (e *stage) printf(format string, args ...any) {
+	if e.brief && !strings.HasPrefix(format, "done") && !strings.HasPrefix(format, "flush") && !strings.HasPrefix(format, "target closes") {
+		return
+	}
+	if !e.mute {
+		fmt.Fprintf(&e.out, format+"\n", args...)
+	}
+}
+
+func (e *stage) print(rd MemberReady) {
+	if rd.State != nil {
+		e.printf("persist complete=%v completeAt=%v base=%v applied=%v", rd.State.Complete, rd.State.CompleteAt, rd.State.Base, rd.Applied)
+	}
+	for _, m := range rd.Messages {
+		e.printf("send %s", text(m))
+	}
+	if rd.Pull != nil {
+		e.printf("pull from %v base %v", rd.Pull.From, rd.Pull.Base)
+	}
+	if rd.Close != "" {
+		e.printf("close: %s", rd.Close)
+	}
+}
+
+// run delivers until nothing is left, one frame of each stream in turn.
+func (e *stage) run(names []string, until string) {
+	if len(names) == 0 {
+		names = slices.Collect(maps.Keys(e.members))
+	}
+	sort.Strings(names)
+	for again := true; again; {
+		again = false
+		for _, n := range names {
+			a := e.members[n]
+			for _, q := range []*[]func(){&a.in, &a.out} {
+				if len(*q) > 0 {
+					f := (*q)[0]
+					*q = (*q)[1:]
+					f()
+					again = true
+					if lines := strings.Split(strings.TrimSpace(e.out.String()), "\n"); until != "" && strings.Contains(lines[len(lines)-1], until) {
+						return
+					}
+				}
+			}
+			if a.pull != nil && e.doPull(a) {
+				again = true
+			}
+		}
+	}
+}
+
+// toTarget queues what a replica says.
+func (a *actor) toTarget(e *stage, what string, f func()) {
+	session := a.session
+	a.out = append(a.out, func() {
+		if e.core != nil && session == a.session {
+			if what != "" {
+				e.printf("%s: %s", a.name, what)
+			}
+			f()
+			e.ready()
+		}
+	})
+}
+
+func (e *stage) carryOut(a *actor, rd MemberReady) {
+	for _, m := range rd.Messages {
+		session := a.session
+		a.toTarget(e, text(m), func() { e.core.Step(e.now, session, m) })
+	}
+	if rd.Pull != nil {
+		a.pull = rd.Pull
+	}
+	if rd.StopPull {
+		a.pull = nil
+	}
+	if rd.Close != "" {
+		e.printf("%s: closes: %s", a.name, rd.Close)
+		a.in, a.out, a.pull = nil, nil, nil
+		a.m.Disconnect(a.session)
+		if e.core != nil {
+			e.core.Disconnect(e.now, a.session)
+			e.ready()
+		}
+	}
+}
+
+func (e *stage) ack(a *actor, stable bool) {
+	n, session := a.m.Report().Last.N, a.session
+	var s uint64
+	what := fmt.Sprintf("ack %d", n)
+	if stable && !a.hung {
+		s = n
+		what += " stable"
+	}
+	a.toTarget(e, what, func() { e.core.Ack(e.now, session, n, s) })
+}
+
+// operations is the shell of a replica.
+func (e *stage) operations(a *actor, session SessionID, ops []Op) {
+	stable := false
+	for i := range ops {
+		op := &ops[i]
+		if op.Kind == OpOpen {
+			rd := a.m.Open(session, op)
+			e.carryOut(a, rd)
+			stable = true
+			continue
+		}
+		if err := a.m.Check(session, op.Version, 1); err != nil {
+			e.carryOut(a, MemberReady{Close: err.Error()})
+			return
+		}
+		c := content{version: op.Version, data: op.Tag.(string)}
+		a.blocks[op.Block] = c
+		a.m.Applied(op.Version)
+		stable = stable || op.FUA
+	}
+	e.ack(a, stable)
+}
+
+func (e *stage) doPull(a *actor) bool {
+	p, src := a.pull, e.members[a.pull.Source.Name]
+	switch err := src.m.MayServe(p.Promise, p.From); {
+	case err == ErrNotYet:
+		return false
+	case err != nil:
+		a.pull = nil
+		e.carryOut(a, a.m.PullFailed(p.Attempt, err.Error()))
+		return true
+	}
+	scan := src.m.Report().Last
+	all := maps.Clone(a.blocks)
+	maps.Copy(all, src.blocks)
+	for b := range all {
+		switch block.Resolve(a.blocks[b].version, src.blocks[b].version, scan) {
+		case block.Take:
+			a.blocks[b] = src.blocks[b]
+		case block.Drop:
+			delete(a.blocks, b)
+		}
+	}
+	a.pull = nil
+	e.printf("%s: pulls from %s at %v", a.name, src.name, scan)
+	e.carryOut(a, a.m.Rebuilt(p.Attempt))
+	return true
+}
+
+func (e *stage) actorOf(id SessionID) *actor {
+	for _, a := range e.members {
+		if a.session == id {
+			return a
+		}
+	}
+	return nil
+}
+
+// ready is the shell of the target.
+func (e *stage) ready() {
+	for rd := e.core.Ready(); rd != nil; rd = e.core.Ready() {
+		for _, s := range rd.Sends {
+			e.send(s)
+		}
+		for _, x := range rd.Closes {
+			if a := e.actorOf(x.Session); a != nil {
+				e.printf("target closes %s: %s", a.name, x.Reason)
+				a.in = append(a.in, func() {
+					a.m.Disconnect(x.Session)
+				})
+			}
+		}
+		for _, op := range rd.Completed {
+			e.printf("done: %v=%v %v", op.Block, op.Tag, errText(op.Err))
+		}
+		for _, s := range rd.Reads {
+			e.sendRead(s)
+		}
+		for _, r := range rd.ReadsDone {
+			e.printf("read: %d is %q %v", r.Block, *r.Tag.(*string), errText(r.Err))
+		}
+		for range rd.Flushed {
+			e.printf("flushed")
+		}
+		for range rd.FlushHeld {
+			e.printf("flush: %v", block.ErrRetry)
+		}
+		if rd.Restart != "" {
+			e.printf("restart: %s", rd.Restart)
+		}
+		if rd.Record != nil {
+			if e.record == nil {
+				e.record = rd.Record
+			}
+			e.core.Recorded(e.now, *e.record)
+		}
+	}
+}
+
+func errText(err error) string {
+	if err == nil {
+		return "ok"
+	}
+	return err.Error()
+}
+
+func (e *stage) send(s Send) {
+	a := e.actorOf(s.Session)
+	if a == nil {
+		return
+	}
+	switch {
+	case s.Message != nil:
+		a.in = append(a.in, func() {
+			e.printf("target to %s: %s", a.name, text(s.Message))
+			e.carryOut(a, a.m.Step(s.Session, s.Message))
+		})
+	case s.Ops != nil:
+		var ops []Op
+		for _, op := range s.Ops {
+			ops = append(ops, *op)
+		}
+		a.in = append(a.in, func() {
+			e.printf("target to %s: operations %v to %v", a.name, ops[0].Version, ops[len(ops)-1].Version)
+			e.operations(a, s.Session, ops)
+		})
+	default:
+		a.in = append(a.in, func() {
+			e.printf("target to %s: flush up to %d", a.name, s.Flush)
+			e.ack(a, true)
+		})
+	}
+}
+
+func (e *stage) sendRead(s ReadSend) {
+	a := e.actorOf(s.Session)
+	a.in = append(a.in, func() {
+		if err := a.m.MayRead(s.Session); err != nil {
+			return
+		}
+		data := a.blocks[s.Read.Block].data
+		a.toTarget(e, fmt.Sprintf("reads %q", data), func() {
+			*s.Read.Tag.(*string) = data
+			e.core.ReadReply(e.now, s.Session, s.Read, nil)
+		})
+	})
+}

@@ -1,0 +1,164 @@
+package sim
+
+import (
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/volume"
+)
+
+// checkDisks compares every two complete replicas that say that they hold the same operations.
+func (w *world) checkDisks() {
+	for i, r := range w.replicas {
+		for _, o := range w.replicas[:i] {
+			x, y := r.disk.report, o.disk.report
+			if !x.State.Complete || !y.State.Complete || x.Last != y.Last {
+				continue
+			}
+			if b := r.disk.difference(o.disk); b >= 0 {
+				w.fail("%s and %s are complete at %v and differ in block %d: %+v, %+v", r.name, o.name, x.Last, b,
+					r.disk.cells[uint64(b)], o.disk.cells[uint64(b)])
+			}
+		}
+	}
+}
+
+// settled reports whether the volume is what was wanted, and healthy.
+func (w *world) settled() bool {
+	t := w.target
+	if t == nil || !w.operator.idle() {
+		return false
+	}
+	st := t.core.Status()
+	if !st.Serving || st.Pending != nil || len(st.Committed.Members) != w.operator.want.Factor {
+		return false
+	}
+	for _, r := range st.Replicas {
+		if r.Member && r.Mode != volume.Healthy {
+			return false
+		}
+	}
+	return true
+}
+
+// finalCheck is made when everything was answered.
+func (w *world) finalCheck() {
+	st := w.target.core.Status()
+	for _, g := range st.Committed.Members {
+		r := w.replica(g)
+		if !r.disk.report.State.Complete || r.disk.report.Last.N != st.Last {
+			w.fail("%s is healthy at %v, the volume is at %d", r.name, r.disk.report.Last, st.Last)
+		}
+		if l := r.disk.report.State.Committed; l.Compare(st.Committed) != 0 {
+			w.fail("%s has list %v, the volume %v", r.name, l, st.Committed)
+		}
+	}
+	w.checkDisks()
+	for b := range w.app.reads {
+		w.checkBlock(uint64(b))
+	}
+}
+
+// zone is what is known of one value of a block: by first it was there, for at last it was still, or had yet to be,
+// there.
+type zone struct {
+	id          uint64
+	first, last uint64
+}
+
+// checkBlock checks that the history of one block is linearizable, the way Gibbons and Korach do for registers whose
+// values are unique (Testing shared memories, 1997). Discards leave no unique value: reads of nothing are checked
+// only against what they exclude.
+func (w *world) checkBlock(b uint64) {
+	var zones []zone
+	index := map[uint64]int{}
+	for _, r := range w.app.writes[b] {
+		if r.refused {
+			continue
+		}
+		index[r.id] = len(zones)
+		zones = append(zones, zone{id: r.id, first: r.ended, last: r.begun})
+	}
+	discard := map[uint64]bool{}
+	for _, r := range w.app.writes[b] {
+		discard[r.id] = r.kind == block.Discard
+	}
+	for _, s := range w.app.reads[b] {
+		if s.content == 0 {
+			continue
+		}
+		i, ok := index[s.content]
+		if !ok || discard[s.content] {
+			w.fail("block %d: read of %d, which was never written there", b, s.content)
+			return
+		}
+		z := &zones[i]
+		z.first, z.last = min(z.first, s.ended), max(z.last, s.begun)
+	}
+	for _, r := range w.app.writes[b] {
+		if i, ok := index[r.id]; ok && zones[i].first < r.begun {
+			w.fail("block %d: %d was read before it was written", b, r.id)
+		}
+	}
+	for i, x := range zones {
+		if x.first >= x.last {
+			continue // all of it may have happened in one instant
+		}
+		for j, y := range zones {
+			if i == j {
+				continue
+			}
+			if y.first < y.last && x.first < y.last && y.first < x.last || y.first >= y.last && x.first < y.last && y.first < x.last {
+				w.fail("block %d: %d was there from %d to %d, and so was %d from %d to %d", b, x.id, x.first, x.last, y.id, y.first, y.last)
+				return
+			}
+		}
+		for _, s := range w.app.reads[b] {
+			if s.content == 0 && x.first < s.begun && s.ended < x.last {
+				w.fail("block %d: %d was there from %d to %d, and nothing from %d to %d", b, x.id, x.first, x.last, s.begun, s.ended)
+				return
+			}
+		}
+	}
+	for _, s := range w.app.reads[b] {
+		if s.content == 0 && !w.mayBeEmpty(b, s, zones, discard) {
+			w.fail("block %d: nothing was read from %d to %d, after it was written", b, s.begun, s.ended)
+			return
+		}
+	}
+}
+
+// mayBeEmpty reports whether some discard, or the beginning, explains a read of nothing.
+func (w *world) mayBeEmpty(b uint64, s seen, zones []zone, discard map[uint64]bool) bool {
+	explains := func(begun, ended uint64) bool {
+		if begun > s.ended {
+			return false
+		}
+		for _, z := range zones {
+			if !discard[z.id] && ended < z.last && z.first < s.begun {
+				// written, or still there, after the discard ended, and there before the read began: only what begun
+				// later than the discard ended can have replaced it
+				if r := w.app.find(b, z.id); r.begun > ended {
+					return false
+				}
+			}
+		}
+		return true
+	}
+	if explains(0, 0) {
+		return true
+	}
+	for _, r := range w.app.writes[b] {
+		if discard[r.id] && !r.refused && explains(r.begun, r.ended) {
+			return true
+		}
+	}
+	return false
+}
+
+func (a *app) find(b, id uint64) *request {
+	for _, r := range a.writes[b] {
+		if r.id == id {
+			return r
+		}
+	}
+	return nil
+}

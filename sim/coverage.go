@@ -1,0 +1,79 @@
+package sim
+
+import (
+	"fmt"
+	"reflect"
+	"strings"
+)
+
+// Coverage counts what happened in one run or in several.
+type Coverage struct {
+	Runs          uint64
+	Completed     uint64 // requests that succeeded
+	Retries       uint64 // answered with block.ErrRetry
+	NoSpace       uint64
+	Damaged       uint64
+	Takeovers     uint64 // times that a target began to serve
+	Restarts      uint64
+	Ejections     uint64
+	Suspensions   uint64
+	Resends       uint64
+	Joins         uint64
+	Pulls         uint64
+	DeltaPulls    uint64 // of replicas that kept something
+	Promotions    uint64
+	Interrupted   uint64 // rebuilds that ended before promotion
+	Divergent     uint64
+	NotYet        uint64 // pulls that were early
+	OldFrames     uint64 // operations of a session that was over
+	HeldReads     uint64
+	ReadRetries   uint64
+	ScaleUps      uint64
+	ScaleDowns    uint64
+	Cancels       uint64
+	CancelledLate uint64
+	Finished      uint64 // pending lists finished by another target than the one that began
+}
+
+// Add adds another run's counts.
+func (c *Coverage) Add(o Coverage) {
+	v, u := reflect.ValueOf(c).Elem(), reflect.ValueOf(o)
+	for i := range v.NumField() {
+		v.Field(i).SetUint(v.Field(i).Uint() + u.Field(i).Uint())
+	}
+}
+
+// Missing names the counters that are below their floor for that many runs.
+func (c Coverage) Missing(floors Coverage) (names []string) {
+	v, f := reflect.ValueOf(c), reflect.ValueOf(floors)
+	for i := range v.NumField() {
+		if v.Field(i).Uint() < f.Field(i).Uint() {
+			names = append(names, fmt.Sprintf("%s is %d, want %d", v.Type().Field(i).Name, v.Field(i).Uint(), f.Field(i).Uint()))
+		}
+	}
+	return names
+}
+
+func (c Coverage) String() string {
+	var b strings.Builder
+	v := reflect.ValueOf(c)
+	for i := range v.NumField() {
+		fmt.Fprintf(&b, "%s=%d ", v.Type().Field(i).Name, v.Field(i).Uint())
+	}
+	return strings.TrimSpace(b.String())
+}
+
+// harvest adds what a core counted, before it is gone.
+func (w *world) harvest(t *target) {
+	n := t.core.Counters()
+	w.cover.Ejections += n.Ejections
+	w.cover.Suspensions += n.Suspensions
+	w.cover.Resends += n.Resends
+	w.cover.Joins += n.Joins
+	w.cover.Promotions += n.Promotions
+	w.cover.Interrupted += n.Interrupted
+	w.cover.Divergent += n.Divergent
+	w.cover.HeldReads += n.HeldReads
+	w.cover.ReadRetries += n.ReadRetries
+	w.cover.Finished += n.Finished
+}

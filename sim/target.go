@@ -1,0 +1,256 @@
+package sim
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/volume"
+)
+
+// target is a target process: the shell around a core.
+type target struct {
+	process
+	w      *world
+	core   *volume.Core
+	conns  map[volume.SessionID]*conn
+	status volume.Status
+	served bool
+}
+
+// startTarget starts a target. There is never more than one.
+func (w *world) startTarget() {
+	if w.target != nil {
+		return
+	}
+	t := &target{w: w, process: process{alive: true}, conns: map[volume.SessionID]*conn{}}
+	t.core = volume.NewCore(w.rng.Uint64(), blocks*block.Size, w.settings, w.operator.want)
+	w.target = t
+	w.logf("target starts, wants %+v", w.operator.want)
+	if w.record != nil {
+		l := *w.record
+		w.after(w.between(0, 20*ms), &t.process, func() { t.core.Recorded(w.now, l); t.ready() })
+	}
+	t.tick()
+	for _, r := range w.replicas {
+		if r.alive && w.chance(0.7) {
+			w.after(w.between(0, 10*ms), &r.process, r.newTarget)
+		}
+	}
+}
+
+// kill ends the target. What it sent still arrives, followed by the end of the connection.
+func (t *target) kill() {
+	w := t.w
+	w.logf("target killed")
+	w.harvest(t)
+	t.alive = false
+	w.target = nil
+	for _, id := range sortedConns(t.conns) {
+		c := t.conns[id]
+		c.open[atTarget] = false
+		c.hangup(atReplica)
+	}
+	w.app.targetDied()
+}
+
+func sortedConns(m map[volume.SessionID]*conn) (ids []volume.SessionID) {
+	for id := range m {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+func (t *target) tick() {
+	t.core.Tick(t.w.now)
+	t.ready()
+	t.w.after(t.w.settings.PingEvery/2, &t.process, t.tick)
+}
+
+func (t *target) connect(c *conn, m volume.Register) {
+	t.core.Connect(t.w.now, c.id, m)
+	t.ready()
+}
+
+func (t *target) disconnected(c *conn) {
+	delete(t.conns, c.id)
+	t.core.Disconnect(t.w.now, c.id)
+	t.ready()
+}
+
+func (t *target) step(c *conn, m volume.Message) {
+	t.core.Step(t.w.now, c.id, m)
+	t.ready()
+}
+
+func (t *target) ack(c *conn, a ackFrame) {
+	t.core.Ack(t.w.now, c.id, a.applied, a.stable)
+	t.ready()
+}
+
+func (t *target) readReply(c *conn, a readReply) {
+	if a.err == nil {
+		a.r.Tag.(*request).got = a.data
+	}
+	t.core.ReadReply(t.w.now, c.id, a.r, a.err)
+	t.ready()
+}
+
+// ready does what the core asks for.
+func (t *target) ready() {
+	for rd := t.core.Ready(); rd != nil; rd = t.core.Ready() {
+		for _, s := range rd.Sends {
+			t.send(s)
+		}
+		for _, x := range rd.Closes {
+			t.w.logf("target closes %d: %s", x.Session, x.Reason)
+			if c := t.conns[x.Session]; c != nil {
+				delete(t.conns, x.Session)
+				c.shut(atTarget)
+			}
+		}
+		for _, s := range rd.Reads {
+			if c := t.conns[s.Session]; c != nil {
+				f := readFrame{r: s.Read, block: s.Read.Block, count: uint64(s.Read.Count)}
+				c.transmit(atReplica, func() { c.r.read(c, f) })
+			}
+		}
+		for _, op := range rd.Completed {
+			t.w.app.completed(op.Tag.(*request), op.Err)
+		}
+		for _, op := range rd.Released {
+			t.w.app.released(op.Tag.(*request))
+		}
+		for _, r := range rd.ReadsDone {
+			t.w.app.read(r.Tag.(*request), r.Err)
+		}
+		for _, tag := range rd.Flushed {
+			t.w.app.completed(tag.(*request), nil)
+		}
+		for _, tag := range rd.FlushHeld {
+			t.w.app.completed(tag.(*request), block.ErrRetry)
+		}
+		if rd.Record != nil {
+			t.found(*rd.Record)
+		}
+		status, restart := rd.Status, rd.Restart
+		if restart != "" {
+			t.restart(restart)
+		}
+		if status {
+			t.observe()
+		}
+	}
+}
+
+// found writes the record unless there is one, by compare-and-swap. The target may die at any point of it.
+func (t *target) found(l volume.List) {
+	w := t.w
+	w.after(w.between(0, 15*ms), nil, func() {
+		if w.record == nil {
+			w.logf("record written: %v", l)
+			w.record = &l
+		}
+		got := *w.record
+		w.after(w.between(0, 15*ms), &t.process, func() { t.core.Recorded(w.now, got); t.ready() })
+	})
+}
+
+func (t *target) restart(why string) {
+	w := t.w
+	w.logf("target restarts: %s", why)
+	w.cover.Restarts++
+	w.harvest(t)
+	for _, id := range sortedConns(t.conns) {
+		t.conns[id].shut(atTarget)
+	}
+	clear(t.conns)
+	for _, r := range w.app.requests {
+		r.again = true
+	}
+	t.core = t.core.Successor(w.rng.Uint64())
+	t.served = false
+}
+
+func (t *target) send(s volume.Send) {
+	c := t.conns[s.Session]
+	if c == nil {
+		return
+	}
+	switch {
+	case s.Message != nil:
+		m := s.Message
+		c.transmit(atReplica, func() { c.r.message(c, m) })
+		t.w.mischief(c, m)
+	case s.Ops != nil:
+		ops := make([]volume.Op, len(s.Ops))
+		for i, op := range s.Ops {
+			if op.Kind != volume.OpOpen && op.Tag.(*request).state == reqReleased {
+				t.w.fail("operation %v is sent after it was released", op.Version)
+			}
+			ops[i] = *op
+		}
+		c.transmit(atReplica, func() {
+			for i := range ops {
+				if r, ok := ops[i].Tag.(*request); ok && r.state == reqReleased && t.alive && t.conns[c.id] == c {
+					t.w.fail("operation %v was released and is still under way", ops[i].Version)
+				}
+			}
+			c.r.operations(c, ops)
+		})
+	default:
+		n := s.Flush
+		c.transmit(atReplica, func() { c.r.flush(c, n) })
+	}
+}
+
+// observe is what the control plane and the checks see of the target.
+func (t *target) observe() {
+	w := t.w
+	old := t.status
+	t.status = t.core.Status()
+	st := t.status
+	if st.Serving && !t.served {
+		t.served = true
+		w.cover.Takeovers++
+	}
+	if !st.Serving && st.Holding == "" {
+		w.fail("target holds and does not say why")
+	}
+	for _, g := range st.Committed.Members {
+		if w.destroy[g] {
+			w.fail("destroyed replica %s is in the committed list %v", short(g), st.Committed)
+		}
+	}
+	if st.Pending == nil && len(st.Committed.Members) > 0 && old.Committed.Epoch == st.Committed.Epoch && len(st.Committed.Members) < len(old.Committed.Members) {
+		healthy := 0
+		for _, r := range st.Replicas {
+			if r.Member && r.Mode == volume.Healthy {
+				healthy++
+			}
+		}
+		if healthy < st.Committed.Quorum() {
+			w.fail("removal left %d healthy members of %v", healthy, st.Committed)
+		}
+	}
+	for _, r := range st.Replicas {
+		if d := w.replica(r.GUID); r.Mode == volume.Healthy && (d == nil || !d.disk.report.State.Complete) {
+			w.fail("%s is shown healthy and is not complete", short(r.GUID))
+		}
+	}
+	if w.trace != nil {
+		s := fmt.Sprintf("status serving=%v epoch=%d last=%d list=%d.%d%v pending=%v", st.Serving, st.Epoch, st.Last, st.Committed.Epoch, st.Committed.Generation, shorts(st.Committed.Members), st.Pending)
+		for _, r := range st.Replicas {
+			s += fmt.Sprintf(" %s:%d@%d", short(r.GUID), r.Mode, r.Applied)
+		}
+		w.logf("%s %s", s, st.Holding)
+	}
+}
+
+func shorts(gs []block.GUID) (s []string) {
+	for _, g := range gs {
+		s = append(s, short(g))
+	}
+	return s
+}

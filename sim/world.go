@@ -1,0 +1,207 @@
+package sim
+
+import (
+	"container/heap"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"time"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/volume"
+)
+
+// Volumes of the model are small, so that operations overlap and few chunks are left alone.
+const (
+	blocks      = 40
+	chunkBlocks = 4
+	ms          = time.Millisecond
+)
+
+// world is everything that exists in one run.
+type world struct {
+	rng    *rand.Rand
+	now    time.Duration
+	seq    uint64
+	events events
+	trace  io.Writer // nil: none
+	cover  Coverage
+	calm   bool // no more faults
+
+	settings volume.Settings
+	replicas []*replica // alive or to be started again; destroyed ones leave
+	target   *target    // nil between two of them
+	record   *volume.List
+	operator operator
+	app      app
+	lastConn volume.SessionID
+	lastName int
+	destroy  map[block.GUID]bool
+	failed   error
+}
+
+// process is what can be killed and frozen.
+type process struct {
+	alive  bool
+	life   int // counts starts
+	frozen time.Duration
+}
+
+type event struct {
+	at   time.Duration
+	seq  uint64
+	proc *process
+	life int
+	conn *conn
+	do   func()
+}
+
+type events []*event
+
+func (e events) Len() int { return len(e) }
+func (e events) Less(i, j int) bool {
+	return e[i].at < e[j].at || e[i].at == e[j].at && e[i].seq < e[j].seq
+}
+func (e events) Swap(i, j int) { e[i], e[j] = e[j], e[i] }
+func (e *events) Push(x any)   { *e = append(*e, x.(*event)) }
+func (e *events) Pop() any {
+	old := *e
+	x := old[len(old)-1]
+	*e = old[:len(old)-1]
+	return x
+}
+
+// after runs do in d, in process p unless that is nil: not while p is frozen, and never when p was killed meanwhile.
+func (w *world) after(d time.Duration, p *process, do func()) *event {
+	e := &event{at: w.now + d, proc: p, do: do}
+	if p != nil {
+		e.life = p.life
+	}
+	w.push(e)
+	return e
+}
+
+func (w *world) push(e *event) {
+	if e.seq == 0 {
+		w.seq++
+		e.seq = w.seq
+	}
+	heap.Push(&w.events, e)
+}
+
+// step runs the next event. What is due in a frozen process, or on a silent connection, keeps its order and is late.
+func (w *world) step() bool {
+	if len(w.events) == 0 || w.failed != nil {
+		return false
+	}
+	e := heap.Pop(&w.events).(*event)
+	w.now = e.at
+	if e.conn != nil && e.conn.silent > w.now {
+		e.at = e.conn.silent
+		w.push(e)
+		return true
+	}
+	if p := e.proc; p != nil {
+		if !p.alive || p.life != e.life {
+			return true
+		}
+		if p.frozen > w.now {
+			e.at = p.frozen
+			w.push(e)
+			return true
+		}
+	}
+	e.do()
+	return true
+}
+
+func (w *world) logf(format string, args ...any) {
+	if w.trace != nil {
+		fmt.Fprintf(w.trace, "%9.3fms %s\n", float64(w.now)/1e6, fmt.Sprintf(format, args...))
+	}
+}
+
+// fail ends the run.
+func (w *world) fail(format string, args ...any) {
+	if w.failed == nil {
+		w.failed = fmt.Errorf("at %.3fms: %s", float64(w.now)/1e6, fmt.Sprintf(format, args...))
+		w.logf("FAILED %v", w.failed)
+	}
+}
+
+func (w *world) chance(p float64) bool { return w.rng.Float64() < p }
+
+// between returns a duration from lo to hi, small ones more often.
+func (w *world) between(lo, hi time.Duration) time.Duration {
+	f := w.rng.Float64()
+	return lo + time.Duration(f*f*float64(hi-lo))
+}
+
+// Options of a run.
+type Options struct {
+	Seed  uint64
+	Trace io.Writer     // nil: none
+	Chaos time.Duration // for how long faults are injected; default 3 s
+}
+
+// Run lives through one seed. The error says which promise was broken.
+func Run(o Options) (Coverage, error) {
+	if o.Chaos == 0 {
+		o.Chaos = 3 * time.Second
+	}
+	w := &world{
+		rng: rand.New(rand.NewPCG(o.Seed, 0x5eed)), trace: o.Trace, destroy: map[block.GUID]bool{},
+		settings: volume.Settings{
+			Deadline: 60 * ms, PingEvery: 15 * ms, ClaimGrace: 30 * ms, HoldLimit: 1500 * ms, Backoff: 5 * ms,
+		},
+	}
+	if w.chance(0.3) {
+		w.settings.RetainOps = 40
+	}
+	if w.chance(0.3) {
+		w.settings.HoldLimit = 150 * ms
+	}
+	factor := []int{1, 2, 3, 3, 3, 5}[w.rng.IntN(6)]
+	w.operator.want = volume.Desired{Founding: factor, Factor: factor}
+	for range factor {
+		w.after(w.between(0, 30*ms), nil, w.newReplica().start)
+	}
+	w.after(w.between(0, 30*ms), nil, w.startTarget)
+	w.app.start(w)
+	w.scheduleFaults()
+	w.after(o.Chaos, nil, func() { w.calmDown() })
+	deadline := o.Chaos + 20*time.Second
+	for w.now < deadline && !w.app.done && w.step() {
+	}
+	if w.failed == nil && !w.app.done {
+		w.fail("no progress after the faults stopped: %s", w.describe())
+	}
+	if w.failed == nil {
+		w.finalCheck()
+	}
+	if w.target != nil {
+		w.harvest(w.target)
+	}
+	w.cover.Runs = 1
+	return w.cover, w.failed
+}
+
+// describe says what everything waits for.
+func (w *world) describe() string {
+	s := fmt.Sprintf("%d requests open", w.app.open)
+	if w.target == nil {
+		return s + ", no target"
+	}
+	st := w.target.core.Status()
+	s += fmt.Sprintf(", serving %v, holding %q, removing %q, want %+v, adopted %+v, list %v pending %v", st.Serving, st.Holding, st.Removing, w.operator.want, st.Desired, st.Committed, st.Pending)
+	for _, r := range st.Replicas {
+		s += fmt.Sprintf("\n  %s member=%v mode=%d %s", short(r.GUID), r.Member, r.Mode, r.LastError)
+	}
+	for _, r := range w.replicas {
+		rep := r.disk.report
+		s += fmt.Sprintf("\n  disk %s last=%v %+v", r.name, rep.Last, rep.State)
+	}
+	return s
+}
+
+func short(g block.GUID) string { return fmt.Sprintf("r%d", g[0]) }
