@@ -37,9 +37,9 @@ const (
 	TypeMessage   Type = iota + 1 // a volume.Message; Flags is its kind, the payload JSON
 	TypeWrite                     // N, Epoch, Block, Count; payload: sums, data
 	TypeDiscard                   // N, Epoch, Block, Count
-	TypeOpen                      // N, Epoch, Block = first number of the epoch
-	TypeFlush                     // N: an Ack whose Epoch field (stable) is at least this is wanted
-	TypeAck                       // N = applied, Epoch = stable
+	TypeOpen                      // N, Epoch; Block: first number of the epoch
+	TypeFlush                     // N: an Ack whose stable number is at least this is wanted
+	TypeAck                       // N: applied; Epoch: stable (both are numbers)
 	TypeRead                      // Tag, Block, Count
 	TypeReadReply                 // Tag, Block, Count, Code; payload: sums, data (or the text of the error)
 
@@ -50,6 +50,8 @@ const (
 	TypeChunk                         // Tag, Block = chunk; payload: list of the versions that the asker has
 	TypeChunkReply                    // Tag, Block = chunk, Code; payload: see ChunkReply
 )
+
+var le = binary.LittleEndian
 
 var typeNames = map[Type]string{
 	TypeMessage: "message", TypeWrite: "write", TypeDiscard: "discard", TypeOpen: "open", TypeFlush: "flush",
@@ -70,13 +72,13 @@ const (
 	FlagLossy = 1 << 1 // open: without proof that nothing flushed was lost
 )
 
-// Code is the outcome that a reply carries.
-type Code uint16
+// Code is the outcome that a reply carries in its Flags.
+type Code = uint8
 
 const (
 	OK         Code = iota
 	CodeError       // the payload's text says what happened
-	CodeMedium      // data here is damaged
+	CodeMedium      // data here is damaged; the payload's text says more
 	CodeNotYet      // a pull: the source has not applied far enough, try again soon
 )
 
@@ -88,35 +90,75 @@ func malformed(format string, args ...any) error {
 }
 
 // Header is a frame's header. What the general fields mean depends on Type.
+//
+//	 0 u16 version    2 u8 type    3 u8 flags    4 u32 length
+//	 8 u64 n         16 u64 epoch               24 u64 block
+//	32 u32 count     36 u32 tag                 40 u32 table sum    44 u32 header sum
 type Header struct {
-	Type    Type
-	Flags   uint8
-	Length  uint32 // of the payload, bytes
-	N       uint64
-	Epoch   uint64
-	Block   uint64
-	Count   uint32 // blocks, or entries of a table
-	Tag     uint32
-	Code    Code
-	TailSum uint32 // Sum of the payload's table or JSON, 0 where data sums cover all
+	Type     Type
+	Flags    uint8
+	Length   uint32 // of the payload, bytes
+	N        uint64
+	Epoch    uint64
+	Block    uint64
+	Count    uint32 // blocks, or entries of a table
+	Tag      uint32 // chosen by the asker, repeated in the reply
+	TableSum uint32 // Sum of the payload less block data, where that is not covered by the block sums
 }
-
-// Layout: version u16, type u8, flags u8, length u32, n u64, epoch u64, block u64, count u32 (upper half of the word
-// shared with code: u16 pad), tag u32, tail sum u32, header sum u32.
 
 // Put encodes h into b, which has room for HeaderSize bytes.
 func (h *Header) Put(b []byte) {
-	b = b[:HeaderSize]
-	le := binary.LittleEndian
+	_ = b[HeaderSize-1]
+
 	le.PutUint16(b[0:], Version)
 	b[2], b[3] = byte(h.Type), h.Flags
 	le.PutUint32(b[4:], h.Length)
 	le.PutUint64(b[8:], h.N)
 	le.PutUint64(b[16:], h.Epoch)
 	le.PutUint64(b[24:], h.Block)
-	le.PutUint16(b[32:], uint16(h.Count))
-	le.PutUint16(b[34:], uint16(h.Code))
+	le.PutUint32(b[32:], h.Count)
 	le.PutUint32(b[36:], h.Tag)
-	le.PutUint32(b[40:], h.TailSum)
+	le.PutUint32(b[40:], h.TableSum)
 	le.PutUint32(b[44:], block.Sum(b[:44]))
+}
+
+// ParseHeader decodes the header at the start of b, which holds at least HeaderSize bytes. Errors wrap ErrFormat.
+func ParseHeader(b []byte) (h Header, err error) {
+	_ = b[HeaderSize-1]
+
+	if v := le.Uint16(b); v != Version {
+		return h, malformed("version %d, want %d", v, Version)
+	}
+	if sum := block.Sum(b[:44]); sum != le.Uint32(b[44:]) {
+		return h, malformed("header checksum %08x, computed %08x", le.Uint32(b[44:]), sum)
+	}
+	h = Header{
+		Type: Type(b[2]), Flags: b[3], Length: le.Uint32(b[4:]),
+		N: le.Uint64(b[8:]), Epoch: le.Uint64(b[16:]), Block: le.Uint64(b[24:]),
+		Count: le.Uint32(b[32:]), Tag: le.Uint32(b[36:]), TableSum: le.Uint32(b[40:]),
+	}
+	if limit := h.Type.limit(); h.Length > limit {
+		return h, malformed("%v of %d bytes, at most %d", h.Type, h.Length, limit)
+	}
+	return h, nil
+}
+
+// limit is the longest payload that a type may have, in bytes; 0 for types that have none or are not known.
+func (t Type) limit() uint32 {
+	switch t {
+	case TypeMessage, TypeHello, TypeHelloReply, TypeChanged:
+		return MaxMessage
+	case TypeWrite, TypeReadReply, TypeChangedReply, TypeChunk, TypeChunkReply:
+		return MaxPayload
+	}
+	return 0
+}
+
+// Version returns the version that an operation's header, or a scan position, names.
+func (h *Header) Version() block.Version { return block.Version{Epoch: h.Epoch, N: h.N} }
+
+// Frame is a header with its payload. The payload is a part of the Reader's current chunk.
+type Frame struct {
+	Header
+	Payload []byte
 }

@@ -1,0 +1,215 @@
+package replica
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/cstor-go/cstor/internal/pool"
+	"github.com/cstor-go/cstor/internal/volume"
+)
+
+// attached is a replica that is served.
+type attached struct {
+	server *Server
+	spec   Spec
+	r      *pool.Replica
+	log    *slog.Logger
+	ctx    context.Context
+	cancel context.CancelFunc
+	ended  chan struct{} // when run has returned
+
+	// mu guards the member and, with it, the order of what changes the replica's state: it is held while operations are
+	// applied and while state is made durable.
+	mu      sync.Mutex
+	member  *volume.Member
+	session *session // nil: not connected
+	lastID  volume.SessionID
+	pull    *pull
+	// applying is held while operations of the stream, or a piece of a pulled chunk, change blocks; within mu. A pull
+	// cannot take mu, since whoever stops it holds mu and waits for it.
+	applying sync.Mutex
+
+	// view guards what Status shows, so that it never waits for a disk.
+	view      sync.Mutex
+	connected bool
+	streaming bool
+	complete  bool
+	isMember  bool
+	pulling   bool
+	progress  volume.Progress
+	lastError string
+}
+
+func newAttached(s *Server, spec Spec, r *pool.Replica) (*attached, error) {
+	st, err := decodeState(r.State())
+	if err != nil {
+		return nil, fmt.Errorf("replica %s: %w", spec.Name, err)
+	}
+	a := &attached{server: s, spec: spec, r: r, log: s.log.With("replica", spec.Name), ended: make(chan struct{})}
+	a.member = volume.NewMember(volume.Report{
+		GUID: r.GUID(), ReplicaID: spec.ReplicaID, Name: spec.Name, PullAddr: s.cfg.PullAddr,
+		State: st, Last: r.Applied(), Size: r.Size(),
+	})
+	a.ctx, a.cancel = context.WithCancel(s.ctx)
+	a.show()
+	return a, nil
+}
+
+// stop ends the session and the pull and waits until they have ended.
+func (a *attached) stop() {
+	a.cancel()
+	<-a.ended
+}
+
+// errPool is wrapped by errors after which the replica cannot go on in this process: its state in memory may be ahead
+// of what is durable.
+var errPool = errors.New("pool failed")
+
+// run keeps a session to the target.
+func (a *attached) run() {
+	defer close(a.ended)
+	const first, last = 50 * time.Millisecond, time.Second
+	level := slog.LevelInfo // an outage is told once, not at every attempt
+	for wait := first; ; {
+		start := time.Now()
+		err := a.connect()
+		if a.ctx.Err() != nil {
+			return
+		}
+		if time.Since(start) > 2*last {
+			wait, level = first, slog.LevelInfo
+		}
+		a.log.Log(a.ctx, level, "no session with the target, trying again", "target", a.spec.Target, "reason", err)
+		level = slog.LevelDebug
+		a.note(err)
+		if errors.Is(err, errPool) {
+			a.log.Error("the replica is out of service until its pool is opened again", "error", err)
+			a.cancel() // it is no source either
+			return
+		}
+		if !pause(a.ctx, wait) {
+			return
+		}
+		wait = min(2*wait, last)
+	}
+}
+
+// connect runs one session until it ends, and says why it did.
+func (a *attached) connect() error {
+	dialer := net.Dialer{Timeout: 3 * time.Second}
+	conn, err := dialer.DialContext(a.ctx, "tcp", a.spec.Target)
+	if err != nil {
+		return fmt.Errorf("connect to the target: %w", err)
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(a.ctx, func() { conn.Close() })
+	defer stop()
+	s, err := newSession(a, conn.(*net.TCPConn))
+	if err != nil {
+		return err
+	}
+	return s.run()
+}
+
+// do does what the member wants, for session s if there is one. a.mu is held.
+func (a *attached) do(s *session, ready volume.MemberReady) error {
+	if ready.StopPull || ready.Pull != nil {
+		a.stopPull()
+	}
+	if ready.State != nil {
+		b, err := json.Marshal(ready.State)
+		if err != nil {
+			return fmt.Errorf("%w: %w", errPool, err)
+		}
+		if err := a.r.SetState(b, ready.Applied); err != nil {
+			return fmt.Errorf("%w: %w", errPool, err)
+		}
+		if s != nil {
+			s.persisted(ready.Applied)
+		}
+	}
+	for _, m := range ready.Messages {
+		if s != nil {
+			s.send(m)
+		}
+	}
+	if ready.Pull != nil {
+		a.startPull(*ready.Pull)
+	}
+	a.show()
+	if ready.Close != "" {
+		return errors.New(ready.Close)
+	}
+	return nil
+}
+
+// tell sends a message that is not the member's, if there is a session.
+func (a *attached) tell(m volume.Message) {
+	a.mu.Lock()
+	s := a.session
+	a.mu.Unlock()
+	if s != nil {
+		s.send(m)
+		s.out.Flush()
+	}
+}
+
+// show makes Status see the member's state. a.mu is held, or nobody else has a yet.
+func (a *attached) show() {
+	rep := a.member.Report()
+	a.view.Lock()
+	defer a.view.Unlock()
+	complete, member := rep.State.Complete, rep.State.Committed.Has(rep.GUID)
+	if complete != a.complete || member != a.isMember || a.connected != (a.session != nil) || a.pulling != (a.pull != nil) {
+		a.server.hint()
+	}
+	a.complete, a.isMember, a.connected, a.pulling = complete, member, a.session != nil, a.pull != nil
+	if a.session == nil {
+		a.streaming = false
+	}
+}
+
+// inStream tells Status that the target counts on this replica.
+func (a *attached) inStream() {
+	a.view.Lock()
+	defer a.view.Unlock()
+	if !a.streaming {
+		a.streaming = true
+		a.log.Info("receiving the volume's writes", "target", a.spec.Target)
+		a.server.hint()
+	}
+}
+
+// note keeps an error for Status.
+func (a *attached) note(err error) {
+	a.view.Lock()
+	defer a.view.Unlock()
+	if text := fmt.Sprint(err); err != nil && text != a.lastError {
+		a.lastError = text
+		a.server.hint()
+	}
+}
+
+func (a *attached) status() Status {
+	stats := a.r.Stats()
+	a.view.Lock()
+	defer a.view.Unlock()
+	st := Status{
+		Name: a.spec.Name, ReplicaID: a.spec.ReplicaID, GUID: a.r.GUID(), Connected: a.connected, Complete: a.complete,
+		Member: a.isMember, InSync: a.connected && a.complete && a.isMember && a.streaming, Rebuilding: a.pulling,
+		Used: stats.Used, Allocated: stats.Allocated, Size: a.r.Size(), LastError: a.lastError,
+	}
+	if a.pulling {
+		st.Progress = a.progress
+	}
+	if st.InSync {
+		st.LastError = ""
+	}
+	return st
+}

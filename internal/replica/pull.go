@@ -1,0 +1,302 @@
+package replica
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool"
+	"github.com/cstor-go/cstor/internal/volume"
+	"github.com/cstor-go/cstor/internal/wire"
+)
+
+const (
+	pullWindow  = 4                     // chunks asked for and not yet merged
+	pieceBlocks = 64                    // of a chunk merged at once: live operations wait for no more than that
+	livePause   = 50 * time.Millisecond // the live stream counts as idle after that
+	mostPause   = 20 * time.Millisecond // between chunks
+	notYetLimit = 30 * time.Second      // for how long a source may not have applied the join point
+	staleLimit  = 100                   // how often one chunk is asked for again because live writes overtook it
+)
+
+// pull makes a rebuilding replica's chunks equal to the source's. One goroutine runs it; the replica's live stream goes
+// on beside it, and the pool's Merge decides block by block which of the two is right. What was merged stays: a pull
+// that was interrupted asks only for what differs.
+type pull struct {
+	a      *attached
+	what   volume.Pull
+	s      *session
+	cancel context.CancelFunc
+	done   chan struct{} // when nothing touches the pool any more
+	store  chunkStore    // the replica
+	piece  pool.Chunk    // scratch of merge
+	here   pool.Chunk    // likewise
+}
+
+// chunkStore is what merge needs of a pool.Replica.
+type chunkStore interface {
+	ChunkVersions(number uint64, dst *[block.ChunkBlocks]block.Version) bool
+	ReadChunk(number uint64, have []block.Version, c *pool.Chunk) error
+	Merge(c *pool.Chunk) (pool.MergeResult, error)
+}
+
+// startPull starts a pull for the current session. a.mu is held and no pull runs.
+func (a *attached) startPull(what volume.Pull) {
+	ctx, cancel := context.WithCancel(a.ctx)
+	p := &pull{a: a, what: what, s: a.session, cancel: cancel, done: make(chan struct{}), store: a.r}
+	a.pull = p
+	a.server.tasks.Go(func() {
+		defer cancel()
+		err := p.run(ctx)
+		close(p.done)
+		p.finish(err)
+	})
+}
+
+// stopPull ends the pull that runs, if any, and returns when it does not touch the pool any more. a.mu is held.
+func (a *attached) stopPull() {
+	if p := a.pull; p != nil {
+		a.pull = nil
+		p.cancel()
+		<-p.done // run takes no locks of ours
+	}
+}
+
+// finish tells the member how the pull ended, unless it was stopped.
+func (p *pull) finish(err error) {
+	a := p.a
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.pull != p {
+		return
+	}
+	a.pull = nil
+	var ready volume.MemberReady
+	if err != nil {
+		a.log.Warn("rebuild was interrupted", "source", p.what.Source.Name, "error", err)
+		a.note(fmt.Errorf("rebuild from %s: %w", p.what.Source.Name, err))
+		ready = a.member.PullFailed(p.what.Attempt, err.Error())
+	} else {
+		a.log.Info("rebuild is done", "source", p.what.Source.Name)
+		ready = a.member.Rebuilt(p.what.Attempt)
+	}
+	if err := a.do(p.s, ready); err != nil {
+		a.note(err)
+		p.s.out.Close()
+		return
+	}
+	p.s.out.Flush()
+}
+
+// run pulls until everything is equal and stable.
+func (p *pull) run(ctx context.Context) error {
+	src, err := p.dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer src.close()
+	if src.hello.Size > p.a.r.Size() {
+		return fmt.Errorf("the source has %d bytes, this replica %d", src.hello.Size, p.a.r.Size())
+	}
+	theirs, err := src.changed(p.what.Base)
+	if err != nil {
+		return err
+	}
+	chunks := union(theirs, changed(p.a.r, p.what.Base))
+	p.a.log.Info("rebuild has begun", "source", p.what.Source.Name, "base", p.what.Base, "from", p.what.From, "chunks", len(chunks))
+	if err := p.transfer(ctx, src, chunks); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return p.a.server.cfg.Pool.Sync()
+}
+
+// dial connects to the source, again and again while it has not applied the join point.
+func (p *pull) dial(ctx context.Context) (*peer, error) {
+	h := wire.Hello{
+		Replica: p.what.Source.Name, GUID: p.what.Source.GUID, By: p.a.spec.Name,
+		Promise: p.what.Promise, From: p.what.From, Attempt: p.what.Attempt,
+	}
+	for start := time.Now(); ; {
+		src, err := dialPeer(ctx, p.what.Source.Addr, h)
+		var remote *wire.RemoteError
+		if !errors.As(err, &remote) || remote.Code != wire.CodeNotYet || time.Since(start) > notYetLimit {
+			return src, err
+		}
+		p.tell(progress{waitingFor: "the source to reach the point where this replica joined"}, 0)
+		if !pause(ctx, 100*time.Millisecond) {
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// transfer asks for chunks, a few ahead, and merges them.
+func (p *pull) transfer(ctx context.Context, src *peer, chunks []uint64) error {
+	var (
+		r       = p.a.r
+		have    [block.ChunkBlocks]block.Version
+		c       pool.Chunk
+		asked   []uint64 // in the order of requests
+		again   = map[uint64]int{}
+		count   = progress{chunks: len(chunks)}
+		started = time.Now()
+		told    = started
+		todo    = chunks
+	)
+	ask := func(index uint64) error {
+		if !r.ChunkVersions(index, &have) {
+			clear(have[:])
+		}
+		asked = append(asked, index)
+		return src.ask(index, &have)
+	}
+	p.tell(count, 0)
+	for len(todo) > 0 || len(asked) > 0 {
+		for len(todo) > 0 && len(asked) < pullWindow {
+			if err := ask(todo[0]); err != nil {
+				return err
+			}
+			todo = todo[1:]
+		}
+		index := asked[0]
+		asked = append(asked[:0], asked[1:]...)
+		if err := src.chunk(index, &c); err != nil {
+			return err
+		}
+		if c.Scan.Epoch != p.what.Promise.Epoch || c.Scan.Less(p.what.From) {
+			return fmt.Errorf("the source answered for %v, which is not of this rebuild", c.Scan)
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		began := time.Now()
+		got, err := p.merge(&c)
+		count.bytes += uint64(got)
+		switch {
+		case errors.Is(err, pool.ErrStaleChunk) && again[index] < staleLimit:
+			again[index]++
+			if err := ask(index); err != nil {
+				return err
+			}
+			continue
+		case err != nil:
+			return fmt.Errorf("merge chunk %d: %w", index, err)
+		}
+		count.done++
+		p.yield(ctx, time.Since(began))
+		if now := time.Now(); now.Sub(told) >= time.Second {
+			told = now
+			p.tell(count, now.Sub(started))
+		}
+	}
+	p.tell(count, time.Since(started))
+	return nil
+}
+
+// merge makes the pool's chunk equal to the source's, piece by piece, and returns the bytes of data stored.
+func (p *pull) merge(c *pool.Chunk) (stored int64, err error) {
+	piece := &p.piece
+	piece.Index, piece.Scan, piece.Sums, piece.Stored = c.Index, c.Scan, c.Sums, c.Stored
+	for first, data := 0, 0; first < block.ChunkBlocks; first += pieceBlocks {
+		end := data
+		for end < len(c.DataOf) && int(c.DataOf[end]) < first+pieceBlocks {
+			end++
+		}
+		piece.DataOf, piece.Data = c.DataOf[data:end], c.Data[data*block.Size:end*block.Size]
+		data = end
+		n, err := p.mergePiece(c, first)
+		stored += n
+		if err != nil {
+			return stored, err
+		}
+	}
+	if p.a.server.wrote(stored) {
+		// Not from here: a live stream may be waiting for this pull to end.
+		p.a.server.tasks.Go(p.a.server.tellSpace)
+	}
+	return stored, nil
+}
+
+// mergePiece merges the blocks of a chunk from first on, whose data is in p.piece. Blocks outside of the piece are
+// listed with the version that they have here, which means that they stay. Nothing may change them between that listing
+// and the merge: this replica's stream may be behind the source's, and then what it writes is older than the scan, so
+// that it would be undone, and what the listing says be put in its place without its content.
+func (p *pull) mergePiece(c *pool.Chunk, first int) (stored int64, err error) {
+	p.a.applying.Lock()
+	defer p.a.applying.Unlock()
+	piece := &p.piece
+	if !p.store.ChunkVersions(c.Index, &piece.Versions) {
+		// Nothing is here, or it cannot be listed just now: only the former may be merged over.
+		if err := p.store.ReadChunk(c.Index, nil, &p.here); err != nil {
+			return 0, err
+		}
+		piece.Versions = p.here.Versions
+	}
+	same := true
+	for i := first; i < first+pieceBlocks; i++ {
+		same = same && piece.Versions[i] == c.Versions[i]
+		piece.Versions[i] = c.Versions[i]
+	}
+	if same {
+		return 0, nil
+	}
+	res, err := p.store.Merge(piece)
+	return res.Bytes, err
+}
+
+// yield leaves about half of the time to live operations while there are some. busy is the time that a chunk took.
+func (p *pull) yield(ctx context.Context, busy time.Duration) {
+	if time.Since(time.Unix(0, p.s.lastApply.Load())) < livePause {
+		pause(ctx, min(busy, mostPause))
+	}
+}
+
+// progress is how far a pull is.
+type progress struct {
+	chunks, done int
+	bytes        uint64 // of data merged
+	waitingFor   string
+}
+
+// tell reports progress to the target and to Status. The total is extrapolated: what a chunk lacks is known when it has
+// come.
+func (p *pull) tell(c progress, elapsed time.Duration) {
+	m := volume.Progress{
+		Attempt: p.what.Attempt, Done: c.bytes, ChunksDone: uint64(c.done), ChunksTotal: uint64(c.chunks), WaitingFor: c.waitingFor,
+	}
+	perChunk := uint64(block.ChunkBlocks * block.Size)
+	if c.done > 0 {
+		perChunk = c.bytes / uint64(c.done)
+	}
+	m.Total = c.bytes + perChunk*uint64(c.chunks-c.done)
+	if s := elapsed.Seconds(); s > 0 {
+		m.BytesPerSec = uint64(float64(c.bytes) / s)
+	}
+	p.a.view.Lock()
+	p.a.progress = m
+	p.a.view.Unlock()
+	p.s.send(m)
+	p.s.out.Flush()
+}
+
+// changed lists the chunks of a replica whose newest version is above base.
+func changed(r *pool.Replica, base block.Version) (all []uint64) {
+	for next, done := uint64(0), false; !done; {
+		var part []uint64
+		part, next, done = r.Changed(base, next, make([]uint64, 0, 4096))
+		all = append(all, part...)
+	}
+	return all
+}
+
+// union merges two lists into one without duplicates, in ascending order.
+func union(a, b []uint64) []uint64 {
+	all := append(append(make([]uint64, 0, len(a)+len(b)), a...), b...)
+	slices.Sort(all)
+	return slices.Compact(all)
+}

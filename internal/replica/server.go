@@ -1,0 +1,300 @@
+// Package replica serves the replicas of one pool: for each it keeps a session to its volume's target and applies the
+// stream of operations that comes on it, it pulls what a rebuilding replica lacks from another replica's server, and it
+// lets others pull and inspect. What to promise, what may be applied and when to pull is decided by the pure part
+// (volume.Member); this package moves bytes and makes state durable before anything relies on it.
+//
+// A session is run to completion by one goroutine: all operations that one read brought are verified, applied as one
+// batch and acknowledged with one write. Flushes of all replicas share one goroutine, so that they share device flushes.
+package replica
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool"
+	"github.com/cstor-go/cstor/internal/volume"
+)
+
+// Config is what a Server needs.
+type Config struct {
+	Pool       *pool.Pool
+	PullListen net.Listener // where other replicas pull from; the server closes it
+	PullAddr   string       // host:port under which they reach it; default: the listener's address
+	Log        *slog.Logger // default: slog.Default()
+}
+
+// Spec says which replica to serve.
+type Spec struct {
+	Name      string // in the pool
+	ReplicaID string
+	Target    string // host:port
+	Size      int64  // bytes; of a replica that does not exist yet
+}
+
+// Status describes a replica for the control plane.
+type Status struct {
+	Name       string
+	ReplicaID  string
+	GUID       block.GUID
+	Connected  bool // to its target
+	Complete   bool
+	Member     bool // in the committed member list, as the replica knows it
+	InSync     bool // connected, complete, a member, and getting the stream
+	Rebuilding bool
+	Progress   volume.Progress
+	Used       int64 // bytes of stored blocks
+	Allocated  int64 // bytes taken in the pool
+	Size       int64 // bytes
+	LastError  string
+}
+
+// Server serves the replicas of one pool. All methods may be called concurrently.
+type Server struct {
+	cfg     Config
+	log     *slog.Logger
+	flusher *flusher
+	changed chan struct{}
+	ctx     context.Context
+	cancel  context.CancelFunc
+	tasks   sync.WaitGroup
+
+	full      atomic.Bool  // the pool has no room for more
+	unchecked atomic.Int64 // bytes written since space was looked at
+
+	changing sync.Mutex // held by Attach and Detach, which wait for sessions to end
+	mu       sync.Mutex // guards replicas; sessions take it
+	replicas map[string]*attached
+}
+
+// New returns a server that has no replicas yet. Attach may be called before Serve.
+func New(cfg Config) *Server {
+	if cfg.Log == nil {
+		cfg.Log = slog.Default()
+	}
+	if cfg.PullAddr == "" {
+		cfg.PullAddr = cfg.PullListen.Addr().String()
+	}
+	s := &Server{cfg: cfg, log: cfg.Log, changed: make(chan struct{}, 1), replicas: map[string]*attached{}}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.flusher = newFlusher(cfg.Pool)
+	s.tasks.Go(func() { s.flusher.run(s.ctx) })
+	return s
+}
+
+// Serve lets others pull until ctx ends, then ends all sessions. The pool stays open.
+func (s *Server) Serve(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, s.shut)
+	defer stop()
+	defer s.tasks.Wait()
+	defer s.shut()
+	s.tasks.Go(s.watchSpace)
+	for {
+		conn, err := s.cfg.PullListen.Accept()
+		if err != nil {
+			if s.ctx.Err() != nil {
+				return nil
+			}
+			var temporary interface{ Temporary() bool }
+			if errors.As(err, &temporary) && temporary.Temporary() {
+				s.log.Warn("cannot accept pulls", "error", err)
+				pause(s.ctx, 100*time.Millisecond)
+				continue
+			}
+			return fmt.Errorf("replica server: accept pulls: %w", err)
+		}
+		s.tasks.Go(func() { s.source(conn) })
+	}
+}
+
+func (s *Server) shut() {
+	s.cancel()
+	s.cfg.PullListen.Close()
+}
+
+// Attach serves a replica: it is made in the pool if it does not exist, and a session to its target is kept. If the
+// replica is attached already with another target, the session moves there.
+func (s *Server) Attach(spec Spec) error {
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	if a := s.find(spec.Name); a != nil {
+		if a.spec.Target == spec.Target && a.spec.ReplicaID == spec.ReplicaID {
+			return nil
+		}
+		s.detach(a)
+	}
+	if err := s.ctx.Err(); err != nil {
+		return fmt.Errorf("replica server has ended: %w", err)
+	}
+	r := s.cfg.Pool.Replica(spec.Name)
+	if r == nil {
+		var err error
+		if r, err = s.cfg.Pool.CreateReplica(spec.Name, spec.Size); err != nil {
+			return err
+		}
+	}
+	a, err := newAttached(s, spec, r)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.replicas[spec.Name] = a
+	s.mu.Unlock()
+	s.tasks.Go(a.run)
+	s.hint()
+	return nil
+}
+
+// Detach ends a replica's session and returns when nothing touches the replica any more.
+func (s *Server) Detach(name string) {
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	if a := s.find(name); a != nil {
+		s.detach(a)
+	}
+}
+
+// detach ends a replica's session. s.changing is held.
+func (s *Server) detach(a *attached) {
+	s.mu.Lock()
+	delete(s.replicas, a.spec.Name)
+	s.mu.Unlock()
+	a.stop()
+	s.hint()
+}
+
+func (s *Server) find(name string) *attached {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.replicas[name]
+}
+
+// Destroy ends a replica's session and gives its data up. Destroying what does not exist is no error.
+func (s *Server) Destroy(name string) error {
+	s.Detach(name)
+	if err := s.cfg.Pool.DestroyReplica(name); err != nil && !errors.Is(err, pool.ErrNotFound) {
+		return err
+	}
+	return nil
+}
+
+// Status describes the attached replicas, by name.
+func (s *Server) Status() []Status {
+	var all []Status
+	for _, a := range s.attached() {
+		all = append(all, a.status())
+	}
+	slices.SortFunc(all, func(a, b Status) int { return strings.Compare(a.Name, b.Name) })
+	return all
+}
+
+// Changed gives a hint, at most one at a time, that Status has changed.
+func (s *Server) Changed() <-chan struct{} { return s.changed }
+
+func (s *Server) hint() {
+	select {
+	case s.changed <- struct{}{}:
+	default:
+	}
+}
+
+func (s *Server) attached() []*attached {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make([]*attached, 0, len(s.replicas))
+	for _, a := range s.replicas {
+		all = append(all, a)
+	}
+	return all
+}
+
+// The pool counts as full when less than its reserve is free, so that what is in flight at that moment still finds room: an
+// operation that was sequenced can only be sent again until there is. Each volume's front end has at most 64 MiB under way.
+const (
+	reserveBytes   = 32 << 20
+	reserveEach    = 64 << 20 // for each replica
+	reserveDivisor = 8        // of the capacity, if that is less
+	checkBytes     = 4 << 20  // space is looked at after that much was written
+)
+
+// reserve returns the bytes below which a pool of that capacity, with so many replicas, counts as full.
+func reserve(capacity int64, replicas int) int64 {
+	return min(reserveBytes+int64(max(replicas, 1))*reserveEach, capacity/reserveDivisor)
+}
+
+// watchSpace notices space that was given back.
+func (s *Server) watchSpace() {
+	for pause(s.ctx, 200*time.Millisecond) {
+		if s.checkSpace() {
+			s.tellSpace()
+		}
+	}
+}
+
+// wrote counts bytes that were applied, and notices when space runs out. It reports whether targets must be told.
+func (s *Server) wrote(n int64) bool {
+	if s.unchecked.Add(n) < checkBytes {
+		return false
+	}
+	s.unchecked.Store(0)
+	return s.checkSpace()
+}
+
+// checkSpace reports whether the pool became full, or stopped being it.
+func (s *Server) checkSpace() bool {
+	stats := s.cfg.Pool.Stats()
+	s.mu.Lock()
+	reserve := reserve(stats.Capacity, len(s.replicas))
+	s.mu.Unlock()
+	full := s.full.Load()
+	switch {
+	case stats.ReadOnly || stats.Free < reserve:
+		full = true
+	case stats.Free > reserve+reserve/4:
+		full = false
+	}
+	if s.full.Swap(full) == full {
+		return false
+	}
+	s.log.Warn("pool space", "full", full, "free", stats.Free, "capacity", stats.Capacity)
+	return true
+}
+
+// tellSpace tells all targets whether there is room for more.
+func (s *Server) tellSpace() {
+	for _, a := range s.attached() {
+		a.tell(volume.Space{Full: s.full.Load()})
+	}
+}
+
+// decodeState reads a replica's state from its pool; a new replica has none.
+func decodeState(b []byte) (st volume.State, err error) {
+	if len(b) == 0 {
+		return st, nil
+	}
+	if err := json.Unmarshal(b, &st); err != nil {
+		return st, fmt.Errorf("replication state: %w", err)
+	}
+	return st, nil
+}
+
+// pause waits for d; false when ctx ended.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

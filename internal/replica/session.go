@@ -1,0 +1,261 @@
+package replica
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool"
+	"github.com/cstor-go/cstor/internal/volume"
+	"github.com/cstor-go/cstor/internal/wire"
+)
+
+const (
+	outboxLimit = 256 << 20 // bytes waiting for the target, after which the session ends
+	outboxPause = 16 << 20  // bytes waiting for the target, above which no more of its requests are read
+)
+
+// session is one connection to the target.
+type session struct {
+	a    *attached
+	id   volume.SessionID
+	conn *net.TCPConn
+	out  *wire.Outbox
+
+	applied atomic.Uint64 // number of the last operation applied
+	stable  atomic.Uint64 // number up to which everything is stable
+
+	failed    atomic.Pointer[error] // of a flush
+	lastApply atomic.Int64          // when operations were applied last, nanoseconds of the wall clock
+
+	// The rest belongs to the goroutine of run.
+	ops    []volume.Op // decoded, not yet applied
+	batch  []pool.Op
+	sums   []uint32
+	frame  []byte
+	acked  bool // an acknowledgement is due
+	reader *wire.Reader
+}
+
+// newSession registers at the target. The previous session has ended: run is called by one goroutine.
+func newSession(a *attached, conn *net.TCPConn) (*session, error) {
+	if err := wire.Tune(conn); err != nil {
+		return nil, err
+	}
+	out, err := wire.NewOutbox(conn, outboxLimit)
+	if err != nil {
+		return nil, err
+	}
+	s := &session{a: a, conn: conn, out: out}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.lastID++
+	s.id = a.lastID
+	a.member.Connect(s.id)
+	rep := a.member.Report()
+	s.applied.Store(rep.Last.N)
+	a.session = s
+	s.send(volume.Register{Report: rep})
+	if a.server.full.Load() {
+		s.send(volume.Space{Full: true})
+	}
+	out.Flush()
+	a.show()
+	return s, nil
+}
+
+// send queues a message.
+func (s *session) send(m volume.Message) {
+	b, err := wire.AppendMessage(nil, m)
+	if err != nil {
+		s.a.log.Error("cannot encode a message", "error", err)
+		s.out.Close()
+		return
+	}
+	s.out.AppendCopy(b)
+}
+
+// run reads and does what the target sends until the connection ends.
+func (s *session) run() error {
+	s.reader = wire.NewReader(s.conn)
+	err := s.loop()
+	if sent := s.out.Err(); sent != nil && !errors.Is(sent, net.ErrClosed) {
+		err = sent
+	}
+	if !errors.Is(err, net.ErrClosed) && s.out.Err() == nil && !isEnd(err) {
+		s.send(volume.Failed{Reason: err.Error()})
+		s.out.Flush()
+	}
+	s.out.Close()
+	s.reader.Close()
+	if failed := s.failed.Load(); failed != nil {
+		err = *failed
+	}
+	a := s.a
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.stopPull()
+	a.session = nil
+	a.member.Disconnect(s.id)
+	a.show()
+	return err
+}
+
+func (s *session) loop() error {
+	for {
+		if err := s.reader.Fill(); err != nil {
+			return err
+		}
+		for {
+			f, ok, err := s.reader.Next()
+			if err != nil {
+				return err
+			}
+			if !ok {
+				break
+			}
+			if err := s.take(&f); err != nil {
+				return err
+			}
+		}
+		if err := s.apply(); err != nil {
+			return err
+		}
+		if s.acked {
+			s.acked = false
+			s.ack()
+		}
+		s.out.Flush()
+		s.out.Wait(outboxPause)
+	}
+}
+
+// ack queues an acknowledgement of all that is applied.
+func (s *session) ack() {
+	s.out.AppendHeader(wire.Ack(s.applied.Load(), s.stable.Load()))
+}
+
+// take does one frame. Operations are gathered; whatever else comes finds them applied.
+func (s *session) take(f *wire.Frame) (err error) {
+	if f.Type == wire.TypeWrite || f.Type == wire.TypeDiscard {
+		n := len(s.ops)
+		if n < cap(s.ops) {
+			s.ops = s.ops[:n+1]
+		} else {
+			s.ops = append(s.ops, volume.Op{})
+		}
+		s.sums, err = f.Op(&s.ops[n], s.sums)
+		return err
+	}
+	if err := s.apply(); err != nil {
+		return err
+	}
+	switch f.Type {
+	case wire.TypeOpen:
+		return s.open(f)
+	case wire.TypeFlush:
+		s.a.inStream() // every way of joining ends with a flush
+		s.a.server.flusher.request(s, f.N)
+		return nil
+	case wire.TypeRead:
+		return s.read(f)
+	case wire.TypeMessage:
+		m, err := f.Message()
+		if err != nil {
+			return err
+		}
+		s.a.mu.Lock()
+		defer s.a.mu.Unlock()
+		return s.a.do(s, s.a.member.Step(s.id, m))
+	}
+	return fmt.Errorf("%w: unexpected %v from the target", wire.ErrFormat, f.Type)
+}
+
+// apply hands the gathered operations to the pool as one batch.
+func (s *session) apply() error {
+	if len(s.ops) == 0 {
+		return nil
+	}
+	first, last := s.ops[0].Version, s.ops[len(s.ops)-1].Version
+	s.batch = s.batch[:0]
+	fua, bytes := false, int64(0)
+	for i := range s.ops {
+		op := &s.ops[i]
+		if op.Version != (block.Version{Epoch: first.Epoch, N: first.N + uint64(i)}) {
+			return fmt.Errorf("operation %v came at the place of %d.%d", op.Version, first.Epoch, first.N+uint64(i))
+		}
+		fua = fua || op.FUA
+		bytes += int64(len(op.Data))
+		p := pool.Op{Kind: pool.OpDiscard, Block: op.Block, Count: op.Count, Version: op.Version}
+		if op.Kind == volume.OpWrite {
+			p.Kind, p.Data, p.Sums = pool.OpWrite, op.Data, op.Sums
+		}
+		s.batch = append(s.batch, p)
+	}
+	err := s.applyBatch(first, last)
+	if err == nil && s.a.server.wrote(bytes) {
+		s.a.server.tellSpace()
+	}
+	clear(s.ops)
+	clear(s.batch)
+	s.ops, s.sums = s.ops[:0], s.sums[:0]
+	if fua && err == nil {
+		s.a.server.flusher.request(s, last.N)
+	}
+	return err
+}
+
+func (s *session) applyBatch(first, last block.Version) error {
+	a := s.a
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err := a.member.Check(s.id, first, len(s.batch)); err != nil {
+		return err
+	}
+	a.applying.Lock()
+	err := a.r.Apply(s.batch)
+	a.applying.Unlock()
+	if err != nil {
+		if errors.Is(err, pool.ErrFailed) {
+			err = fmt.Errorf("%w: %w", errPool, err)
+		}
+		return fmt.Errorf("apply %v to %v: %w", first, last, err)
+	}
+	a.member.Applied(last)
+	s.applied.Store(last.N)
+	s.lastApply.Store(time.Now().UnixNano())
+	s.acked = true
+	return nil
+}
+
+// open applies the operation that opens an epoch: the new history is stable before it is acknowledged.
+func (s *session) open(f *wire.Frame) error {
+	var op volume.Op
+	if _, err := f.Op(&op, nil); err != nil {
+		return err
+	}
+	a := s.a
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.inStream()
+	if err := a.do(s, a.member.Open(s.id, &op)); err != nil {
+		return err
+	}
+	s.acked = true
+	return nil
+}
+
+// persisted tells that state was made stable, and with it everything up to applied. a.mu is held.
+func (s *session) persisted(applied block.Version) {
+	s.applied.Store(applied.N)
+	s.stable.Store(applied.N)
+}
+
+// isEnd tells an ordinary end of a connection.
+func isEnd(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) || err.Error() == "EOF" || err.Error() == "unexpected EOF"
+}
