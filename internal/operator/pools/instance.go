@@ -1,0 +1,129 @@
+package pools
+
+import (
+	"cmp"
+	"context"
+	"strconv"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/sets"
+	"k8s.io/utils/ptr"
+
+	cstorv1 "github.com/cstor-go/cstor/api/cstor/v1"
+	"github.com/cstor-go/cstor/internal/operator/object"
+)
+
+// provision claims the devices of an entry that was found valid and makes the instance.
+func (r *Reconciler) provision(ctx context.Context, w *world, entry *cstorv1.PoolSpec) (created bool, err error) {
+	for _, name := range sets.List(devicesOf(entry.DataRaidGroups)) {
+		if err := r.claim(ctx, w.cluster, w.devices[name]); err != nil {
+			return false, err
+		}
+	}
+	return object.Ensure(ctx, r.Client, r.Live, w.cluster, w.newInstance(entry)) // sync makes the Deployment
+}
+
+// newInstance returns the instance of an entry.
+func (w *world) newInstance(entry *cstorv1.PoolSpec) *cstorv1.CStorPoolInstance {
+	in := &cstorv1.CStorPoolInstance{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: w.cluster.Namespace,
+			Name:      w.instanceName(entry),
+			Labels: map[string]string{
+				cstorv1.LabelPoolCluster: w.cluster.Name,
+				cstorv1.LabelCASType:     cstorv1.CASType,
+				cstorv1.LabelVersion:     cstorv1.Version,
+			},
+			Finalizers: []string{cstorv1.FinalizerPoolCluster},
+		},
+		VersionDetails: w.cluster.VersionDetails,
+	}
+	if w.cluster.Annotations[cstorv1.AnnotationDisableDependants] == "true" {
+		in.Annotations = map[string]string{cstorv1.AnnotationDisable: "true"}
+	}
+	for _, g := range entry.DataRaidGroups {
+		var group cstorv1.RaidGroup
+		for _, d := range g.BlockDevices {
+			d.Capacity = w.devices[d.BlockDeviceName].Spec.Capacity.Storage
+			d.DevLink = devLink(w.devices[d.BlockDeviceName])
+			group.BlockDevices = append(group.BlockDevices, d)
+		}
+		in.Spec.DataRaidGroups = append(in.Spec.DataRaidGroups, group)
+	}
+	w.configure(in, entry)
+	return in
+}
+
+// configure makes an instance say what its entry says and may be changed.
+func (w *world) configure(in *cstorv1.CStorPoolInstance, entry *cstorv1.PoolSpec) {
+	in.Spec.NodeSelector = entry.NodeSelector
+	if nodes := w.nodesOf(entry.NodeSelector); len(nodes) == 1 {
+		in.Spec.HostName = hostOf(nodes[0])
+		if in.Labels == nil {
+			in.Labels = map[string]string{}
+		}
+		in.Labels[cstorv1.LabelHostName] = in.Spec.HostName
+	}
+	cfg, all := *entry.PoolConfig.DeepCopy(), &w.cluster.Spec
+	cfg.Resources = cmp.Or(cfg.Resources, all.DefaultResources)
+	cfg.AuxResources = cmp.Or(cfg.AuxResources, all.DefaultAuxResources)
+	if cfg.Tolerations == nil {
+		cfg.Tolerations = all.Tolerations
+	}
+	if cfg.PriorityClassName == nil && all.DefaultPriorityClassName != "" {
+		cfg.PriorityClassName = ptr.To(all.DefaultPriorityClassName)
+	}
+	if cfg.ROThresholdLimit == nil {
+		cfg.ROThresholdLimit = ptr.To(cstorv1.DefaultROThreshold)
+	}
+	in.Spec.PoolConfig = cfg
+}
+
+// instanceName is the cluster's name and four characters, which follow from the entry: an operator that was killed after
+// it had made the instance finds it again, whatever its cache says.
+func (w *world) instanceName(entry *cstorv1.PoolSpec) string {
+	taken := map[string]bool{}
+	for i := range w.instances {
+		in := &w.instances[i]
+		taken[in.Name] = !devicesOf(in.Spec.DataRaidGroups).Equal(devicesOf(entry.DataRaidGroups))
+	}
+	for salt := 0; ; salt++ {
+		s := object.Suffix(4, append(sets.List(devicesOf(entry.DataRaidGroups)), string(w.cluster.UID), strconv.Itoa(salt))...)
+		if name := w.cluster.Name + "-" + s; !taken[name] {
+			return name
+		}
+	}
+}
+
+// sync brings instances and Deployments that exist in line with their entries. Trouble with one pool does not keep the
+// others back; the first is what the caller hears of.
+func (r *Reconciler) sync(ctx context.Context, w *world) (first error) {
+	for _, p := range w.pools {
+		if p.instance == nil || p.instance.Annotations[cstorv1.AnnotationDisable] == "true" {
+			continue
+		}
+		if err := r.syncPool(ctx, w, p); first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
+func (r *Reconciler) syncPool(ctx context.Context, w *world, p pool) error {
+	in := p.instance
+	if raidProblem(p.entry) == nil && changeProblem(p.entry, in) == nil {
+		err := object.Update(ctx, r.Client, in, func(in *cstorv1.CStorPoolInstance) { w.configure(in, p.entry) })
+		if err != nil {
+			return err
+		}
+	}
+	want := r.deployment(in)
+	if d := w.deploymentOf(in); d != nil {
+		return r.follow(ctx, d, want)
+	}
+	_, err := object.Ensure(ctx, r.Client, r.Live, in, want)
+	if err != nil && !object.IsWaiting(err) {
+		r.warn(w.cluster, "PoolDeploymentCreate", err.Error())
+	}
+	return err
+}

@@ -1,0 +1,106 @@
+package volumes
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	cstorv1 "github.com/cstor-go/cstor/api/cstor/v1"
+)
+
+// world is everything that decides what happens to the replicas of a volume that is bound. All of it but the pools is
+// read from the API server, not from a cache.
+type world struct {
+	config   *cstorv1.CStorVolumeConfig
+	volume   *cstorv1.CStorVolume
+	replicas map[string]*cstorv1.CStorVolumeReplica // by pool
+	pools    map[string]*cstorv1.CStorPoolInstance  // all in the namespace
+}
+
+// want returns the pools that the user asks for, have those that replicas exist on as far as the status says.
+func (w *world) want() []string { return names(w.config.Spec.Policy.ReplicaPoolInfo) }
+func (w *world) have() []string { return w.config.Status.PoolInfo }
+
+// id returns the replica id of the volume's replica on a pool.
+func (w *world) id(pool string) string {
+	if r := w.replicas[pool]; r != nil && r.Spec.ReplicaID != "" {
+		return r.Spec.ReplicaID
+	}
+	return cstorv1.ReplicaID(w.volume.Name, pool)
+}
+
+// members returns the volume's members: what is recorded by the members themselves.
+func (w *world) members() map[string]string { return w.volume.Status.ReplicaDetails.KnownReplicas }
+
+func (w *world) isMember(pool string) bool {
+	_, ok := w.members()[w.id(pool)]
+	return ok
+}
+
+// isWanted reports whether the target may take the replica on a pool for a member to keep.
+func (w *world) isWanted(pool string) bool {
+	_, ok := w.volume.Spec.ReplicaDetails.KnownReplicas[w.id(pool)]
+	return ok
+}
+
+// leaving returns the pools whose replicas have to go: those that the user removed, and those that were added by an
+// edit which was reverted before the status told of them.
+func (w *world) leaving() []string {
+	gone := without(w.have(), w.want())
+	var more []string
+	for pool, r := range w.replicas {
+		if r.DeletionTimestamp == nil && !slices.Contains(w.want(), pool) && !slices.Contains(gone, pool) {
+			more = append(more, pool)
+		}
+	}
+	slices.Sort(more)
+	return append(gone, more...)
+}
+
+// adopted reports whether the target has taken over the desired number of replicas as it stands in the spec. The number
+// is changed only after that, so that what the status says always answers what was asked last. Before a target has
+// said anything there is nothing to mix up.
+func (w *world) adopted() bool {
+	return w.volume.Status.DesiredReplicationFactor == w.volume.Spec.DesiredReplicationFactor
+}
+
+func (w *world) mayChangeFactor() bool {
+	return w.adopted() || w.volume.Status.DesiredReplicationFactor == 0
+}
+
+// describe says in what state the replica on a pool is.
+func (w *world) describe(pool string) string {
+	r := w.replicas[pool]
+	if r == nil {
+		return fmt.Sprintf("replica on pool %s does not exist yet", pool)
+	}
+	s := fmt.Sprintf("replica %s is %s", r.Name, r.Status.Phase)
+	if r.Status.Phase == "" {
+		s = fmt.Sprintf("replica %s has not been taken up by its pool", r.Name)
+	}
+	if p := r.Status.Progress; p != nil {
+		s += " (" + p.Done
+		if p.ETA != "" {
+			s += ", " + p.ETA + " left"
+		}
+		if p.WaitingFor != "" {
+			s += ", waiting for " + p.WaitingFor
+		}
+		s += ")"
+	}
+	if p := w.pools[pool]; p != nil && p.Status.Phase != cstorv1.PoolOnline && r.Status.Phase != cstorv1.ReplicaHealthy {
+		s += fmt.Sprintf(" and pool %s is %s", pool, cmp.Or(p.Status.Phase, "not made yet"))
+	}
+	return s
+}
+
+// without returns the elements of a that are not in b, in their order.
+func without(a, b []string) []string {
+	var out []string
+	for _, s := range a {
+		if !slices.Contains(b, s) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
