@@ -1,0 +1,68 @@
+package pool
+
+import "github.com/prometheus/client_golang/prometheus"
+
+var (
+	poolCapacity  = prometheus.NewDesc("cstor_pool_capacity_bytes", "Size of the pool.", nil, nil)
+	poolAllocated = prometheus.NewDesc("cstor_pool_allocated_bytes", "Live data and live metadata.", nil, nil)
+	poolFree      = prometheus.NewDesc("cstor_pool_free_bytes", "Space that can be written.", nil, nil)
+	poolUp        = prometheus.NewDesc("cstor_pool_online", "1 while the pool is open and takes writes.", nil, nil)
+	poolReadOnly  = prometheus.NewDesc("cstor_pool_read_only", "1 while the pool is too full for writes.", nil, nil)
+	poolChecksums = prometheus.NewDesc("cstor_pool_checksum_errors_total", "Reads that found damaged data.", nil, nil)
+
+	replicaLabels    = []string{"replica"}
+	replicaConnected = prometheus.NewDesc("cstor_replica_connected", "1 while the replica has a session with its target.", replicaLabels, nil)
+	replicaInSync    = prometheus.NewDesc("cstor_replica_in_sync", "1 while the replica is complete, in sync and a member.", replicaLabels, nil)
+	replicaUsed      = prometheus.NewDesc("cstor_replica_used_bytes", "Data of the volume on the replica.", replicaLabels, nil)
+	replicaAllocated = prometheus.NewDesc("cstor_replica_allocated_bytes", "Space that the replica takes on the pool.", replicaLabels, nil)
+	rebuildDone      = prometheus.NewDesc("cstor_replica_rebuild_done_bytes", "Bytes copied by the rebuild under way.", replicaLabels, nil)
+	rebuildTotal     = prometheus.NewDesc("cstor_replica_rebuild_total_bytes", "Bytes that the rebuild under way has to copy.", replicaLabels, nil)
+	rebuildRate      = prometheus.NewDesc("cstor_replica_rebuild_bytes_per_second", "Speed of the rebuild under way.", replicaLabels, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (a *Agent) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		poolCapacity, poolAllocated, poolFree, poolUp, poolReadOnly, poolChecksums, replicaConnected, replicaInSync,
+		replicaUsed, replicaAllocated, rebuildDone, rebuildTotal, rebuildRate,
+	} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (a *Agent) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	eng, replicas := a.open()
+	if eng == nil {
+		gauge(poolUp, 0)
+		return
+	}
+	st := eng.Stats()
+	gauge(poolUp, number(st.Failure == ""))
+	gauge(poolCapacity, float64(st.Capacity))
+	gauge(poolAllocated, float64(st.Allocated))
+	gauge(poolFree, float64(st.Free))
+	gauge(poolReadOnly, number(st.ReadOnly))
+	ch <- prometheus.MustNewConstMetric(poolChecksums, prometheus.CounterValue, float64(st.ChecksumErrors))
+	for _, s := range replicas.Status() {
+		gauge(replicaConnected, number(s.Connected), s.Name)
+		gauge(replicaInSync, number(s.Connected && s.Complete && s.InSync && s.Member), s.Name)
+		gauge(replicaUsed, float64(s.Used), s.Name)
+		gauge(replicaAllocated, float64(s.Allocated), s.Name)
+		if s.Rebuilding {
+			gauge(rebuildDone, float64(s.Progress.Done), s.Name)
+			gauge(rebuildTotal, float64(s.Progress.Total), s.Name)
+			gauge(rebuildRate, float64(s.Progress.BytesPerSec), s.Name)
+		}
+	}
+}
+
+func number(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}

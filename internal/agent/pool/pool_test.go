@@ -1,0 +1,259 @@
+package pool
+
+import (
+	"strings"
+	"testing"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+
+	cstorv1 "github.com/cstor-go/cstor/api/cstor/v1"
+	"github.com/cstor-go/cstor/internal/agent/kube"
+	engine "github.com/cstor-go/cstor/internal/pool"
+)
+
+var (
+	ours    = &engine.Label{Name: "cstor-cspc-uid", Owner: cspiUID}
+	foreign = &engine.ErrForeign{Device: "/dev/sdb", Found: "xfs filesystem"}
+)
+
+func TestJudge(t *testing.T) {
+	blank := func(n string) device { return device{name: n, err: engine.ErrBlank} }
+	mine := func(n string) device { return device{name: n, label: ours} }
+	for _, c := range []struct {
+		name    string
+		devices []device
+		made    bool
+		want    verdict
+		why     string
+	}{
+		{"new", []device{blank("a"), blank("b")}, false, create, ""},
+		{"known", []device{mine("a"), mine("b")}, true, imports, ""},
+		{"created, but the process died before it said so", []device{mine("a")}, false, imports, ""},
+		{"disks replaced by blank ones", []device{blank("a")}, true, impossible, "a are blank, but the pool was made before"},
+		{"one disk missing", []device{mine("a"), blank("b")}, true, impossible, "a carry the pool but b are blank"},
+		{"foreign", []device{blank("a"), {name: "b", err: foreign}}, false, impossible, "xfs filesystem"},
+		{"damaged", []device{{name: "a", err: engine.ErrDamaged}}, false, impossible, "damaged"},
+		{"another pool", []device{{name: "a", label: &engine.Label{Name: "cstor-x", Owner: "y"}}}, false, impossible, `pool "cstor-x" of another owner`},
+		{"no disks", nil, false, impossible, "lists no devices"},
+	} {
+		got, err := judge(c.devices, cspiUID, c.made)
+		if got != c.want || (err != nil) != (c.why != "") || err != nil && !strings.Contains(err.Error(), c.why) {
+			t.Errorf("%s: %v, %v", c.name, got, err)
+		}
+	}
+}
+
+func TestPoolIsCreated(t *testing.T) {
+	w := newWorld(t, cstorv1.PoolPending, engine.ErrBlank)
+	if w.agent.Ready() == nil {
+		t.Error("ready before the pool is open")
+	}
+	w.pass()
+	cr := w.instance()
+	if cr.Status.Phase != cstorv1.PoolOnline || cr.Status.ReadOnly {
+		t.Errorf("status %+v", cr.Status)
+	}
+	if c := cr.Status.Capacity; c.Used.String() != "230k" || c.Total.String() != "10G" {
+		t.Errorf("capacity %s of %s", c.Used.String(), c.Total.String())
+	}
+	if !hasFinalizer(cr) {
+		t.Error("no pool protection")
+	}
+	if err := w.agent.Ready(); err != nil {
+		t.Errorf("not ready: %v", err)
+	}
+	w.wantEvents("CStorPoolInstance Normal Created Pool created successfully")
+	lease := get(w, cspi, &coordinationv1.Lease{})
+	if *lease.Spec.HolderIdentity != "pod" || !lease.Spec.RenewTime.Time.Equal(w.now) {
+		t.Errorf("lease %+v", lease.Spec)
+	}
+}
+
+func TestPoolIsImportedAfterARestart(t *testing.T) {
+	w := newWorld(t, "", engine.ErrBlank)
+	w.pass()
+	w.restart()
+	w.pass()
+	w.wantEvents("Normal Pool Imported Pool Import successful: cstor-cspc-uid")
+	if w.disks.created != 1 {
+		t.Errorf("created %d times", w.disks.created)
+	}
+}
+
+func TestForeignDeviceIsNeverFormatted(t *testing.T) {
+	w := newWorld(t, cstorv1.PoolPending, foreign)
+	w.pass()
+	w.pass()
+	if w.disks.created != 0 {
+		t.Fatal("a foreign device was formatted")
+	}
+	if p := w.instance().Status.Phase; p != cstorv1.PoolCreationFailed {
+		t.Errorf("phase %s", p)
+	}
+	w.wantEvents("Warning FailCreate Failed to create pool due to 'bd-1: device /dev/sdb: device /dev/sdb is not blank: found xfs filesystem")
+	if err := w.agent.Ready(); err == nil || !strings.Contains(err.Error(), "xfs") {
+		t.Errorf("ready: %v", err)
+	}
+	w.disks.content["/dev/sdb"] = engine.ErrBlank // the user wiped it
+	w.pass()
+	if p := w.instance().Status.Phase; p != cstorv1.PoolOnline {
+		t.Errorf("phase %s after the device was wiped", p)
+	}
+}
+
+func TestLostPoolIsNotMadeAnew(t *testing.T) {
+	w := newWorld(t, cstorv1.PoolPending, engine.ErrBlank)
+	w.pass()
+	kept := w.disks.content["/dev/sdb"]
+	w.disks.content["/dev/sdb"] = engine.ErrBlank
+	w.restart()
+	w.pass()
+	cr := w.instance()
+	if w.disks.created != 1 || cr.Status.Phase != cstorv1.PoolOffline {
+		t.Fatalf("created %d times, phase %s", w.disks.created, cr.Status.Phase)
+	}
+	if len(cr.Status.Conditions) != 1 || cr.Status.Conditions[0].Type != "PoolLost" || cr.Status.Conditions[0].Status != corev1.ConditionTrue {
+		t.Errorf("conditions %+v", cr.Status.Conditions)
+	}
+	w.wantEvents("Warning FailedSync")
+	w.disks.content["/dev/sdb"] = kept
+	w.pass()
+	if cr := w.instance(); cr.Status.Phase != cstorv1.PoolOnline || len(cr.Status.Conditions) != 0 {
+		t.Errorf("after its return: %+v", cr.Status)
+	}
+}
+
+func TestUnsupportedLayoutIsRefused(t *testing.T) {
+	w := newWorld(t, "", engine.ErrBlank)
+	cr := w.instance()
+	cr.Spec.PoolConfig.DataRaidGroupType = "raidz"
+	if err := w.client.Update(w.ctx, cr); err != nil {
+		t.Fatal(err)
+	}
+	w.pass()
+	if w.disks.created != 0 {
+		t.Fatal("pool was made as a stripe")
+	}
+	w.wantEvents(`Warning FailCreate Failed to create pool due to 'raid group type "raidz" is not supported`)
+}
+
+func TestPoolThatFailsIsNotOnline(t *testing.T) {
+	w := newWorld(t, "", engine.ErrBlank)
+	w.pass()
+	w.disks.pool.stats.Health, w.disks.pool.stats.Failure = "FAULTED", errDisk.Error()
+	w.pass()
+	cr := w.instance()
+	if cr.Status.Phase != cstorv1.PoolFaulted || len(cr.Status.Conditions) != 1 || cr.Status.Conditions[0].Message != errDisk.Error() {
+		t.Errorf("status %+v", cr.Status)
+	}
+}
+
+func TestReadOnlyThreshold(t *testing.T) {
+	w := newWorld(t, "", engine.ErrBlank)
+	w.pass()
+	w.disks.pool.stats.ReadOnly = true
+	w.disks.pool.stats.Allocated, w.disks.pool.stats.Free = 9*gib, 1*gib
+	w.pass()
+	if !w.instance().Status.ReadOnly {
+		t.Error("not shown read-only")
+	}
+	w.wantEvents("Warning PoolReadOnlyThreshold Pool is read-only: 90% of its space is used, the limit is 85%")
+	w.disks.pool.stats.ReadOnly = false
+	w.pass()
+	w.wantEvents("Normal PoolReadOnlyThreshold")
+}
+
+func TestConditionsOfOthersStay(t *testing.T) {
+	w := newWorld(t, "", engine.ErrBlank)
+	w.pass()
+	cr := w.instance()
+	cr.Status.Conditions = []cstorv1.CStorPoolInstanceCondition{{Type: cstorv1.PoolUnheard, Status: corev1.ConditionFalse}}
+	if err := w.client.Update(w.ctx, cr); err != nil {
+		t.Fatal(err)
+	}
+	w.disks.pool.stats.Health, w.disks.pool.stats.Failure = "FAULTED", "x"
+	w.pass()
+	if got := w.instance().Status.Conditions; len(got) != 2 || got[0].Type != cstorv1.PoolUnheard {
+		t.Errorf("conditions %+v", got)
+	}
+}
+
+func TestShutdownSaysOffline(t *testing.T) {
+	w := newWorld(t, "", engine.ErrBlank)
+	w.addReplica(cstorv1.ReplicaInit)
+	w.pass()
+	if err := w.agent.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if p := w.instance().Status.Phase; p != cstorv1.PoolOffline {
+		t.Errorf("pool %s", p)
+	}
+	if p := w.replica().Status.Phase; p != cstorv1.ReplicaOffline {
+		t.Errorf("replica %s", p)
+	}
+	if !w.disks.pool.closed {
+		t.Error("pool not closed")
+	}
+}
+
+func TestPoolIsDestroyedWhenItsReplicasAreGone(t *testing.T) {
+	w := newWorld(t, "", engine.ErrBlank)
+	w.addReplica(cstorv1.ReplicaInit)
+	w.pass()
+	if err := w.client.Delete(w.ctx, w.instance()); err != nil {
+		t.Fatal(err)
+	}
+	w.pass()
+	if p := w.instance().Status.Phase; p != cstorv1.PoolDeletionFailed {
+		t.Errorf("phase %s while a replica is there", p)
+	}
+	w.wantEvents("Warning FailDestroy")
+	if err := w.client.Delete(w.ctx, w.replica()); err != nil {
+		t.Fatal(err)
+	}
+	w.pass()
+	w.pass()
+	err := w.client.Get(w.ctx, types.NamespacedName{Namespace: ns, Name: cspi}, &cstorv1.CStorPoolInstance{})
+	if !apierrors.IsNotFound(err) {
+		t.Errorf("pool's object: %v", err)
+	}
+	if w.disks.content["/dev/sdb"] != engine.ErrBlank {
+		t.Error("device was not given back")
+	}
+	if err := w.agent.Pass(w.ctx, true); err != nil {
+		t.Errorf("after the deletion: %v", err)
+	}
+	if w.disks.created != 1 {
+		t.Error("pool was made anew")
+	}
+}
+
+func TestPoolThatWasNeverMadeCanBeDeleted(t *testing.T) {
+	w := newWorld(t, cstorv1.PoolPending, foreign)
+	w.pass()
+	if err := w.client.Delete(w.ctx, w.instance()); err != nil {
+		t.Fatal(err)
+	}
+	w.pass()
+	err := w.client.Get(w.ctx, types.NamespacedName{Namespace: ns, Name: cspi}, &cstorv1.CStorPoolInstance{})
+	if !apierrors.IsNotFound(err) {
+		t.Errorf("pool's object: %v", err)
+	}
+}
+
+func TestApplyWritesOnlyWhatDiffers(t *testing.T) {
+	w := newWorld(t, "", engine.ErrBlank)
+	w.pass()
+	version := w.instance().ResourceVersion
+	w.pass()
+	if got := w.instance().ResourceVersion; got != version {
+		t.Error("a pass without news wrote the pool's object")
+	}
+	diff, err := kube.Diff(w.instance(), kube.Fields{"status": kube.Fields{"phase": "OFFLINE", "readOnly": false}})
+	if err != nil || len(diff) != 1 || len(diff["status"].(kube.Fields)) != 1 {
+		t.Errorf("diff %v, %v", diff, err)
+	}
+}

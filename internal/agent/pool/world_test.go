@@ -1,0 +1,253 @@
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+
+	cstorv1 "github.com/cstor-go/cstor/api/cstor/v1"
+	openebsv1alpha1 "github.com/cstor-go/cstor/api/openebs/v1alpha1"
+	"github.com/cstor-go/cstor/internal/agent/kube"
+	"github.com/cstor-go/cstor/internal/block"
+	engine "github.com/cstor-go/cstor/internal/pool"
+	"github.com/cstor-go/cstor/internal/replica"
+)
+
+const (
+	ns       = "openebs"
+	cspi     = "cspc-6qkw"
+	cspiUID  = "cspi-uid"
+	pv       = "pvc-1"
+	cvr      = pv + "-" + cspi
+	gib      = 1 << 30
+	poolSize = 10 * gib
+)
+
+// disks is a node's devices, and the pool on them.
+type disks struct {
+	content map[string]any // by path: an error of Probe, or a *engine.Label
+	pool    *memPool       // what Open finds
+	created int
+}
+
+func (d *disks) Probe(path string) (*engine.Label, error) {
+	switch c := d.content[path].(type) {
+	case *engine.Label:
+		return c, nil
+	case error:
+		return nil, fmt.Errorf("device %s: %w", path, c)
+	}
+	return nil, fmt.Errorf("device %s: no such file", path)
+}
+
+func (d *disks) Create(paths []string, cfg engine.Config, _ engine.Options) (Engine, Replicas, error) {
+	d.created++
+	d.pool = &memPool{
+		disks: d, stats: engine.Stats{Allocated: 230 << 10, Free: poolSize - 230<<10, Capacity: poolSize, Health: "ONLINE"},
+		replicas: map[string]*replica.Status{},
+	}
+	for _, p := range paths {
+		d.content[p] = &engine.Label{Name: cfg.Name, Owner: cfg.Owner}
+	}
+	return d.pool, server{d.pool}, nil
+}
+
+func (d *disks) Open([]string, engine.Options) (Engine, Replicas, error) {
+	d.pool.attached = map[string]replica.Spec{}
+	return d.pool, server{d.pool}, nil
+}
+
+// memPool is a pool and its replica server.
+type memPool struct {
+	disks      *disks
+	stats      engine.Stats
+	replicas   map[string]*replica.Status
+	attached   map[string]replica.Spec
+	destroyErr error
+	closed     bool
+}
+
+func (p *memPool) Stats() engine.Stats {
+	p.stats.Replicas = len(p.replicas)
+	return p.stats
+}
+func (p *memPool) Names() []string { return slices.Sorted(maps.Keys(p.replicas)) }
+func (p *memPool) Close() error    { p.closed = true; return nil }
+func (p *memPool) Destroy() error {
+	for path := range p.disks.content {
+		p.disks.content[path] = engine.ErrBlank
+	}
+	return nil
+}
+
+func (p *memPool) Attach(s replica.Spec) error {
+	if p.replicas[s.Name] == nil {
+		p.replicas[s.Name] = &replica.Status{Name: s.Name, ReplicaID: s.ReplicaID, GUID: block.GUID{byte(len(p.replicas) + 1)}}
+	}
+	if p.attached == nil {
+		p.attached = map[string]replica.Spec{}
+	}
+	p.attached[s.Name] = s
+	return nil
+}
+func (p *memPool) Detach(name string)       { delete(p.attached, name) }
+func (p *memPool) Changed() <-chan struct{} { return nil }
+func (p *memPool) Status() (all []replica.Status) {
+	for _, name := range slices.Sorted(maps.Keys(p.attached)) {
+		all = append(all, *p.replicas[name])
+	}
+	return all
+}
+
+// server is memPool as its replica server: Destroy means a replica there, and the pool in memPool.
+type server struct{ *memPool }
+
+func (s server) Destroy(name string) error {
+	if s.destroyErr != nil {
+		return s.destroyErr
+	}
+	delete(s.attached, name)
+	delete(s.replicas, name)
+	return nil
+}
+
+// world is an agent between a fake pool and a fake API server.
+type world struct {
+	t      *testing.T
+	ctx    context.Context
+	client client.WithWatch
+	disks  *disks
+	agent  *Agent
+	now    time.Time
+}
+
+func newWorld(t *testing.T, phase cstorv1.PoolPhase, content any) *world {
+	w := &world{t: t, ctx: t.Context(), now: time.Unix(1_800_000_000, 0), disks: &disks{content: map[string]any{"/dev/sdb": content}}}
+	instance := &cstorv1.CStorPoolInstance{
+		ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: cspi, UID: cspiUID, OwnerReferences: []metav1.OwnerReference{{
+			APIVersion: "cstor.openebs.io/v1", Kind: "CStorPoolCluster", Name: "cspc", UID: "cspc-uid",
+		}}},
+		Spec: cstorv1.CStorPoolInstanceSpec{
+			HostName:       "node-1",
+			PoolConfig:     cstorv1.PoolConfig{DataRaidGroupType: "stripe"},
+			DataRaidGroups: []cstorv1.RaidGroup{{BlockDevices: []cstorv1.CStorPoolInstanceBlockDevice{{BlockDeviceName: "bd-1"}}}},
+		},
+		Status: cstorv1.CStorPoolInstanceStatus{Phase: phase},
+	}
+	bd := &openebsv1alpha1.BlockDevice{
+		ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "bd-1"},
+		Spec:       openebsv1alpha1.DeviceSpec{Path: "/dev/sdb"},
+	}
+	w.client = fake.NewClientBuilder().WithScheme(kube.Scheme()).WithObjects(instance, bd).Build()
+	w.restart()
+	return w
+}
+
+// restart is a new process of the pool.
+func (w *world) restart() {
+	w.agent = New(Config{
+		Client: w.client, Storage: w.disks, Namespace: ns, Instance: cspi, Node: "node-1", Identity: "pod",
+		Log: slog.New(slog.DiscardHandler), Now: func() time.Time { return w.now },
+	})
+}
+
+// pass lets the agent look once, some time later.
+func (w *world) pass() {
+	w.t.Helper()
+	w.now = w.now.Add(16 * time.Second) // longer than any back-off
+	if err := w.agent.Pass(w.ctx, true); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func get[T client.Object](w *world, name string, into T) T {
+	w.t.Helper()
+	if err := w.client.Get(w.ctx, types.NamespacedName{Namespace: ns, Name: name}, into); err != nil {
+		w.t.Fatal(err)
+	}
+	return into
+}
+
+func (w *world) instance() *cstorv1.CStorPoolInstance {
+	w.t.Helper()
+	return get(w, cspi, &cstorv1.CStorPoolInstance{})
+}
+
+func (w *world) replica() *cstorv1.CStorVolumeReplica {
+	w.t.Helper()
+	return get(w, cvr, &cstorv1.CStorVolumeReplica{})
+}
+
+// addReplica is the operator creating a replica on this pool.
+func (w *world) addReplica(phase cstorv1.ReplicaPhase) {
+	w.t.Helper()
+	if err := w.client.Create(w.ctx, &cstorv1.CStorVolumeReplica{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: ns, Name: cvr, UID: "cvr-uid", Finalizers: []string{cstorv1.FinalizerReplica},
+			Labels: map[string]string{cstorv1.LabelPoolUID: cspiUID, cstorv1.LabelVolumeName: pv, cstorv1.LabelPV: pv, cstorv1.LabelPoolName: cspi},
+		},
+		Spec:   cstorv1.CStorVolumeReplicaSpec{TargetIP: "10.0.0.9", Capacity: "5Gi", ReplicaID: "42"},
+		Status: cstorv1.CStorVolumeReplicaStatus{Phase: phase},
+	}); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// addVolume is the replica's volume, which knows it as a member.
+func (w *world) addVolume(guid string) {
+	w.t.Helper()
+	cv := &cstorv1.CStorVolume{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: pv}}
+	cv.Spec.Capacity = resource.MustParse("5Gi")
+	cv.Status.ReplicaDetails.KnownReplicas = map[string]string{"42": guid}
+	for _, o := range []client.Object{cv, &cstorv1.CStorVolumeConfig{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: pv}}} {
+		if err := w.client.Create(w.ctx, o); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
+// set changes what the replica server says of the replica.
+func (w *world) set(change func(*replica.Status)) { change(w.disks.pool.replicas[cvr]) }
+
+// phases runs passes and returns the replica's phase after each change of what the server says.
+func (w *world) phases(changes ...func(*replica.Status)) (phases []cstorv1.ReplicaPhase) {
+	w.t.Helper()
+	for _, c := range changes {
+		w.set(c)
+		w.pass()
+		phases = append(phases, w.replica().Status.Phase)
+	}
+	return phases
+}
+
+func (w *world) wantEvents(parts ...string) {
+	w.t.Helper()
+	list := &corev1.EventList{}
+	if err := w.client.List(w.ctx, list); err != nil {
+		w.t.Fatal(err)
+	}
+	var all []string
+	for _, e := range list.Items {
+		all = append(all, strings.Join([]string{e.Source.Component, e.Type, e.Reason, e.Message}, " "))
+	}
+	for _, p := range parts {
+		if !slices.ContainsFunc(all, func(e string) bool { return strings.Contains(e, p) }) {
+			w.t.Errorf("no event %q in %q", p, all)
+		}
+	}
+}
+
+var errDisk = errors.New("input/output error")

@@ -1,0 +1,387 @@
+package target
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"regexp"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	cstorv1 "github.com/cstor-go/cstor/api/cstor/v1"
+	"github.com/cstor-go/cstor/internal/agent/kube"
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/volume"
+)
+
+const (
+	tick        = time.Second
+	holdTick    = 200 * time.Millisecond // while something waits to be shown
+	floor       = 50 * time.Millisecond  // between two looks, however much happens
+	reread      = 30 * time.Second       // the CStorVolume is read this often without a hint
+	heartbeat   = 30 * time.Second       // counters of the status are written this often
+	passTimeout = 15 * time.Second
+	goodbye     = 4 * time.Second
+	holdLimit   = 10 * time.Second // a new member is shown after this time, whatever its CStorVolumeReplica says
+	removeGrace = 5 * time.Second  // a removal that waits longer is a warning
+)
+
+// Target is the part of the target that the agent needs.
+type Target interface {
+	Want(volume.Desired)
+	Status() volume.Status
+	Changed() <-chan struct{}
+}
+
+// Config is what an Agent works with.
+type Config struct {
+	Client    client.WithWatch
+	Namespace string
+	Volume    string
+	Pod       string // source of the events
+	Node      string // their host
+	Log       *slog.Logger
+	Now       func() time.Time // default time.Now
+}
+
+// Agent keeps a CStorVolume and a target in agreement.
+type Agent struct {
+	Config
+	events *kube.Recorder
+
+	running atomic.Pointer[Target] // for the metrics, asked from other goroutines
+
+	cv        *cstorv1.CStorVolume
+	target    Target
+	wanted    volume.Desired           // what the target was last told
+	connected map[block.GUID]time.Time // since when
+	names     map[string]string        // of replicas, by GUID
+	asked     time.Time                // for the names
+	promoted  map[string]time.Time     // members not shown yet: since when they are known here
+	waiting   time.Time                // since when a removal waits; zero: none does
+	warned    time.Time
+}
+
+// New returns an agent that has read nothing yet.
+func New(cfg Config) *Agent {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	return &Agent{
+		Config:    cfg,
+		events:    &kube.Recorder{Client: cfg.Client, Component: cfg.Pod, Host: cfg.Node, Log: cfg.Log, Now: cfg.Now},
+		connected: map[block.GUID]time.Time{},
+		promoted:  map[string]time.Time{},
+	}
+}
+
+// Load returns the CStorVolume as soon as there is a valid one; the only error is that of ctx. A reason to wait is
+// logged once.
+func (a *Agent) Load(ctx context.Context) (*cstorv1.CStorVolume, error) {
+	var backoff kube.Backoff
+	for last := ""; ; {
+		err := a.read(ctx)
+		if err == nil {
+			if err = Validate(a.cv); err == nil {
+				return a.cv.DeepCopy(), nil
+			}
+			err = fmt.Errorf("CStorVolume %s: %w", a.Volume, err)
+			a.reportPhase(ctx, cstorv1.VolumeInvalid, err.Error())
+		}
+		if why := err.Error(); why != last && ctx.Err() == nil {
+			a.Log.Warn("waiting for the volume", "err", err)
+			last = why
+		}
+		if !kube.Sleep(ctx, backoff.Next()) {
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// Run keeps t and the CStorVolume in agreement until ctx is done, and then reports the volume offline.
+func (a *Agent) Run(ctx context.Context, t Target) {
+	a.target = t
+	a.running.Store(&t)
+	a.wanted = Desired(a.cv) // what Load's caller made it with
+	hint := kube.NewHint()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		kube.Watch(ctx, a.Client, &cstorv1.CStorVolumeList{}, hint, a.Log,
+			client.InNamespace(a.Namespace), client.MatchingFields{"metadata.name": a.Volume})
+	})
+	hint.Give()
+	failing := false
+	read := a.Now()
+	for wait := tick; ctx.Err() == nil; {
+		stale := failing || a.Now().Sub(read) >= reread
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-hint:
+			stale = true
+		case <-t.Changed():
+		case <-timer.C:
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			break
+		}
+		pass, cancel := context.WithTimeout(ctx, passTimeout)
+		err := a.Pass(pass, stale)
+		cancel()
+		switch {
+		case err != nil && ctx.Err() == nil && !failing && !apierrors.IsConflict(err):
+			a.Log.Warn("cannot bring volume and API together, trying again", "err", err)
+		case err == nil && failing:
+			a.Log.Info("volume and API agree again")
+		}
+		failing = err != nil && !apierrors.IsConflict(err)
+		pause := floor
+		switch {
+		case apierrors.IsConflict(err):
+			hint.Give()
+		case failing:
+			pause = tick
+		case stale:
+			read = a.Now()
+		}
+		if wait = tick; len(a.promoted) > 0 {
+			wait = holdTick
+		}
+		kube.Sleep(ctx, pause)
+	}
+	last, cancel := context.WithTimeout(context.Background(), goodbye)
+	defer cancel()
+	a.reportPhase(last, cstorv1.VolumeOffline, "target is shutting down")
+}
+
+// read gets the CStorVolume.
+func (a *Agent) read(ctx context.Context) error {
+	cv := &cstorv1.CStorVolume{}
+	if err := a.Client.Get(ctx, types.NamespacedName{Namespace: a.Namespace, Name: a.Volume}, cv); err != nil {
+		return fmt.Errorf("read CStorVolume: %w", err)
+	}
+	a.cv = cv
+	return nil
+}
+
+// Pass hands the target what is wanted, and writes what it says. With reread the CStorVolume is read anew.
+func (a *Agent) Pass(ctx context.Context, reread bool) error {
+	if reread {
+		if err := a.read(ctx); err != nil {
+			return err
+		}
+	}
+	if a.cv.DeletionTimestamp != nil {
+		return nil
+	}
+	if err := Validate(a.cv); err != nil {
+		a.reportPhase(ctx, cstorv1.VolumeInvalid, err.Error()) // the target goes on with what it has
+		return nil
+	}
+	if want := Desired(a.cv); !same(want, a.wanted) {
+		a.Log.Info("membership wanted", "replicas", want.Factor, "remove", want.Remove)
+		a.target.Want(want)
+		a.wanted = want
+	}
+	return a.report(ctx, a.target.Status())
+}
+
+// same reports whether two wishes mean the same to a volume that exists; it is founded once.
+func same(a, b volume.Desired) bool { return a.Factor == b.Factor && slices.Equal(a.Remove, b.Remove) }
+
+// report writes what the target says.
+func (a *Agent) report(ctx context.Context, st volume.Status) error {
+	before := a.cv.DeepCopy()
+	hide := a.hold(ctx, st)
+	spec, status := fields(a.cv, st, hide)
+	status["message"] = a.named(ctx, message(st))
+	a.noteConnections(st)
+	now := a.Now()
+	list := replicaStatuses(st, func(g block.GUID) time.Duration { return now.Sub(a.connected[g]) })
+	if !sameReplicas(list, a.cv.Status.ReplicaStatuses) || now.Sub(a.cv.Status.LastUpdateTime.Time) >= heartbeat {
+		status["replicaStatuses"] = list
+		if len(list) == 0 {
+			status["replicaStatuses"] = nil
+		}
+	}
+	phase := status["phase"].(cstorv1.VolumePhase)
+	// Others write this object too: the patch holds only for the version that it was made from.
+	stamp := kube.Fields{"metadata": kube.Fields{"resourceVersion": a.cv.ResourceVersion}, "status": a.times(phase)}
+	want := kube.Fields{"status": status}
+	if len(spec) > 0 {
+		want["spec"] = spec
+	}
+	wrote, err := kube.Apply(ctx, a.Client, a.cv, want, stamp)
+	if err != nil {
+		if apierrors.IsConflict(err) {
+			return err
+		}
+		return fmt.Errorf("report volume: %w", err)
+	}
+	if wrote {
+		a.tell(ctx, before)
+	}
+	a.warnRemoval(ctx, st)
+	return nil
+}
+
+// hold returns the new members that are not shown yet: people expect to see a replica Healthy before the volume counts
+// it, and the two are written by different processes. Nothing is held while the volume is founded, nor once a change of
+// desiredReplicationFactor is under way, whose adoption must not be shown without them.
+func (a *Agent) hold(ctx context.Context, st volume.Status) map[string]string {
+	fresh := added(a.cv, st)
+	now := a.Now()
+	if !st.Serving || st.Desired.Factor != a.cv.Status.DesiredReplicationFactor || a.cv.Spec.DesiredReplicationFactor != st.Desired.Factor {
+		fresh = nil
+	}
+	for id := range a.promoted {
+		if _, ok := fresh[id]; !ok {
+			delete(a.promoted, id)
+		}
+	}
+	for id := range fresh {
+		if _, ok := a.promoted[id]; !ok {
+			a.promoted[id] = now
+		}
+		if now.Sub(a.promoted[id]) >= holdLimit || a.shownHealthy(ctx, id) {
+			delete(a.promoted, id)
+			delete(fresh, id)
+		}
+	}
+	return fresh
+}
+
+// shownHealthy reports whether the replica's own object says Healthy. When that cannot be read nothing waits for it.
+func (a *Agent) shownHealthy(ctx context.Context, id string) bool {
+	list := &cstorv1.CStorVolumeReplicaList{}
+	if err := a.Client.List(ctx, list, client.InNamespace(a.Namespace), client.MatchingLabels{cstorv1.LabelVolumeName: a.Volume}); err != nil {
+		a.Log.Debug("cannot read replicas", "err", err)
+		return true
+	}
+	for _, r := range list.Items {
+		if r.Spec.ReplicaID == id {
+			return r.Status.Phase == cstorv1.ReplicaHealthy
+		}
+	}
+	return true
+}
+
+// guids finds replicas that a message knows by their GUID only: those that never connected to this target.
+var guids = regexp.MustCompile(`\b[0-9a-f]{32}\b`)
+
+// named is a message with the replicas' names, which say on which pools they are, in the place of their GUIDs.
+func (a *Agent) named(ctx context.Context, message string) string {
+	return guids.ReplaceAllStringFunc(message, func(g string) string {
+		if a.names[g] == "" && a.Now().Sub(a.asked) >= tick {
+			a.asked = a.Now()
+			list := &cstorv1.CStorVolumeReplicaList{}
+			if err := a.Client.List(ctx, list, client.InNamespace(a.Namespace), client.MatchingLabels{cstorv1.LabelVolumeName: a.Volume}); err != nil {
+				a.Log.Debug("cannot read replicas", "err", err)
+			}
+			a.names = map[string]string{}
+			for _, r := range list.Items {
+				a.names[r.Status.GUID] = r.Name
+			}
+		}
+		return cmp.Or(a.names[g], g)
+	})
+}
+
+func (a *Agent) noteConnections(st volume.Status) {
+	now, old := a.Now(), a.connected
+	a.connected = map[block.GUID]time.Time{}
+	for _, r := range st.Replicas {
+		if r.Mode == volume.Offline {
+			continue
+		}
+		since, ok := old[r.GUID]
+		if !ok {
+			since = now
+		}
+		a.connected[r.GUID] = since
+	}
+}
+
+// tell writes the events of what the last patch changed.
+func (a *Agent) tell(ctx context.Context, before *cstorv1.CStorVolume) {
+	was, is := before.Status, a.cv.Status
+	if was.Phase != is.Phase {
+		a.phaseEvent(ctx, is.Phase)
+	}
+	// Raised, or lowered with nothing to remove: done when adopted. Lowered otherwise: done when the members are gone.
+	n, count := is.DesiredReplicationFactor, len(is.ReplicaDetails.KnownReplicas)
+	adopted := was.DesiredReplicationFactor != 0 && was.DesiredReplicationFactor != n && count <= n
+	removed := was.DesiredReplicationFactor == n && len(was.ReplicaDetails.KnownReplicas) > n && count <= n
+	if adopted || removed {
+		a.events.Event(ctx, a.cv, corev1.EventTypeNormal, "Updated", fmt.Sprintf("Successfully updated the desiredReplicationFactor to %d", n))
+	}
+	if was.Phase == is.Phase && len(was.ReplicaDetails.KnownReplicas) == count && was.DesiredReplicationFactor == n {
+		return
+	}
+	a.Log.Info("volume reported", "phase", is.Phase, "replicationFactor", a.cv.Spec.ReplicationFactor,
+		"consistencyFactor", a.cv.Spec.ConsistencyFactor, "members", count, "replicas", len(is.ReplicaStatuses))
+}
+
+// phaseEvent writes the event of a phase, one object for each, whose count grows.
+func (a *Agent) phaseEvent(ctx context.Context, phase cstorv1.VolumePhase) {
+	kind := corev1.EventTypeWarning
+	switch phase {
+	case cstorv1.VolumeInit, cstorv1.VolumeHealthy, cstorv1.VolumeDegraded:
+		kind = corev1.EventTypeNormal
+	}
+	a.events.Named(ctx, a.Volume+"."+string(phase), a.cv, kind, string(phase), fmt.Sprintf("Volume is in %s state", phase))
+}
+
+// warnRemoval says every now and then what the removal of a member waits for.
+func (a *Agent) warnRemoval(ctx context.Context, st volume.Status) {
+	now := a.Now()
+	switch {
+	case st.Removing == "":
+		a.waiting = time.Time{}
+	case a.waiting.IsZero():
+		a.waiting = now
+	case now.Sub(a.waiting) >= removeGrace && now.Sub(a.warned) >= heartbeat:
+		a.warned = now
+		a.Log.Warn("a member cannot be removed yet", "why", st.Removing)
+		a.events.Event(ctx, a.cv, corev1.EventTypeWarning, "FailUpdate",
+			fmt.Sprintf("failed to update desired replication factor to %d Error: %s", a.cv.Spec.DesiredReplicationFactor, st.Removing))
+	}
+}
+
+// times stamps a patch of the status.
+func (a *Agent) times(phase cstorv1.VolumePhase) kube.Fields {
+	at := metav1.NewTime(a.Now())
+	f := kube.Fields{"lastUpdateTime": at}
+	if phase != a.cv.Status.Phase {
+		f["lastTransitionTime"] = at
+	}
+	return f
+}
+
+// reportPhase writes a phase that does not come from the target, and why.
+func (a *Agent) reportPhase(ctx context.Context, phase cstorv1.VolumePhase, why string) {
+	if a.cv == nil || a.cv.DeletionTimestamp != nil {
+		return
+	}
+	before := a.cv.Status.Phase
+	_, err := kube.Apply(ctx, a.Client, a.cv,
+		kube.Fields{"status": kube.Fields{"phase": phase, "message": why}}, kube.Fields{"status": a.times(phase)})
+	switch {
+	case err != nil && !apierrors.IsNotFound(err) && !errors.Is(err, context.Canceled):
+		a.Log.Warn("cannot report the volume", "phase", phase, "err", err)
+	case err == nil && before != phase:
+		a.phaseEvent(ctx, phase)
+	}
+}

@@ -1,0 +1,41 @@
+package target
+
+import (
+	"reflect"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+
+	cstorv1 "github.com/cstor-go/cstor/api/cstor/v1"
+	"github.com/cstor-go/cstor/internal/agent/kube"
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/volume"
+)
+
+func TestRecordIsFoundedOnce(t *testing.T) {
+	owner := &cstorv1.CStorVolume{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: pv, UID: "u"}}
+	for name, there := range map[string]bool{"no record": false, "record without a list": true} {
+		t.Run(name, func(t *testing.T) {
+			b := fake.NewClientBuilder().WithScheme(kube.Scheme())
+			if there {
+				b.WithObjects(&cstorv1.CStorVolumeRecord{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: pv}})
+			}
+			r := &Record{Client: b.Build(), Owner: owner}
+			if l, err := r.Load(t.Context()); l != nil || err != nil {
+				t.Fatalf("before: %v %v", l, err)
+			}
+			first := volume.List{Epoch: 1, Generation: 1, Members: []block.GUID{guid(1), guid(2)}}
+			second := volume.List{Epoch: 2, Generation: 1, Members: []block.GUID{guid(3)}}
+			if got, err := r.Found(t.Context(), first); err != nil || !reflect.DeepEqual(got, first) {
+				t.Fatalf("found: %v %v", got, err)
+			}
+			if got, err := r.Found(t.Context(), second); err != nil || !reflect.DeepEqual(got, first) {
+				t.Fatalf("found again: %v %v, want the first list", got, err)
+			}
+			if got, err := r.Load(t.Context()); err != nil || !reflect.DeepEqual(*got, first) {
+				t.Fatalf("load: %v %v", got, err)
+			}
+		})
+	}
+}
