@@ -5,6 +5,7 @@ import (
 	"net/url"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -25,7 +26,7 @@ var components = map[string]func() *cobra.Command{
 	"kube-apiserver":          apiserver.NewAPIServerCommand,
 	"kube-controller-manager": controllermanager.NewControllerManagerCommand,
 	"kube-scheduler":          func() *cobra.Command { return scheduler.NewSchedulerCommand() },
-	"kubectl":                 func() *cobra.Command { return kubectl.NewDefaultKubectlCommand() },
+	"kubectl":                 kubectlCommand,
 }
 
 // componentHelp lists them in the help text.
@@ -39,6 +40,21 @@ var componentHelp = map[string]string{
 
 // version is the Kubernetes version, set through the linker (see build.sh).
 func version() string { return componentversion.Get().GitVersion }
+
+// kubectlCommand is kubectl, but what it caches about a devcluster is kept in that cluster's directory and goes with it,
+// and without a home directory it does not litter the working directory.
+func kubectlCommand() *cobra.Command {
+	const cacheDir = "KUBECACHEDIR"
+	if os.Getenv(cacheDir) == "" {
+		dir := filepath.Dir(os.Getenv("KUBECONFIG"))
+		if _, err := os.Stat(filepath.Join(dir, pidFile)); err == nil {
+			_ = os.Setenv(cacheDir, filepath.Join(dir, "kubectl-cache"))
+		} else if os.Getenv("HOME") == "" {
+			_ = os.Setenv(cacheDir, filepath.Join(os.TempDir(), fmt.Sprintf("devcluster-kubectl-%d", os.Getuid())))
+		}
+	}
+	return kubectl.NewDefaultKubectlCommand()
+}
 
 // etcdCommand runs etcd for as long as the process lives.
 func etcdCommand() *cobra.Command {

@@ -12,6 +12,7 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"k8s.io/component-base/cli"
 )
 
@@ -32,6 +33,9 @@ func main() {
 			DisableDefaultCmd: true,
 		},
 	}
+	// The components' packages define a global flag of this name that is no bool and would get into cobra's way.
+	pflag.CommandLine.Lookup("version").Hidden = true
+	root.Flags().Bool("version", false, "print the Kubernetes version")
 	root.AddCommand(upCommand(), downCommand(), nodeCommand("stop-node"), nodeCommand("start-node"), psCommand(), logsCommand())
 	for name, short := range componentHelp {
 		root.AddCommand(&cobra.Command{Use: name, Short: short, Run: func(*cobra.Command, []string) {}})

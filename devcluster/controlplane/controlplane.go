@@ -163,13 +163,19 @@ func (c *ControlPlane) Stop() {
 	}
 }
 
-// Processes returns name and pid of what runs.
-func (c *ControlPlane) Processes() map[string]int {
-	m := map[string]int{}
+// Process is a component that runs.
+type Process struct {
+	Name string
+	PID  int
+}
+
+// Processes lists the components in the order of their start.
+func (c *ControlPlane) Processes() []Process {
+	var out []Process
 	for _, k := range c.components {
-		m[k.name] = k.pid()
+		out = append(out, Process{Name: k.name, PID: k.pid()})
 	}
-	return m
+	return out
 }
 
 // waitReady polls until the API server reports that all its start-up hooks are done.

@@ -47,12 +47,11 @@ type Config struct {
 	Images Images
 	// APIServer is what pods are told to connect to.
 	APIServer netip.AddrPort
-	CA        []byte
+	// CA (PEM) is the authority of everybody in the cluster.
+	CA []byte
 	// ServingCert and ServingKey (PEM) are what the nodes' log servers show the API server.
 	ServingCert, ServingKey []byte
-	// ClientCA is the authority of the API server's client certificate (PEM).
-	ClientCA []byte
-	Nodes    []NodeConfig
+	Nodes                   []NodeConfig
 	// Version is the Kubernetes version that nodes report.
 	Version string
 	Log     *slog.Logger

@@ -225,6 +225,11 @@ func (p *pod) prepare() bool {
 }
 
 func (p *pod) setUp(ctx context.Context) error {
+	for _, c := range p.inits {
+		if c.spec.RestartPolicy != nil {
+			return fmt.Errorf("init container %s has a restartPolicy, which the process runtime does not support", c.spec.Name)
+		}
+	}
 	if err := os.MkdirAll(p.dir, 0o755); err != nil {
 		return fmt.Errorf("making pod directory: %w", err)
 	}
