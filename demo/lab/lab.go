@@ -15,11 +15,13 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/log"
 
 	cstorv1 "github.com/cstor-go/cstor/api/cstor/v1"
 	openebsv1alpha1 "github.com/cstor-go/cstor/api/openebs/v1alpha1"
@@ -119,6 +121,7 @@ func (l *Lab) connect() error {
 		return fmt.Errorf("reading the cluster's kubeconfig: %w", err)
 	}
 	cfg.QPS, cfg.Burst = 200, 400
+	log.SetLogger(logr.Discard()) // the client would complain on the terminal that nobody reads its log
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, cstorv1.AddToScheme, openebsv1alpha1.AddToScheme} {
 		if err := add(scheme); err != nil {
