@@ -325,7 +325,13 @@ func (c *Core) poke() {
 
 // sweep forgets replicas that are gone and no members.
 func (c *Core) sweep() {
-	c.peers = slices.DeleteFunc(c.peers, func(p *peer) bool { return p.state == gone && !c.listMember(p.guid) })
+	c.peers = slices.DeleteFunc(c.peers, c.forgettable)
+}
+
+// forgettable reports whether nothing is lost by forgetting p: it is gone and no member. One whose rebuild has failed is
+// remembered for a while, and with it the source to avoid and how long to wait.
+func (c *Core) forgettable(p *peer) bool {
+	return p.state == gone && !c.listMember(p.guid) && (p.avoid == nil || c.now-p.since > time.Minute)
 }
 
 // restart gives up: a new target has to claim the volume.
@@ -373,6 +379,7 @@ func (c *Core) close(p *peer, why string) {
 
 // drop ends the session of a replica that is not wanted.
 func (c *Core) drop(p *peer, why string) {
+	p.avoid = nil
 	c.send(p, Drop{Reason: why})
 	c.close(p, why)
 }
