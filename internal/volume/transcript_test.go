@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -63,6 +64,7 @@ type actor struct {
 	in, out []func()
 	pull    *Pull
 	hung    bool
+	damaged bool
 }
 
 type content struct {
@@ -168,6 +170,10 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 	case "hang": // what a replica has applied does not become stable any more
 		for _, n := range names {
 			e.members[n].hung = true
+		}
+	case "damage": // nobody can rebuild from the replica any more
+		for _, n := range names {
+			e.members[n].damaged = true
 		}
 	case "space":
 		e.core.Step(e.now, e.members[names[0]].session, Space{Full: slices.Contains(names, "full")})
@@ -348,7 +354,11 @@ func (e *stage) operations(a *actor, session SessionID, ops []Op) {
 
 func (e *stage) doPull(a *actor) bool {
 	p, src := a.pull, e.members[a.pull.Source.Name]
-	switch err := src.m.MayServe(p.Promise, p.From); {
+	err := src.m.MayServe(p.Promise, p.From)
+	if err == nil && src.damaged {
+		err = errors.New("checksum mismatch")
+	}
+	switch {
 	case err == ErrNotYet:
 		return false
 	case err != nil:
