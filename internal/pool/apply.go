@@ -199,7 +199,7 @@ func (p *Pool) indexOps(r *Replica, ops []Op, own []uint32) {
 			}
 			for len(parts) > 0 && parts[0].rec == i {
 				x := &parts[0]
-				p.insertData(r, o.Block+uint64(x.first), x.loc, sums[x.first:x.first+x.count], o.Version)
+				p.insertData(r, o.Block+uint64(x.first), x.at, sums[x.first:x.first+x.count], o.Version)
 				parts = parts[1:]
 			}
 			held += int(o.Count)

@@ -32,7 +32,7 @@ type cleaner struct {
 type move struct {
 	r   *Replica
 	b   uint64
-	loc uint64
+	loc index.Loc
 	sum uint32
 	ver block.Version
 }
@@ -105,18 +105,18 @@ func (c *cleaner) segment(seg uint32) error {
 		if err != nil {
 			return err
 		}
-		loc := uint64(seg)<<(c.p.seg.shift-block.Shift) + uint64(b) + uint64(h.HeaderBlocks)
+		at := uint64(seg)<<c.p.seg.shift + uint64(int(b)+h.HeaderBlocks)*block.Size
 		var it wal.Records
 		var rec wal.Record
 		for it.Reset(raw, &h); it.Next(&rec); {
 			if rec.Kind == wal.Write || rec.Kind == wal.MergeWrite || rec.Kind == wal.Move {
 				for i := range rec.Sums {
-					if err := c.consider(&rec, rec.Block+uint64(i), loc+uint64(i)); err != nil {
+					if err := c.consider(&rec, rec.Block+uint64(i), index.RawAt(at+uint64(i)*block.Size)); err != nil {
 						return err
 					}
 				}
 			}
-			loc += uint64(wal.DataBlocks(rec.Kind, rec.Count))
+			at += uint64(wal.DataBlocks(rec.Kind, rec.Count)) * block.Size
 		}
 		b += uint32(h.HeaderBlocks + h.DataBlocks)
 	}
@@ -124,7 +124,7 @@ func (c *cleaner) segment(seg uint32) error {
 }
 
 // consider notes a block for moving when it is in use at loc.
-func (c *cleaner) consider(rec *wal.Record, b, loc uint64) error {
+func (c *cleaner) consider(rec *wal.Record, b uint64, loc index.Loc) error {
 	m, err := c.where(rec.Slot, b)
 	if err != nil || m.loc != loc {
 		return err
@@ -195,11 +195,11 @@ func (c *cleaner) copy(moves []move) error {
 	p, r := c.p, moves[0].r
 	for i := 0; i < len(moves); {
 		n := 1
-		for i+n < len(moves) && moves[i+n].loc == moves[i].loc+uint64(n) {
+		for i+n < len(moves) && moves[i+n].loc.Addr() == moves[i+n-1].loc.End() && p.seg.of(moves[i+n].loc) == p.seg.of(moves[i].loc) {
 			n++
 		}
 		b := c.buf[i*block.Size : (i+n)*block.Size]
-		if err := p.seg.readAt(b, moves[i].loc<<block.Shift); err != nil {
+		if err := p.seg.readAt(b, moves[i].loc.Addr()); err != nil {
 			return err
 		}
 		for j := range n {
@@ -235,7 +235,7 @@ func (c *cleaner) copy(moves []move) error {
 	p.idx.mu.Lock()
 	for i := range p.log.parts {
 		m := &live[p.log.parts[i].rec]
-		p.insertData(r, m.b, p.log.parts[i].loc, []uint32{m.sum}, m.ver)
+		p.insertData(r, m.b, p.log.parts[i].at, []uint32{m.sum}, m.ver)
 	}
 	p.idx.mu.Unlock()
 	p.count.moved.Add(uint64(len(live)))

@@ -303,7 +303,7 @@ func (p *Pool) release(r *Replica) (done bool, err error) {
 			b.dirty = true
 			for j := range pg.Ver {
 				if pg.Stored.Has(j) {
-					p.seg.pageLive[p.seg.of(pg.Loc[j])] -= block.Size
+					p.seg.pageLive[p.seg.of(pg.Loc[j])] -= uint32(pg.Loc[j].Len())
 				}
 			}
 			p.accountPage(r, old.page, -1)

@@ -26,7 +26,7 @@ type drainState struct {
 	writer   indexWriter
 	page     index.Page
 	group    []drained
-	gone     []uint32 // segments of data blocks that the group's pages do not refer to any more, one per block
+	gone     []index.Loc // what the group's pages do not refer to any more
 }
 
 // image is what a checkpoint says of a replica besides its directory: its state where the replay begins.
@@ -172,7 +172,7 @@ func (p *Pool) merge(pg *index.Page, d *chunkRef) {
 	t := p.idx.tables[s.frozen]
 	leave := func(i int) {
 		if pg.Stored.Has(i) {
-			s.gone = append(s.gone, p.seg.of(pg.Loc[i]))
+			s.gone = append(s.gone, pg.Loc[i])
 			pg.Stored.Unset(i)
 		}
 	}
@@ -209,16 +209,16 @@ func (p *Pool) install() {
 		d := g.r.touch(g.chunk)
 		for n := d.heads[s.frozen]; n != 0; n = t.At(n).Next {
 			if e := t.At(n); e.State() == index.Stored {
-				seg := p.seg.of(e.Loc())
-				p.seg.deltaLive[seg] -= block.Size
+				seg, n := p.seg.of(e.Loc()), uint32(e.Loc().Len())
+				p.seg.deltaLive[seg] -= n
 				if !g.forget {
-					p.seg.pageLive[seg] += block.Size
+					p.seg.pageLive[seg] += n
 				}
 			}
 		}
 		d.heads[s.frozen], d.disc[s.frozen] = 0, 0
 		for ; at < g.gone; at++ {
-			p.seg.pageLive[s.gone[at]] -= block.Size
+			p.seg.pageLive[p.seg.of(s.gone[at])] -= uint32(s.gone[at].Len())
 		}
 		if g.forget {
 			continue

@@ -65,7 +65,7 @@ func TestBitFlipsAreFound(t *testing.T) {
 	loc := func(b uint64) int64 {
 		var s readScratch
 		must(t, r.find(&s, b, 1))
-		_, off := p.seg.locate(s.places[0].loc << block.Shift)
+		_, off := p.seg.locate(s.places[0].loc.Addr())
 		return off
 	}
 	m.FlipBit(loc(702)+100, 3)

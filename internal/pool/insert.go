@@ -16,7 +16,7 @@ func (p *Pool) entry(r *Replica, d *chunkRef, b uint64) *index.Entry {
 	if number != 0 {
 		p.chain(r, d, b, e, number)
 	} else if e.State() == index.Stored {
-		p.seg.deltaLive[p.seg.of(e.Loc())] -= block.Size
+		p.seg.deltaLive[p.seg.of(e.Loc())] -= uint32(e.Loc().Len())
 	}
 	return e
 }
@@ -31,22 +31,22 @@ func (p *Pool) chain(r *Replica, d *chunkRef, b uint64, e *index.Entry, number u
 	d.heads[x.active] = number
 }
 
-// insertData records that blocks b … b+len(sums)-1 are at loc … with version v.
-func (p *Pool) insertData(r *Replica, b uint64, loc uint64, sums []uint32, v block.Version) {
+// insertData records that blocks b … b+len(sums)-1 are stored as they are from address at on, with version v.
+func (p *Pool) insertData(r *Replica, b uint64, at uint64, sums []uint32, v block.Version) {
 	for len(sums) > 0 {
 		in := int(b % block.ChunkBlocks)
 		n := min(len(sums), block.ChunkBlocks-in)
 		d := r.touch(b / block.ChunkBlocks)
 		for i := range n {
-			at := loc + uint64(i)
-			p.entry(r, d, b+uint64(i)).Set(index.Stored, at, sums[i], v)
-			p.seg.deltaLive[p.seg.of(at)] += block.Size
+			loc := index.RawAt(at + uint64(i)*block.Size)
+			p.entry(r, d, b+uint64(i)).Set(index.Stored, loc, sums[i], v)
+			p.seg.deltaLive[p.seg.of(loc)] += uint32(loc.Len())
 		}
 		r.stored += int64(p.idx.bitmaps.set(d, in, n, true))
 		if d.newest.Less(v) {
 			d.newest = v
 		}
-		b, loc, sums = b+uint64(n), loc+uint64(n), sums[n:]
+		b, at, sums = b+uint64(n), at+uint64(n)*block.Size, sums[n:]
 	}
 }
 
@@ -81,7 +81,7 @@ func (p *Pool) insertChunkDiscard(r *Replica, d *chunkRef, b uint64, v block.Ver
 			continue
 		}
 		if e.State() == index.Stored {
-			p.seg.deltaLive[p.seg.of(e.Loc())] -= block.Size
+			p.seg.deltaLive[p.seg.of(e.Loc())] -= uint32(e.Loc().Len())
 		}
 		e.Set(index.Dead, 0, 0, block.Version{})
 	}

@@ -41,7 +41,7 @@ type part struct {
 	rec   int // index of the record, as counted by the caller
 	first int // first of the record's blocks
 	count int
-	loc   uint64 // while the batch is open: block index within the batch's data
+	at    uint64 // address of the first; while the batch is open: offset within its data
 }
 
 var zeroBlock = make([]byte, block.Size)
@@ -125,7 +125,7 @@ func (p *Pool) add(r *wal.Record, data []byte, rec int) error {
 		w.hdr = wal.Append(w.hdr, &part_)
 		w.records++
 		if n > 0 {
-			w.parts = append(w.parts, part{rec: rec, first: done, count: n, loc: uint64(w.data)})
+			w.parts = append(w.parts, part{rec: rec, first: done, count: n, at: uint64(w.data) * block.Size})
 			from, to := done*block.Size, min((done+n)*block.Size, len(data))
 			w.iov = append(w.iov, data[from:to])
 			if pad := n*block.Size - (to - from); pad > 0 {
@@ -173,7 +173,7 @@ func (p *Pool) writeBatch(h *wal.Header) error {
 	clear(w.iov) // the caller's memory is borrowed only
 	blocks := len(hdr)/block.Size + w.data
 	for i := w.opened; i < len(w.parts); i++ {
-		w.parts[i].loc += base>>block.Shift + uint64(len(hdr)/block.Size)
+		w.parts[i].at += base + uint64(len(hdr))
 	}
 	w.opened = len(w.parts)
 	w.hdr, w.iov, w.records, w.data = w.hdr[:wal.FixedLen], w.iov[:1], 0, 0

@@ -148,7 +148,7 @@ func (r *Replica) appendMerge(c *Chunk, base uint64, runs []mergeRun, newest blo
 		case wal.MergeWrite:
 			for len(parts) > 0 && parts[0].rec == i {
 				f := x.from + parts[0].first
-				p.insertData(r, base+uint64(f), parts[0].loc, c.Sums[f:f+parts[0].count], x.ver)
+				p.insertData(r, base+uint64(f), parts[0].at, c.Sums[f:f+parts[0].count], x.ver)
 				parts = parts[1:]
 				p.count.blocksWritten.Add(uint64(x.count))
 			}

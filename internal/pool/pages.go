@@ -55,7 +55,7 @@ func (p *Pool) loadPage(r *Replica, chunk uint64, d *chunkRef, v *index.View) (*
 		p.cache.release(e)
 		return nil, p.pageError(r, chunk, d, err)
 	}
-	if v.MaxLoc() >= p.seg.limit()>>block.Shift {
+	if v.End() > p.seg.limit() {
 		p.cache.release(e)
 		return nil, p.pageError(r, chunk, d, ErrDamaged)
 	}

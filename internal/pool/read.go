@@ -10,7 +10,7 @@ import (
 
 // place is where a block's content is: nowhere (it reads as zeroes), or at loc with a checksum.
 type place struct {
-	loc    uint64
+	loc    index.Loc
 	sum    uint32
 	stored bool
 }
@@ -133,11 +133,11 @@ func (r *Replica) fetch(places []place, first uint64, dst []byte) error {
 			continue
 		}
 		n := 1
-		for i+n < len(places) && places[i+n].stored && places[i+n].loc == x.loc+uint64(n) && p.seg.of(places[i+n].loc) == p.seg.of(x.loc) {
+		for i+n < len(places) && places[i+n].stored && places[i+n].loc.Addr() == places[i+n-1].loc.End() && p.seg.of(places[i+n].loc) == p.seg.of(x.loc) {
 			n++
 		}
 		b := dst[i*block.Size : (i+n)*block.Size]
-		if err := p.seg.readAt(b, x.loc<<block.Shift); err != nil {
+		if err := p.seg.readAt(b, x.loc.Addr()); err != nil {
 			return fmt.Errorf("block %d: %w", first+uint64(i), err)
 		}
 		for j := range n {
@@ -150,9 +150,9 @@ func (r *Replica) fetch(places []place, first uint64, dst []byte) error {
 	return nil
 }
 
-func (r *Replica) damaged(b, loc uint64) error {
+func (r *Replica) damaged(b uint64, loc index.Loc) error {
 	p := r.p
 	p.count.sumErrors.Add(1)
-	dev, off := p.seg.locate(loc << block.Shift)
+	dev, off := p.seg.locate(loc.Addr())
 	return &ChecksumError{Replica: r.name, Block: b, Device: p.devs[dev].Name(), Offset: off, What: "data"}
 }

@@ -260,20 +260,20 @@ func (p *Pool) replayBatch(h *wal.Header, b []byte) error {
 	if h.Flags&wal.FlagLink != 0 {
 		return nil
 	}
-	loc := uint64(h.Segment)<<(p.seg.shift-block.Shift) + uint64(h.Block) + uint64(h.HeaderBlocks)
+	at := uint64(h.Segment)<<p.seg.shift + uint64(int(h.Block)+h.HeaderBlocks)*block.Size
 	var it wal.Records
 	it.Reset(b, h)
 	var r wal.Record
 	for it.Next(&r) {
-		if err := p.replayRecord(&r, loc); err != nil {
+		if err := p.replayRecord(&r, at); err != nil {
 			return err
 		}
-		loc += uint64(wal.DataBlocks(r.Kind, r.Count))
+		at += uint64(wal.DataBlocks(r.Kind, r.Count)) * block.Size
 	}
 	return nil
 }
 
-func (p *Pool) replayRecord(rec *wal.Record, loc uint64) error {
+func (p *Pool) replayRecord(rec *wal.Record, at uint64) error {
 	if rec.Kind == wal.Create {
 		if rec.Slot >= MaxReplicas || int(rec.Slot) < len(p.idx.bySlot) && p.idx.bySlot[rec.Slot] != nil ||
 			p.idx.byName[rec.Name] != nil || rec.Block == 0 || rec.Block > MaxReplicaSize {
@@ -304,7 +304,7 @@ func (p *Pool) replayRecord(rec *wal.Record, loc uint64) error {
 			return fmt.Errorf("state of %d bytes: %w", rec.Count, ErrDamaged)
 		}
 		r.applied = rec.Version
-		return p.replayState(r, rec, loc)
+		return p.replayState(r, rec, at)
 	}
 	if rec.Block >= r.blocks() || uint64(rec.Count) > r.blocks()-rec.Block {
 		return fmt.Errorf("replica %s: blocks %d+%d: %w", r.name, rec.Block, rec.Count, ErrDamaged)
@@ -312,7 +312,7 @@ func (p *Pool) replayRecord(rec *wal.Record, loc uint64) error {
 	p.replayRoom(rec)
 	switch rec.Kind {
 	case wal.Write, wal.MergeWrite, wal.Move:
-		p.insertData(r, rec.Block, loc, rec.Sums, rec.Version)
+		p.insertData(r, rec.Block, at, rec.Sums, rec.Version)
 	case wal.Discard, wal.DiscardPart, wal.MergeDiscard:
 		p.insertGone(r, rec.Block, uint64(rec.Count), index.Tombstone, rec.Version)
 	case wal.MergeDrop:
@@ -342,13 +342,13 @@ func (p *Pool) replayRoom(rec *wal.Record) {
 }
 
 // replayState reads a state record's bytes. The index lock is held; nobody else is there yet.
-func (p *Pool) replayState(r *Replica, rec *wal.Record, loc uint64) error {
+func (p *Pool) replayState(r *Replica, rec *wal.Record, at uint64) error {
 	if rec.Count == 0 {
 		r.state = nil
 		return nil
 	}
 	b := make([]byte, wal.DataBlocks(rec.Kind, rec.Count)*block.Size)
-	if err := p.seg.readAt(b, loc<<block.Shift); err != nil {
+	if err := p.seg.readAt(b, at); err != nil {
 		return fmt.Errorf("state of replica %s: %w", r.name, err)
 	}
 	r.state = b[:rec.Count]

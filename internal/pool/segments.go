@@ -7,6 +7,7 @@ import (
 
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/disk"
+	"github.com/cstor-go/cstor/internal/pool/index"
 	"github.com/cstor-go/cstor/internal/pool/label"
 )
 
@@ -18,7 +19,7 @@ const (
 )
 
 // segments maps the pool's linear space onto the devices and knows what is in use. An address is a byte in that space:
-// segment number times segment size plus offset. Block data is addressed in blocks (address / 4096).
+// segment number times segment size plus offset.
 //
 // A segment's live bytes have two parts: what pages and directory refer to, and what the delta refers to. The first
 // part is checkpointed, the second follows from the log.
@@ -63,8 +64,8 @@ func (s *segments) blocks() uint32 { return 1 << (s.shift - block.Shift) }
 // limit returns the first address behind the pool's space.
 func (s *segments) limit() uint64 { return uint64(s.count()) << s.shift }
 
-// of returns the segment of a block location.
-func (s *segments) of(loc uint64) uint32 { return uint32(loc >> (s.shift - block.Shift)) }
+// of returns the segment of a location.
+func (s *segments) of(loc index.Loc) uint32 { return uint32(uint64(loc) >> s.shift) }
 
 // locate returns the device and the offset on it of an address.
 func (s *segments) locate(addr uint64) (dev int, off int64) {

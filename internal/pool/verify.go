@@ -20,7 +20,7 @@ func (p *Pool) Check() error {
 	defer p.log.mu.Unlock()
 	ticket := p.read.enter()
 	defer p.read.leave(ticket)
-	c := &checker{p: p, page: make([]uint64, p.seg.count()), delta: make([]uint64, p.seg.count()), owner: map[uint64]string{}}
+	c := &checker{p: p, page: make([]uint64, p.seg.count()), delta: make([]uint64, p.seg.count()), owner: map[index.Loc]string{}}
 	for _, r := range p.idx.bySlot {
 		if r != nil {
 			c.replica(r)
@@ -41,7 +41,7 @@ type checker struct {
 	p     *Pool
 	page  []uint64 // live bytes by segment
 	delta []uint64
-	owner map[uint64]string // by data block
+	owner map[index.Loc]string
 	meta  int64
 	errs  []error
 }
@@ -53,8 +53,8 @@ func (c *checker) errorf(format string, a ...any) {
 }
 
 // refer notes that who refers to a data block. A page and a table may agree on one.
-func (c *checker) refer(loc uint64, who string, live []uint64) {
-	if loc >= c.p.seg.limit()>>block.Shift {
+func (c *checker) refer(loc index.Loc, who string, live []uint64) {
+	if loc.End() > c.p.seg.limit() {
 		c.errorf("%s: location %#x is outside the pool", who, loc)
 		return
 	}
@@ -62,7 +62,7 @@ func (c *checker) refer(loc uint64, who string, live []uint64) {
 		c.errorf("location %#x belongs to %s and %s", loc, o, who)
 	}
 	c.owner[loc] = who
-	live[c.p.seg.of(loc)] += block.Size
+	live[c.p.seg.of(loc)] += uint64(loc.Len())
 }
 
 func (c *checker) replica(r *Replica) {

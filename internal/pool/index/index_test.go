@@ -18,7 +18,7 @@ func randomPage(rng *rand.Rand) *Page {
 		p.Ver[i] = block.Version{Epoch: 1 + rng.Uint64N(uint64(epochs)), N: 1 + rng.Uint64()>>rng.IntN(64)}
 		if rng.IntN(4) > 0 {
 			p.Stored.Set(i)
-			p.Loc[i], p.Sum[i] = base+rng.Uint64N(spread), rng.Uint32()
+			p.Loc[i], p.Sum[i] = Loc(base+rng.Uint64N(spread)), rng.Uint32()
 		}
 	}
 	return p
@@ -71,7 +71,7 @@ func FuzzPage(f *testing.F) {
 			return
 		}
 		v.Decode(new(Page))
-		v.MaxLoc()
+		v.End()
 		for i := range block.ChunkBlocks {
 			v.Data(i)
 			v.Version(i)
@@ -85,7 +85,7 @@ func TestTable(t *testing.T) {
 	rng := rand.New(rand.NewPCG(seed, 0))
 	tab := NewTable(1000)
 	for range 3 {
-		want := map[uint64]uint64{}
+		want := map[uint64]Loc{}
 		for tab.Len() < tab.Cap() {
 			if rng.IntN(10) == 0 {
 				tab.Add(Key(1, rng.Uint64N(5000)))
@@ -96,7 +96,7 @@ func TestTable(t *testing.T) {
 			if _, known := want[k]; known != (n == 0) || n != 0 && (e.State() != Dead || e.Block() != k&(1<<40-1)) {
 				t.Fatal("insert", k)
 			}
-			want[k] = rng.Uint64N(1 << 40)
+			want[k] = Loc(rng.Uint64N(1 << 40))
 			e.Set(Stored, want[k], 0, block.Version{N: 1})
 		}
 		tab.Grow(1500)
@@ -118,7 +118,7 @@ func BenchmarkEncode(b *testing.B) {
 	for i := range p.Ver {
 		p.Ver[i] = block.Version{Epoch: 1, N: uint64(1000 + i*17)}
 		p.Stored.Set(i)
-		p.Loc[i] = uint64(i * 7919 % 100000)
+		p.Loc[i] = RawAt(uint64(i*7919%100000) << 12)
 	}
 	buf := make([]byte, 0, MaxPage)
 	for b.Loop() {

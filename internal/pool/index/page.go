@@ -19,8 +19,6 @@ const (
 	Granule = 64
 	// MaxPage is the largest encoded page in bytes.
 	MaxPage = 64 + 128 + block.ChunkBlocks*(8+5+4+2+8) + Granule
-	// MaxLoc is the largest location that a page can hold, in blocks.
-	MaxLoc = 1<<40 - 1
 )
 
 // ErrDamaged is wrapped when a page does not decode.
@@ -54,7 +52,7 @@ func (m *Bitmap) rank(i int) int {
 type Page struct {
 	Stored Bitmap
 	Ver    [block.ChunkBlocks]block.Version
-	Loc    [block.ChunkBlocks]uint64 // in blocks
+	Loc    [block.ChunkBlocks]Loc
 	Sum    [block.ChunkBlocks]uint32
 }
 
@@ -103,7 +101,13 @@ func (p *Page) Encode(dst []byte, id uint64, slot uint32, chunk uint64) []byte {
 	var versioned Bitmap
 	var epochs [block.ChunkBlocks]uint64
 	var epochOf [block.ChunkBlocks]uint16
-	nEpochs, last := 0, -1
+	nEpochs, last, shift := 0, -1, uint(block.Shift)
+	for i := range p.Loc {
+		if p.Stored.Has(i) && !p.Loc[i].Raw() {
+			shift = 0
+			break
+		}
+	}
 	loLoc, hiLoc, loN, hiN := ^uint64(0), uint64(0), ^uint64(0), uint64(0)
 	for i := range p.Ver {
 		if v := p.Ver[i]; !v.IsZero() {
@@ -120,7 +124,7 @@ func (p *Page) Encode(dst []byte, id uint64, slot uint32, chunk uint64) []byte {
 			loN, hiN = min(loN, v.N), max(hiN, v.N)
 		}
 		if p.Stored.Has(i) {
-			loLoc, hiLoc = min(loLoc, p.Loc[i]), max(hiLoc, p.Loc[i])
+			loLoc, hiLoc = min(loLoc, uint64(p.Loc[i])>>shift), max(hiLoc, uint64(p.Loc[i])>>shift)
 		}
 	}
 	if loLoc > hiLoc {
@@ -150,7 +154,7 @@ func (p *Page) Encode(dst []byte, id uint64, slot uint32, chunk uint64) []byte {
 	le.PutUint64(b[32:], loLoc)
 	le.PutUint64(b[40:], loN)
 	le.PutUint16(b[48:], uint16(nEpochs))
-	b[50], b[51], b[52] = byte(locW), byte(nW), byte(eW)
+	b[50], b[51], b[52], b[53] = byte(locW), byte(nW), byte(eW), byte(shift)
 	at := pageFixed
 	for w := range p.Stored {
 		le.PutUint64(b[at+8*w:], p.Stored[w])
@@ -166,7 +170,7 @@ func (p *Page) Encode(dst []byte, id uint64, slot uint32, chunk uint64) []byte {
 	ns := eps + nv*eW
 	for i := range p.Ver {
 		if p.Stored.Has(i) {
-			putUint(b[locs:], locW, p.Loc[i]-loLoc)
+			putUint(b[locs:], locW, uint64(p.Loc[i])>>shift-loLoc)
 			le.PutUint32(b[sums:], p.Sum[i])
 			locs, sums = locs+locW, sums+4
 		}
@@ -187,6 +191,7 @@ type View struct {
 	stored, versioned   Bitmap
 	locBase, nBase      uint64
 	locW, nW, eW        int
+	shift               uint
 	locs, sums, eps, ns int // offsets
 }
 
@@ -204,7 +209,7 @@ func (v *View) Open(b []byte, id uint64, slot uint32, chunk uint64, checked bool
 		return fmt.Errorf("page of something else: %w", ErrDamaged)
 	}
 	nEpochs := int(le.Uint16(b[48:]))
-	*v = View{b: b, locBase: le.Uint64(b[32:]), nBase: le.Uint64(b[40:]), locW: int(b[50]), nW: int(b[51]), eW: int(b[52])}
+	*v = View{b: b, locBase: le.Uint64(b[32:]), nBase: le.Uint64(b[40:]), locW: int(b[50]), nW: int(b[51]), eW: int(b[52]), shift: uint(b[53])}
 	at := pageFixed
 	for w := range v.stored {
 		v.stored[w] = le.Uint64(b[at+8*w:])
@@ -218,7 +223,7 @@ func (v *View) Open(b []byte, id uint64, slot uint32, chunk uint64, checked bool
 	v.sums = v.locs + stored*v.locW
 	v.eps = v.sums + 4*stored
 	v.ns = v.eps + nv*v.eW
-	if nEpochs > block.ChunkBlocks || nv > 0 && nEpochs == 0 || v.locW > 8 || v.nW > 8 || v.eW > 2 || v.ns+nv*v.nW > len(b) {
+	if nEpochs > block.ChunkBlocks || nv > 0 && nEpochs == 0 || v.locW > 8 || v.nW > 8 || v.eW > 2 || v.shift != 0 && v.shift != block.Shift || v.ns+nv*v.nW > len(b) {
 		return fmt.Errorf("fields out of limits: %w", ErrDamaged)
 	}
 	for i := 0; v.eW > 0 && i < nv; i++ {
@@ -251,8 +256,8 @@ func (v *View) version(rank int) block.Version {
 	}
 }
 
-// Data returns location (in blocks) and checksum of block i; false when it has no data.
-func (v *View) Data(i int) (loc uint64, sum uint32, ok bool) {
+// Data returns location and checksum of block i; false when it has no data.
+func (v *View) Data(i int) (loc Loc, sum uint32, ok bool) {
 	if !v.stored.Has(i) {
 		return 0, 0, false
 	}
@@ -261,21 +266,25 @@ func (v *View) Data(i int) (loc uint64, sum uint32, ok bool) {
 	return loc, sum, true
 }
 
-func (v *View) data(rank int) (uint64, uint32) {
+func (v *View) data(rank int) (Loc, uint32) {
 	loc := v.locBase
 	if v.locW > 0 {
 		loc += getUint(v.b[v.locs+rank*v.locW:], v.locW)
 	}
-	return loc, binary.LittleEndian.Uint32(v.b[v.sums+4*rank:])
+	loc <<= v.shift
+	if v.shift != 0 {
+		loc |= locLen
+	}
+	return Loc(loc), binary.LittleEndian.Uint32(v.b[v.sums+4*rank:])
 }
 
-// MaxLoc returns the highest location in the page, 0 if it has no data.
-func (v *View) MaxLoc() (hi uint64) {
+// End returns the address behind the last stored byte that the page refers to, 0 if it has no data.
+func (v *View) End() (end uint64) {
 	for n := range v.stored.Count() {
 		loc, _ := v.data(n)
-		hi = max(hi, loc)
+		end = max(end, loc.End())
 	}
-	return hi
+	return end
 }
 
 // Decode fills p from v.

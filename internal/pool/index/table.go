@@ -19,7 +19,7 @@ const (
 // Entry is one update of one block. Next chains the entries of a chunk, by number; 0 ends the chain.
 type Entry struct {
 	key  uint64
-	word uint64 // state in the top byte, location in blocks below
+	word uint64 // state in the top byte, location below
 	n    uint64
 	ep   uint64
 	Sum  uint32
@@ -35,15 +35,15 @@ func (e *Entry) Block() uint64 { return e.key & (1<<40 - 1) }
 // State returns what the entry says about the block.
 func (e *Entry) State() EntryState { return EntryState(e.word >> 56) }
 
-// Loc returns where the data is, in blocks; valid for Stored.
-func (e *Entry) Loc() uint64 { return e.word & (1<<56 - 1) }
+// Loc returns where the data is; valid for Stored.
+func (e *Entry) Loc() Loc { return Loc(e.word) & MaxLoc }
 
 // Version returns the version that wrote the block; zero for None.
 func (e *Entry) Version() block.Version { return block.Version{Epoch: e.ep, N: e.n} }
 
 // Set replaces what the entry says.
-func (e *Entry) Set(s EntryState, loc uint64, sum uint32, v block.Version) {
-	e.word, e.Sum, e.ep, e.n = uint64(s)<<56|loc, sum, v.Epoch, v.N
+func (e *Entry) Set(s EntryState, loc Loc, sum uint32, v block.Version) {
+	e.word, e.Sum, e.ep, e.n = uint64(s)<<56|uint64(loc), sum, v.Epoch, v.N
 }
 
 // Table is an open-addressing hash table of entries without pointers and of fixed capacity. Entries are numbered from
