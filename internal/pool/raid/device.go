@@ -162,6 +162,10 @@ func (d *Device) Stale() bool { return d.allStale.Load() || d.stale.n.Load() > 0
 // StaleCount returns the number of stale units of a device that is in a group.
 func (d *Device) StaleCount() int { return int(d.stale.n.Load()) }
 
+// Missed returns how often a unit that was not stale became so. A caller that reads it before StaleUnits knows later
+// whether what it saw then is still all that the device lacks.
+func (d *Device) Missed() uint64 { return d.stale.added.Load() }
+
 // StaleUnits returns a copy of the set of stale units of a device that is in a group.
 func (d *Device) StaleUnits() Bitmap { return d.stale.bitmap() }
 

@@ -44,6 +44,7 @@ const (
 // unitSet is a set of units that grows as needed. All methods may be called concurrently.
 type unitSet struct {
 	n      atomic.Int64 // members
+	added  atomic.Uint64
 	chunks [maxChunks]atomic.Pointer[unitChunk]
 }
 
@@ -69,6 +70,7 @@ func (s *unitSet) add(u int) {
 	}
 	if c.words[w].Or(bit)&bit == 0 {
 		s.n.Add(1)
+		s.added.Add(1)
 	}
 	// After the word: who empties the set takes the summary first, so a bit is found by this round or the next.
 	c.summary[w/64].Or(1 << (w % 64))
