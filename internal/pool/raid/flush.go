@@ -30,7 +30,7 @@ func (g *Group) Flush() error {
 		return fmt.Errorf("flush: %w: %w", ErrLost, g.why())
 	}
 	o.start(0)
-	o.wait(lateFlushTicks, g.data)
+	o.wait(0, lateFlushTicks, g.data)
 	var failed error
 	for _, r := range o.reqs {
 		switch {
@@ -75,7 +75,7 @@ func (g *Group) Discard(off, n int64) error {
 		return nil
 	}
 	o.start(0)
-	o.wait(hardTicks, 0)
+	o.wait(0, hardTicks, 0)
 	for _, r := range o.reqs {
 		if !r.done.Load() {
 			r.hung(true)

@@ -94,8 +94,9 @@ func (w *window) gather() error {
 		if len(o.reqs) == from { // no more to ask
 			return w.last()
 		}
+		o.eager.Store(from > 0) // some may be late for good
 		o.start(from)
-		o.wait(lateTicks, 0)
+		o.wait(from, lateTicks, 0)
 		for _, r := range o.reqs[from:] {
 			if !r.done.Load() {
 				w.shunned = append(w.shunned, r.dev)
@@ -134,7 +135,7 @@ func (w *window) last() error {
 				late = append(late, r)
 			}
 		}
-		o.wait(hardTicks, 0)
+		o.wait(0, hardTicks, 0)
 		for _, r := range late {
 			switch {
 			case !r.done.Load():
@@ -222,15 +223,16 @@ func (g *Group) rewrite(d *Device, row, rows int64, content []byte) {
 		if !d.online() {
 			return
 		}
-		if rows > 1 && g.readable(d, row+i) {
+		if rows > 1 && g.readBlock(d, row+i, nil) {
 			continue
 		}
-		g.repair(d, row+i, content[i*blockSize:(i+1)*blockSize])
+		// A device that does not take it is out, or cannot be spared and stays as it was.
+		_ = g.repair(d, row+i, 1, func(_ int, dst []byte) { copy(dst, content[i*blockSize:]) })
 	}
 }
 
-// readable reports whether a row of a device can be read.
-func (g *Group) readable(d *Device, row int64) bool {
+// readBlock reads one row of a device into dst, which may be nil, and reports whether that worked.
+func (g *Group) readBlock(d *Device, row int64, dst []byte) bool {
 	if !d.begin() {
 		return false
 	}
@@ -239,38 +241,42 @@ func (g *Group) readable(d *Device, row int64) bool {
 	r := o.add(doRead, 0, d)
 	r.off, r.length, r.buf = g.devOff(row), blockSize, o.memory(blockSize)
 	o.start(0)
-	if !o.wait(lateTicks, 0) {
+	if !o.wait(0, lateTicks, 0) {
+		d.reads.Add(1)
 		r.hung(false)
 		return false
 	}
+	copy(dst, r.buf)
 	return r.err == nil
 }
 
-// repair writes content to the rows of a device that begin at row and reports whether that worked. A device that
-// does not take it goes out if the group can spare it.
-func (g *Group) repair(d *Device, row int64, content []byte) bool {
+// repair writes rows of a device that are there already. block gives the content of the i-th. A device that does not
+// take it goes out if the group can spare it.
+func (g *Group) repair(d *Device, row int64, rows int, block func(i int, dst []byte)) error {
 	if !d.begin() {
-		return false
+		return d.Cause()
 	}
 	o := g.begin()
 	defer o.release()
-	first, last := g.unitsOf(row, int64(len(content))/blockSize)
-	mem := o.memory(len(content))
-	copy(mem, content)
+	first, last := g.unitsOf(row, int64(rows))
+	mem := o.memory(rows * blockSize)
+	for i := range rows {
+		block(i, mem[i*blockSize:(i+1)*blockSize])
+	}
 	o.iov = append(o.iov, mem)
 	r := o.add(doWrite, 0, d)
-	r.off, r.length, r.bufs, r.first, r.last = g.devOff(row), int64(len(content)), o.iov, first, last
+	r.off, r.length, r.bufs, r.first, r.last = g.devOff(row), int64(len(mem)), o.iov, first, last
 	d.dirty.addRange(first, last)
 	o.start(0)
-	switch {
-	case !o.wait(lateTicks, 0):
+	if !o.wait(0, lateTicks, 0) {
 		d.writes.Add(1)
 		r.hung(false)
-	case r.err != nil:
+		return fmt.Errorf("device %s: repair: %w", d.Name(), ErrHung)
+	}
+	if r.err != nil {
 		d.writes.Add(1)
 		d.takeOut(fmt.Errorf("write error: %w", r.err), false)
-	default:
-		return true
+		return fmt.Errorf("repair: %w", r.err)
 	}
-	return false
+	return nil
 }

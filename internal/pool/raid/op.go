@@ -194,10 +194,11 @@ func (d *Device) flush(dev disk.Device) error {
 	return nil
 }
 
-// wait returns true when every request is done. It returns false when some are late and the op can go on without them:
-// need columns have answered and the group can spare the others, or need is zero; or when the hard limit has passed.
-func (o *op) wait(late, need int) bool {
-	if o.left.Load() == 0 {
+// wait returns true when every request from index from on is done. It returns false when some are late and the op can go
+// on without them: need columns have answered and the group can spare the others, or need is zero; or when the hard limit
+// has passed.
+func (o *op) wait(from, late, need int) bool {
+	if o.ended(from) {
 		return true
 	}
 	o.timer.Reset(o.g.tick)
@@ -208,15 +209,33 @@ func (o *op) wait(late, need int) bool {
 		case <-o.timer.C:
 			o.ticks++
 			o.timer.Reset(o.g.tick)
-			o.eager.Store(o.ticks >= late)
+			if o.ticks >= late {
+				o.eager.Store(true)
+			}
 		}
-		if o.left.Load() == 0 {
+		if o.ended(from) {
 			return true
 		}
 		if o.ticks >= hardTicks || o.ticks >= late && (need == 0 || o.spares(need)) {
 			return false
 		}
 	}
+}
+
+// ended reports whether the requests from index from on are done.
+func (o *op) ended(from int) bool {
+	if o.left.Load() == 0 {
+		return true
+	}
+	if from == 0 {
+		return false
+	}
+	for _, r := range o.reqs[from:] {
+		if !r.done.Load() {
+			return false
+		}
+	}
+	return true
 }
 
 // spares reports whether need columns have answered well and the group can lose the devices that have not answered.

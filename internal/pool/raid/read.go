@@ -129,7 +129,7 @@ func (g *Group) readWindow(b []byte, off int64) error {
 		r.length = int64(len(r.buf))
 	}
 	o.start(0)
-	ok := o.wait(lateTicks, 0)
+	ok := o.wait(0, lateTicks, 0)
 	for _, r := range o.reqs {
 		ok = ok && r.err == nil
 	}

@@ -77,7 +77,7 @@ func (g *Group) writeColumns(o *op, row, rows int64) error {
 		r.dev.dirty.addRange(first, last)
 	}
 	o.start(0)
-	o.wait(lateTicks, g.data)
+	o.wait(0, lateTicks, g.data)
 	if err := g.settleWrite(o, first, last); err != nil {
 		return fmt.Errorf("write: %w", err)
 	}
