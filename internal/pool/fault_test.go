@@ -65,7 +65,7 @@ func TestBitFlipsAreFound(t *testing.T) {
 	loc := func(b uint64) int64 {
 		var s readScratch
 		must(t, r.find(&s, b, 1))
-		_, off := p.seg.locate(s.places[0].loc.Addr())
+		_, off := p.where(s.places[0].loc.Addr())
 		return off
 	}
 	m.FlipBit(loc(702)+100, 3)
@@ -81,7 +81,7 @@ func TestBitFlipsAreFound(t *testing.T) {
 	}
 	d := *r.chunk(1)
 	p.cache.drop(d.id)
-	_, off := p.seg.locate(d.pageAddr())
+	_, off := p.where(d.pageAddr())
 	m.FlipBit(off+70, 0)
 	if err := r.Read(700, dst, nil); !errors.As(err, &ce) || ce.What != "index page" || ce.Offset != off {
 		t.Fatal(err)
@@ -104,7 +104,7 @@ func TestDamagedLogIsNotItsEnd(t *testing.T) {
 	must(t, p.Sync())
 	must(t, r.Apply([]Op{write(1, 1, 2)}))
 	k := m.Kill()
-	_, off := p.seg.locate(uint64(at.seg)<<p.seg.shift + uint64(at.block)<<block.Shift)
+	_, off := p.where(uint64(at.seg)<<p.seg.shift + uint64(at.block)<<block.Shift)
 	k.FlipBit(off+200, 1)
 	if _, err := Open([]disk.Device{k}, Options{}); !errors.Is(err, ErrDamaged) {
 		t.Fatal(err)
