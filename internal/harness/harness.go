@@ -140,7 +140,7 @@ func OpenPool(name string, paths []string, size int64) (*pool.Pool, error) {
 	}
 	opt := pool.Options{Log: slog.Default()}
 	if blank == len(devices) {
-		return pool.Create(devices, pool.Config{Name: name, Owner: name}, opt)
+		return pool.Create(pool.Stripe(devices...), pool.Config{Name: name, Owner: name}, opt)
 	}
 	return pool.Open(devices, opt)
 }

@@ -39,7 +39,7 @@ func must(t testing.TB, err error) {
 func newMemPool(t testing.TB, size int64, opt Options) (*Pool, *disk.Mem) {
 	t.Helper()
 	m := disk.NewMem("mem0", size)
-	p, err := Create([]disk.Device{m}, Config{Name: "test", Owner: "owner"}, opt)
+	p, err := Create(Stripe(m), Config{Name: "test", Owner: "owner"}, opt)
 	must(t, err)
 	t.Cleanup(func() { p.Close() })
 	return p, m

@@ -28,7 +28,7 @@ func benchPool(tb testing.TB, size int64, opt Options) (*Pool, string) {
 	must(tb, f.Close())
 	d, err := disk.Open(path, disk.Options{Direct: os.Getenv("POOL_BENCH_DIRECT") != ""})
 	must(tb, err)
-	p, err := Create([]disk.Device{d}, Config{Name: "bench"}, opt)
+	p, err := Create(Stripe(d), Config{Name: "bench"}, opt)
 	must(tb, err)
 	tb.Cleanup(func() {
 		p.Close()

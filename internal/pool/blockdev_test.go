@@ -50,7 +50,7 @@ func TestBlockDevice(t *testing.T) {
 		if other, err := disk.Open(path, disk.Options{}); !errors.Is(err, disk.ErrBusy) {
 			t.Fatalf("opened twice: %v, %v", other, err)
 		}
-		p, err := Create([]disk.Device{d}, Config{Name: "test", Owner: "owner"}, Options{SegmentBytes: 1 << 20})
+		p, err := Create(Stripe(d), Config{Name: "test", Owner: "owner"}, Options{SegmentBytes: 1 << 20})
 		must(t, err)
 		r, err := p.CreateReplica("vol", 32<<20)
 		must(t, err)

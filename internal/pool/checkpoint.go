@@ -3,6 +3,7 @@ package pool
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/disk"
@@ -28,26 +29,30 @@ func (p *Pool) checkpoint() error {
 	if err := p.writeGroup(&s.writer); err != nil {
 		return err
 	}
-	root := p.encodeRoot()
-	extents, err := p.writeRoot(root)
-	if err != nil {
-		return err
-	}
-	if err := p.flushDevices(); err != nil {
-		return err
+	var marks []uint64
+	for again := true; again; again = !slices.Equal(marks, p.missed()) { // the root must list all that is stale
+		marks = p.missed()
+		root := p.encodeRoot()
+		extents, err := p.writeRoot(root)
+		if err != nil {
+			return err
+		}
+		p.root = extents
+		if err := p.flushDevices(); err != nil {
+			return err
+		}
 	}
 	p.generation++
-	if err := label.WriteRing(p.devs, &label.Ring{Pool: p.cfg.GUID, Generation: p.generation, Root: extents}); err != nil {
+	if err := p.writeRing(&label.Ring{Pool: p.cfg.GUID, Generation: p.generation, Root: p.root}); err != nil {
 		return p.fail(fmt.Errorf("checkpoint %d: %w", p.generation, err))
-	}
-	for d := range p.seg.dirty {
-		p.seg.dirty[d].v.Store(true)
 	}
 	if err := p.flushDevices(); err != nil {
 		return err
 	}
-	p.root = extents
 	p.count.checkpoints.Add(1)
+	if err := p.committed(marks); err != nil {
+		return p.fail(fmt.Errorf("labels: %w", err))
+	}
 	return nil
 }
 

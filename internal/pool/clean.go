@@ -12,7 +12,7 @@ import (
 )
 
 // lowWater is the number of free segments below which the cleaner works.
-func (p *Pool) lowWater() int { return p.reserve + max(4, p.seg.count()/16) }
+func (p *Pool) lowWater() int { return p.reserve + max(4, p.seg.dataCount()/16) }
 
 // cleanGroup is the number of blocks that the cleaner moves with one append.
 const cleanGroup = 128
@@ -96,10 +96,11 @@ func (p *Pool) victims() []uint32 {
 
 // segment moves what is live in one segment.
 func (c *cleaner) segment(seg uint32) error {
+	row := c.p.seg.row(seg)
 	for b := uint32(0); b < c.p.seg.blocks(); {
 		h, raw, err := c.log.header(seg, b)
 		if errors.Is(err, wal.ErrDamaged) { // the end, or what a torn write left between two incarnations
-			b++
+			b += row
 			continue
 		}
 		if err != nil {
@@ -118,7 +119,7 @@ func (c *cleaner) segment(seg uint32) error {
 			}
 			at += uint64(wal.DataBlocks(rec.Kind, rec.Count)) * block.Size
 		}
-		b += uint32(h.HeaderBlocks + h.DataBlocks)
+		b += padded(&h, row)
 	}
 	return c.flush()
 }
@@ -203,7 +204,7 @@ func (c *cleaner) copy(moves []move) error {
 			return err
 		}
 		for j := range n {
-			if block.Sum(b[j*block.Size:(j+1)*block.Size]) != moves[i+j].sum {
+			if !p.recoverBlock(b[j*block.Size:(j+1)*block.Size], moves[i+j].loc.Addr(), moves[i+j].sum) {
 				return r.damaged(moves[i+j].b, moves[i+j].loc)
 			}
 		}

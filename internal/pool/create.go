@@ -3,6 +3,7 @@ package pool
 import (
 	"errors"
 	"fmt"
+	"math/bits"
 	"math/rand/v2"
 	"sync"
 
@@ -10,6 +11,7 @@ import (
 	"github.com/cstor-go/cstor/internal/pool/disk"
 	"github.com/cstor-go/cstor/internal/pool/index"
 	"github.com/cstor-go/cstor/internal/pool/label"
+	"github.com/cstor-go/cstor/internal/pool/raid"
 	"github.com/cstor-go/cstor/internal/pool/wal"
 )
 
@@ -33,81 +35,54 @@ func (o *Options) setDefaults() {
 	if o.FlushBytes <= 0 {
 		o.FlushBytes = 128 << 20
 	}
+	if o.Deadline <= 0 {
+		o.Deadline = raid.DefaultDeadline
+	}
 }
 
-// segmentBytes returns the default segment size for that many bytes of devices.
-func segmentBytes(total int64) int64 {
-	n := int64(1 << 20)
-	for n < 16<<20 && total/n > 1024 {
-		n <<= 1
-	}
-	for n > 256<<10 && total/n < 64 {
-		n >>= 1
-	}
-	return n
-}
-
-// Create makes a pool on blank devices (stripe), empty and stable when it returns. The pool owns the devices from then
-// on and Close closes them; after an error they remain the caller's. It refuses, with *ErrForeign, a device that carries
-// anything, except what an interrupted Create of a pool with the same GUID left behind.
-func Create(devs []disk.Device, cfg Config, opt Options) (*Pool, error) {
-	p, err := create(devs, cfg, opt)
+// Create makes a pool of raid groups on blank devices, empty and stable when it returns. The pool owns the devices from
+// then on and Close closes them; after an error they remain the caller's. It refuses, with *ErrForeign, a device that
+// carries anything, except what an interrupted Create of a pool with the same GUID left behind.
+func Create(groups []Group, cfg Config, opt Options) (*Pool, error) {
+	p, err := create(groups, cfg, opt)
 	if err != nil {
 		return nil, fmt.Errorf("pool %s: create: %w", cfg.Name, err)
 	}
 	return p, nil
 }
 
-func create(devs []disk.Device, cfg Config, opt Options) (*Pool, error) {
-	if len(devs) == 0 || len(devs) > label.MaxDevices {
-		return nil, fmt.Errorf("%d devices, want 1 to %d", len(devs), label.MaxDevices)
-	}
+func create(groups []Group, cfg Config, opt Options) (*Pool, error) {
 	if len(cfg.Name) > MaxName || len(cfg.Owner) > MaxName {
 		return nil, fmt.Errorf("name of %d bytes, owner of %d bytes: %w", len(cfg.Name), len(cfg.Owner), ErrTooLarge)
 	}
-	var total int64
-	for _, d := range devs {
-		if err := usableForCreate(d, cfg.GUID); err != nil {
-			return nil, err
+	for _, g := range groups {
+		for _, d := range g.Devices {
+			if err := usableForCreate(d, cfg.GUID); err != nil {
+				return nil, err
+			}
 		}
-		total += d.Size()
 	}
 	if cfg.GUID.IsZero() {
 		cfg.GUID = block.NewGUID()
 	}
-	segBytes := opt.SegmentBytes
-	if segBytes == 0 {
-		segBytes = segmentBytes(total)
+	l, devs, err := plan(groups, cfg, opt)
+	if err != nil {
+		return nil, err
 	}
-	if segBytes < 256<<10 || segBytes > 64<<20 || segBytes&(segBytes-1) != 0 {
-		return nil, fmt.Errorf("segments of %d bytes, want a power of two from 256 KiB to 64 MiB", segBytes)
-	}
-	var members []label.Member
-	segs := uint64(0)
-	for _, d := range devs {
-		n := uint64(d.Size()-label.HeadBytes-label.TailBytes) / uint64(segBytes)
-		if n == 0 {
-			return nil, fmt.Errorf("device %s: %d bytes is too small", d.Name(), d.Size())
-		}
-		members = append(members, label.Member{GUID: block.NewGUID(), Segments: n})
-		segs += n
-	}
-	if segs < minSegments || segs > 1<<28 {
-		return nil, fmt.Errorf("%d segments of %d bytes, want at least %d: devices are too small", segs, segBytes, minSegments)
-	}
+	var members []*member
+	var raidDevs []*raid.Device
 	for i, d := range devs {
-		l := &label.Label{
-			Pool: cfg.GUID, Device: members[i].GUID, Name: cfg.Name, Owner: cfg.Owner, Layout: "stripe", Index: i, Members: members,
-			Generation: 1, Size: d.Size(), SegmentBytes: segBytes,
-		}
-		if err := label.Write(d, l); err != nil {
+		if err := label.Write(d, own(l, l.Members[i].GUID, d.Size())); err != nil {
 			return nil, err
 		}
-		if err := d.Flush(); err != nil {
-			return nil, err
-		}
+		m := &member{guid: l.Members[i].GUID, group: l.Members[i].Group, size: d.Size(), last: l.Change, dev: raid.NewDevice(l.Members[i].GUID, d)}
+		members, raidDevs = append(members, m), append(raidDevs, m.dev)
 	}
-	p := newPool(devs, cfg, opt, members, segBytes)
+	opt.setDefaults()
+	p := preparePool(l, devs, opt)
+	if err := p.build(l, members, raidDevs); err != nil {
+		return nil, err
+	}
 	for i := range uint32(p.seg.count()) {
 		p.seg.setFree(i)
 	}
@@ -117,7 +92,7 @@ func create(devs []disk.Device, cfg Config, opt Options) (*Pool, error) {
 	p.drain.mu.Lock()
 	p.freeze()
 	p.thaw()
-	err := p.checkpoint()
+	err = p.checkpoint()
 	p.drain.mu.Unlock()
 	if err != nil {
 		return nil, err
@@ -137,7 +112,7 @@ func usableForCreate(d disk.Device, pool block.GUID) error {
 		return err
 	}
 	if l.Pool == pool {
-		r, err := label.ReadRing([]disk.Device{d}, pool)
+		r, err := label.ReadRing(d, l.Size, pool)
 		if err != nil {
 			return err
 		}
@@ -148,17 +123,13 @@ func usableForCreate(d disk.Device, pool block.GUID) error {
 	return &ErrForeign{Device: d.Name(), Found: fmt.Sprintf("cStor pool %s (%v)", l.Name, l.Pool)}
 }
 
-// newPool returns a pool whose index is empty and whose segments are all taken.
-func newPool(devs []disk.Device, cfg Config, opt Options, members []label.Member, segBytes int64) *Pool {
-	opt.setDefaults()
+// preparePool returns a pool without devices and space; see build.
+func preparePool(l *label.Label, devs []disk.Device, opt Options) *Pool {
 	p := &Pool{
-		cfg: cfg, opt: opt, devs: devs, seg: newSegments(devs, members, segBytes), cache: newPageCache(opt.PageCacheBytes),
+		cfg: Config{Name: l.Name, Owner: l.Owner, GUID: l.Pool}, opt: opt, devs: devs, stuck: map[disk.Device]bool{}, cache: newPageCache(opt.PageCacheBytes),
 		nextPageID: rand.Uint64(), unclean: map[uint32]bool{}, kick: make(chan struct{}, 1), quit: make(chan struct{}), stopped: make(chan struct{}),
 	}
-	for i := range p.seg.kind {
-		p.seg.kind[i] = segLog
-	}
-	p.reserve = max(10, p.seg.count()/24)
+	p.labels.now.Store(l.Clone())
 	p.read.gone = make(chan struct{}, 1)
 	p.flush.cond = sync.NewCond(&p.flush.mu)
 	p.cycles.cond = sync.NewCond(&p.cycles.mu)
@@ -171,6 +142,21 @@ func newPool(devs []disk.Device, cfg Config, opt Options, members []label.Member
 	p.log.init()
 	p.drain.writer.buf = newGroup()
 	return p
+}
+
+// build gives the pool its raid groups and its space, all segments taken.
+func (p *Pool) build(l *label.Label, members []*member, devs []*raid.Device) error {
+	p.devices.Store(&members)
+	groups, err := p.newGroups(l, devs)
+	if err != nil {
+		return err
+	}
+	p.seg = newSegments(newSpace(groups, l.Spans), uint(bits.TrailingZeros64(uint64(l.SegmentBytes))))
+	for i := range p.seg.kind {
+		p.seg.kind[i] = segLog
+	}
+	p.reserve = max(10, p.seg.dataCount()/24)
+	return nil
 }
 
 // CreateReplica makes an empty replica of size bytes, a multiple of 512, with a fresh GUID. It is stable when it
@@ -304,10 +290,8 @@ func (p *Pool) Close() error {
 	if err == nil {
 		err = p.cycle()
 	}
-	for _, d := range p.devs {
-		if e := d.Close(); err == nil {
-			err = e
-		}
+	if e := p.closeDevices(); err == nil {
+		err = e
 	}
 	if err != nil {
 		return p.wrap("close", err)

@@ -1,7 +1,6 @@
 package pool
 
 import (
-	"fmt"
 	"sync"
 	"time"
 
@@ -75,7 +74,7 @@ func (p *Pool) due(idle bool) bool {
 	dying := len(p.idx.bySlot) > 0 && p.anyDying()
 	p.idx.mu.RUnlock()
 	low := p.seg.freeCount() < p.lowWater() && idle
-	return asked || low || n > p.idx.soft || since >= uint64(p.opt.CheckpointBytes) || dying || idle && p.freeable.Load()
+	return asked || low || p.relabelDue.Load() || n > p.idx.soft || since >= uint64(p.opt.CheckpointBytes) || dying || idle && p.freeable.Load()
 }
 
 func (p *Pool) anyDying() bool {
@@ -141,6 +140,7 @@ func (p *Pool) cycle() error {
 	defer s.cycle.Unlock()
 	p.cycles.begin()
 	p.freeable.Store(false)
+	p.relabelDue.Store(false)
 	freed := 0
 	seq := p.appended.Load() + 1
 	defer func() { p.cycles.finish(freed, seq, p.failure() != nil) }()
@@ -230,9 +230,8 @@ func (p *Pool) freeSegments() (int, error) {
 		busy := p.idx.tables[p.idx.active].Len() > p.idx.soft // discarding much takes long, and writers come first
 		p.idx.mu.RUnlock()
 		if !p.opt.NoDiscard && !busy {
-			dev, off := p.seg.locate(uint64(i) << p.seg.shift)
-			if err := p.devs[dev].Discard(off, p.seg.bytes()); err != nil {
-				return 0, p.fail(fmt.Errorf("segment %d: %w", i, err))
+			if err := p.seg.discard(i); err != nil {
+				return 0, p.fail(err)
 			}
 		}
 	}

@@ -65,7 +65,7 @@ func TestBitFlipsAreFound(t *testing.T) {
 	loc := func(b uint64) int64 {
 		var s readScratch
 		must(t, r.find(&s, b, 1))
-		_, off := p.seg.locate(s.places[0].loc.Addr())
+		_, off := p.where(s.places[0].loc.Addr())
 		return off
 	}
 	m.FlipBit(loc(702)+100, 3)
@@ -81,7 +81,7 @@ func TestBitFlipsAreFound(t *testing.T) {
 	}
 	d := *r.chunk(1)
 	p.cache.drop(d.id)
-	_, off := p.seg.locate(d.pageAddr())
+	_, off := p.where(d.pageAddr())
 	m.FlipBit(off+70, 0)
 	if err := r.Read(700, dst, nil); !errors.As(err, &ce) || ce.What != "index page" || ce.Offset != off {
 		t.Fatal(err)
@@ -104,7 +104,7 @@ func TestDamagedLogIsNotItsEnd(t *testing.T) {
 	must(t, p.Sync())
 	must(t, r.Apply([]Op{write(1, 1, 2)}))
 	k := m.Kill()
-	_, off := p.seg.locate(uint64(at.seg)<<p.seg.shift + uint64(at.block)<<block.Shift)
+	_, off := p.where(uint64(at.seg)<<p.seg.shift + uint64(at.block)<<block.Shift)
 	k.FlipBit(off+200, 1)
 	if _, err := Open([]disk.Device{k}, Options{}); !errors.Is(err, ErrDamaged) {
 		t.Fatal(err)
@@ -144,7 +144,7 @@ func TestForeignDevicesAreRefused(t *testing.T) {
 		for _, f := range c.put {
 			f(m)
 		}
-		_, err := Create([]disk.Device{m}, Config{Name: "p"}, Options{})
+		_, err := Create(Stripe(m), Config{Name: "p"}, Options{})
 		var fe *ErrForeign
 		if !errors.As(err, &fe) || fe.Device != "dev" || !strings.Contains(fe.Found, c.want) {
 			t.Errorf("%s: %v", c.want, err)
@@ -160,12 +160,12 @@ func TestForeignDevicesAreRefused(t *testing.T) {
 	if _, err := Probe(m); !errors.Is(err, ErrBlank) {
 		t.Error(err)
 	}
-	p, err := Create([]disk.Device{m}, Config{Name: "mine", Owner: "me"}, Options{})
+	p, err := Create(Stripe(m), Config{Name: "mine", Owner: "me"}, Options{})
 	must(t, err)
 	must(t, p.Close())
 	m.Reopen()
 	var fe *ErrForeign
-	if _, err := Create([]disk.Device{m}, Config{Name: "other"}, Options{}); !errors.As(err, &fe) || !strings.Contains(fe.Found, "mine") {
+	if _, err := Create(Stripe(m), Config{Name: "other"}, Options{}); !errors.As(err, &fe) || !strings.Contains(fe.Found, "mine") {
 		t.Error(err)
 	}
 	l, err := Probe(m)
@@ -185,7 +185,7 @@ func TestOpenNamesWhatIsWrong(t *testing.T) {
 		return []disk.Device{disk.NewMem("d0", 40<<20), disk.NewMem("d1", 60<<20), disk.NewMem("d2", 40<<20)}
 	}
 	devs := make3()
-	p, err := Create(devs, Config{Name: "three"}, Options{SegmentBytes: 1 << 20})
+	p, err := Create(Stripe(devs...), Config{Name: "three"}, Options{SegmentBytes: 1 << 20})
 	must(t, err)
 	must(t, p.Close())
 	for _, d := range devs {
@@ -223,14 +223,14 @@ func TestInterruptedCreate(t *testing.T) {
 	for n := int64(1); ; n++ {
 		m := disk.NewMem("d", 40<<20)
 		m.Inject(disk.Faults{FailFrom: n})
-		p, err := Create([]disk.Device{m}, Config{Name: "p", GUID: guid}, Options{})
+		p, err := Create(Stripe(m), Config{Name: "p", GUID: guid}, Options{})
 		if err == nil {
 			m.Inject(disk.Faults{})
 			must(t, p.Close())
 			return
 		}
 		k := m.Kill()
-		p, err = Create([]disk.Device{k}, Config{Name: "p", GUID: guid}, Options{})
+		p, err = Create(Stripe(k), Config{Name: "p", GUID: guid}, Options{})
 		var fe *ErrForeign
 		if errors.As(err, &fe) && strings.Contains(fe.Found, "cStor pool p") {
 			p, err = Open([]disk.Device{k}, Options{})

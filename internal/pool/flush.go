@@ -6,13 +6,6 @@ import (
 	"sync/atomic"
 )
 
-// dirtyFlag says that a device has writes that no flush has covered. Padded: writers of different devices must not
-// share a cache line.
-type dirtyFlag struct {
-	v atomic.Bool
-	_ [60]byte
-}
-
 // flusher makes concurrent callers of Sync share device flushes.
 type flusher struct {
 	device  sync.Mutex // one flush of the devices at a time
@@ -59,7 +52,8 @@ func (p *Pool) syncTo(want uint64) error {
 	return nil
 }
 
-// flushDevices flushes every device with unflushed writes and moves the stable mark to what was appended before.
+// flushDevices flushes every raid group with unflushed writes and moves the stable mark to what was appended before. A
+// device that was taken out, then or before, is recorded as out on all others first.
 func (p *Pool) flushDevices() error {
 	f := &p.flush
 	f.device.Lock()
@@ -70,26 +64,30 @@ func (p *Pool) flushDevices() error {
 	upTo := p.appended.Load()
 	var wg sync.WaitGroup
 	var failed atomic.Pointer[error]
-	flush := func(d int) {
-		if err := p.seg.devs[d].Flush(); err != nil {
+	flush := func(g *groupState) {
+		if err := g.Flush(); err != nil {
 			failed.Store(&err)
 		}
 	}
 	dirty := 0
-	for d := range p.seg.devs {
-		if !p.seg.dirty[d].v.Swap(false) {
+	groups := p.seg.where.Load().groups
+	for _, g := range groups {
+		if !g.dirty.Swap(false) {
 			continue
 		}
 		dirty++
-		if len(p.seg.devs) == 1 {
-			flush(d)
+		if len(groups) == 1 {
+			flush(g)
 			continue
 		}
-		wg.Go(func() { flush(d) })
+		wg.Go(func() { flush(g) })
 	}
 	wg.Wait()
 	if e := failed.Load(); e != nil {
 		return p.fail(fmt.Errorf("flush: %w", *e))
+	}
+	if err := p.recordOut(); err != nil {
+		return p.fail(fmt.Errorf("flush: %w", err))
 	}
 	if dirty > 0 {
 		p.count.flushes.Add(1)

@@ -44,7 +44,8 @@ type part struct {
 	at    uint64 // address of the first; while the batch is open: offset within its data
 }
 
-var zeroBlock = make([]byte, block.Size)
+// zeroRow is what batches are padded with: to whole blocks and rows.
+var zeroRow = disk.Buffer(indexGroup)
 
 func (w *logWriter) init() {
 	w.hdr = disk.Buffer(wal.MaxHeaderBlocks * block.Size)[:wal.FixedLen]
@@ -55,15 +56,19 @@ func (w *logWriter) init() {
 // not be split finer than unsplit blocks. It returns ErrNoSpace, with nothing taken, unless keep segments remain free.
 func (p *Pool) reserveLog(data, header int, keep int) error {
 	w := &p.log
-	segBlocks := int(p.seg.blocks())
-	left := segBlocks - 1 - int(w.pos.block)
-	need := data + blocksFor(header+wal.FixedLen) + 2*(data/(segBlocks/2)) + header/(wal.MaxHeaderBlocks*block.Size-4096)
-	if need <= left {
+	segBlocks, row := int(p.seg.blocks()), int(p.seg.row(w.pos.seg))
+	left := segBlocks - row - int(w.pos.block)
+	split := header / (wal.MaxHeaderBlocks*block.Size - 4096) // times that a header is full
+	need := data + blocksFor(header+wal.FixedLen) + 2*(data/(segBlocks/2)) + split
+	if need+split*(row-1) <= left { // the padding of the last batch is there: left is whole rows
 		return nil
 	}
-	// What is left of the open segment may not be used when a record does not fit. A further segment loses one block to
-	// the link, and at most 17 (a state record) to what does not fit; its headers take their share.
-	usable := segBlocks - 2 - blocksFor(min(header, segBlocks*44)) - min(16, segBlocks/4)
+	// What is left of the open segment may not be used when a record does not fit. A further segment loses one row to
+	// the link, at most 17 blocks (a state record) to what does not fit, and the padding of its batches to whole rows;
+	// its headers take their share.
+	row = p.seg.maxRow()
+	headers := blocksFor(min(header, segBlocks*44))
+	usable := segBlocks - row - 1 - headers - min(16, segBlocks/4) - (row-1)*(1+headers/(wal.MaxHeaderBlocks-1))
 	n := (need + usable - 1) / usable
 	var ok bool
 	if w.spare, ok = p.seg.alloc(w.spare, n-len(w.spare), segLog, keep); n > len(w.spare) && !ok {
@@ -98,7 +103,7 @@ func (p *Pool) add(r *wal.Record, data []byte, rec int) error {
 	sums := r.Sums
 	for done := 0; ; {
 		left := blocks - done
-		space := int(p.seg.blocks()) - 1 - int(w.pos.block) - w.data // for header and this record's data
+		space := p.room() - w.data // for header and this record's data
 		n := left
 		fits := func(n int) bool {
 			count := r.Count
@@ -129,7 +134,7 @@ func (p *Pool) add(r *wal.Record, data []byte, rec int) error {
 			from, to := done*block.Size, min((done+n)*block.Size, len(data))
 			w.iov = append(w.iov, data[from:to])
 			if pad := n*block.Size - (to - from); pad > 0 {
-				w.iov = append(w.iov, zeroBlock[:pad])
+				w.iov = append(w.iov, zeroRow[:pad])
 			}
 			w.data += n
 		}
@@ -147,11 +152,17 @@ func (p *Pool) makeRoom() error {
 		if err := p.finish(wal.FlagMore); err != nil {
 			return err
 		}
-		if int(p.seg.blocks())-1-int(w.pos.block) > 64 {
+		if p.room() > 64 {
 			return nil
 		}
 	}
 	return p.nextSegment()
+}
+
+// room returns the number of blocks of the open segment in front of the row that is kept for the link.
+func (p *Pool) room() int {
+	w := &p.log
+	return int(p.seg.blocks()) - int(p.seg.row(w.pos.seg)) - int(w.pos.block)
 }
 
 // finish writes the open batch. On return the locations of its parts are final.
@@ -168,10 +179,14 @@ func (p *Pool) writeBatch(h *wal.Header) error {
 	w := &p.log
 	hdr, sum := wal.Finish(w.hdr, h)
 	w.iov[0] = hdr
+	blocks := len(hdr)/block.Size + w.data
+	if pad := -blocks & (int(p.seg.row(w.pos.seg)) - 1); pad > 0 {
+		w.iov = append(w.iov, zeroRow[:pad*block.Size])
+		blocks += pad
+	}
 	base := uint64(w.pos.seg)<<p.seg.shift + uint64(w.pos.block)<<block.Shift
 	err := p.seg.writevAt(w.iov, base)
 	clear(w.iov) // the caller's memory is borrowed only
-	blocks := len(hdr)/block.Size + w.data
 	for i := w.opened; i < len(w.parts); i++ {
 		w.parts[i].at += base + uint64(len(hdr))
 	}
@@ -205,7 +220,7 @@ func (p *Pool) nextSegment() error {
 	return p.link(seg, 0, w.pos.incarnation)
 }
 
-// link ends the log here and continues it elsewhere. The last block of a segment is kept for it.
+// link ends the log here and continues it elsewhere. The last row of a segment is kept for it.
 func (p *Pool) link(seg, blk uint32, incarnation uint64) error {
 	w := &p.log
 	h := wal.Header{

@@ -449,7 +449,7 @@ func runModel(t *testing.T, seed uint64) {
 	for i := range 1 + rng.IntN(3) {
 		m.mems = append(m.mems, disk.NewMem(fmt.Sprint("mem", i), int64(11+rng.IntN(8)*rng.IntN(8))<<20))
 	}
-	p, err := Create(m.devices(), Config{Name: "model"}, m.opt)
+	p, err := Create(Stripe(m.devices()...), Config{Name: "model"}, m.opt)
 	must(t, err)
 	m.p = p
 	fresh := p.Stats()

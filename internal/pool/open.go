@@ -6,14 +6,14 @@ import (
 	"math/rand/v2"
 	"time"
 
-	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/disk"
 	"github.com/cstor-go/cstor/internal/pool/label"
 )
 
-// Open opens the pool that the devices, in any order, make together. The pool owns the devices from then on and Close
-// closes them; after an error they remain the caller's. Errors name the device that is missing, foreign, damaged or too
-// many and what was found.
+// Open opens the pool that the devices, in any order and under any names, make together. Devices may be missing, or
+// not answer, within the redundancy of their raid groups; a device that missed writes is brought into use again, but for
+// what it missed. The pool owns the devices from then on and Close closes them; after an error they remain the caller's.
+// Errors name the device that is missing, foreign, damaged or too many and what was found.
 func Open(devs []disk.Device, opt Options) (*Pool, error) {
 	begin := time.Now()
 	p, err := open(devs, opt)
@@ -22,23 +22,35 @@ func Open(devs []disk.Device, opt Options) (*Pool, error) {
 	}
 	p.count.openNanos = int64(time.Since(begin))
 	if p.opt.Log != nil {
-		p.opt.Log.Info("pool is open", "pool", p.cfg.Name, "replicas", len(p.idx.byName), "replayed", p.count.replayed, "took", time.Since(begin))
+		p.opt.Log.Info("pool is open", "pool", p.cfg.Name, "health", p.Stats().Health, "replicas", len(p.idx.byName), "replayed", p.count.replayed, "took", time.Since(begin))
 	}
 	go p.background()
+	if p.relabelDue.Load() {
+		p.wake()
+	}
 	return p, nil
 }
 
 func open(devs []disk.Device, opt Options) (*Pool, error) {
-	ordered, l, err := assemble(devs)
+	opt.setDefaults()
+	a, err := assemble(devs, opt.Deadline)
 	if err != nil {
 		return nil, err
 	}
-	p := newPool(ordered, Config{Name: l.Name, Owner: l.Owner, GUID: l.Pool}, opt, l.Members, l.SegmentBytes)
-	ring, err := label.ReadRing(ordered, l.Pool)
-	if ring == nil {
-		if err == nil {
-			err = fmt.Errorf("no checkpoint on any device; its creation was interrupted: %w", ErrDamaged)
+	l := a.label
+	p := preparePool(l, devs, opt)
+	members, raidDevs := a.devices()
+	if err := p.build(l, members, raidDevs); err != nil {
+		return nil, fmt.Errorf("pool %s: %w", l.Name, err)
+	}
+	for _, f := range a.unused {
+		p.stuck[f.dev] = errors.Is(f.err, errNoAnswer)
+		if p.opt.Log != nil {
+			p.opt.Log.Warn("device is not used", "pool", l.Name, "device", f.dev.Name(), "err", f.err)
 		}
+	}
+	ring, err := p.readRing(a)
+	if ring == nil {
 		return nil, fmt.Errorf("pool %s: %w", l.Name, err)
 	}
 	if err := p.load(ring); err != nil {
@@ -50,43 +62,6 @@ func open(devs []disk.Device, opt Options) (*Pool, error) {
 	return p, nil
 }
 
-// assemble reads the labels, checks that the devices are one whole pool and returns them in order.
-func assemble(devs []disk.Device) ([]disk.Device, *label.Label, error) {
-	if len(devs) == 0 {
-		return nil, nil, errors.New("no devices")
-	}
-	labels := make([]*label.Label, len(devs))
-	var newest *label.Label
-	for i, d := range devs {
-		l, err := label.Probe(d)
-		if err != nil {
-			return nil, nil, err
-		}
-		labels[i] = l
-		if newest == nil || l.Generation > newest.Generation {
-			newest = l
-		}
-	}
-	ordered := make([]disk.Device, len(newest.Members))
-	for i, l := range labels {
-		switch {
-		case l.Pool != newest.Pool:
-			return nil, nil, fmt.Errorf("devices of two pools: %s belongs to %s (%v), another one to %s (%v)", devs[i].Name(), l.Name, l.Pool, newest.Name, newest.Pool)
-		case l.Index >= len(ordered) || newest.Members[l.Index].GUID != l.Device:
-			return nil, nil, fmt.Errorf("device %s (%v) is not a member of pool %s any more", devs[i].Name(), l.Device, l.Name)
-		case ordered[l.Index] != nil:
-			return nil, nil, fmt.Errorf("devices %s and %s are the same member %d of pool %s: one is a copy", ordered[l.Index].Name(), devs[i].Name(), l.Index, l.Name)
-		}
-		ordered[l.Index] = devs[i]
-	}
-	for i, d := range ordered {
-		if d == nil {
-			return nil, nil, fmt.Errorf("pool %s: device %d of %d (%v) is missing", newest.Name, i+1, len(ordered), newest.Members[i].GUID)
-		}
-	}
-	return ordered, newest, nil
-}
-
 // load reads the checkpoint that ring points at.
 func (p *Pool) load(ring *label.Ring) error {
 	var b []byte
@@ -95,12 +70,10 @@ func (p *Pool) load(ring *label.Ring) error {
 			return fmt.Errorf("root piece of %d bytes: %w", e.Len, ErrDamaged)
 		}
 		piece := make([]byte, e.Len)
-		if err := p.readPacked(piece, e.Addr); err != nil {
+		if err := p.readSummed(piece, e.Addr, e.Sum); err != nil {
 			return fmt.Errorf("root: %w", err)
 		}
-		if block.Sum(piece) != e.Sum {
-			return fmt.Errorf("root: checksum at %#x: %w", e.Addr, ErrDamaged)
-		}
+		p.suspect(uint32(e.Addr >> p.seg.shift))
 		b = append(b, piece...)
 	}
 	m, err := decodeRoot(b, p.seg.count(), p.seg.shift)
@@ -109,6 +82,9 @@ func (p *Pool) load(ring *label.Ring) error {
 	}
 	if m.pool != p.cfg.GUID {
 		return fmt.Errorf("root of pool %v: %w", m.pool, ErrDamaged)
+	}
+	if err := p.loadMembers(m.members); err != nil {
+		return err
 	}
 	p.generation, p.root = ring.Generation, ring.Root
 	copy(p.seg.pageLive, m.live)
@@ -149,11 +125,8 @@ func (p *Pool) loadReplica(m *replicaImage) error {
 			return fmt.Errorf("directory block %d: %w", d.index, ErrDamaged)
 		}
 		buf := make([]byte, d.size)
-		if err := p.readPacked(buf, d.addr); err != nil {
+		if err := p.readSummed(buf, d.addr, d.sum); err != nil {
 			return fmt.Errorf("directory block %d: %w", d.index, err)
-		}
-		if block.Sum(buf) != d.sum {
-			return fmt.Errorf("directory block %d at %#x: checksum: %w", d.index, d.addr, ErrDamaged)
 		}
 		var err error
 		if refs, err = decodeDir(buf, p.seg.limit(), p.seg.shift, refs[:0]); err != nil {
@@ -196,8 +169,8 @@ func (p *Pool) settleSegments() {
 func (p *Pool) resume() error {
 	p.log.beginUnit()
 	inc := rand.Uint64()
-	if p.log.pos.block+1 < p.seg.blocks() {
-		return p.link(p.log.pos.seg, p.log.pos.block+1, inc)
+	if row := p.seg.row(p.log.pos.seg); p.log.pos.block+row < p.seg.blocks() {
+		return p.link(p.log.pos.seg, p.log.pos.block+row, inc)
 	}
 	segs, ok := p.seg.alloc(nil, 1, segLog, 0)
 	if !ok {

@@ -52,8 +52,14 @@ func (p *Pool) loadPage(r *Replica, chunk uint64, d *chunkRef, v *index.View) (*
 		return nil, fmt.Errorf("index page of chunk %d: %w", chunk, err)
 	}
 	if err := v.Open(e.b, d.id, r.slot, chunk, false); err != nil {
-		p.cache.release(e)
-		return nil, p.pageError(r, chunk, d, err)
+		if !p.recoverPacked(e.b, d.pageAddr(), func(b []byte) bool { return v.Open(b, d.id, r.slot, chunk, false) == nil }) {
+			p.cache.release(e)
+			return nil, p.pageError(r, chunk, d, err)
+		}
+		if err := v.Open(e.b, d.id, r.slot, chunk, true); err != nil {
+			p.cache.release(e)
+			return nil, p.pageError(r, chunk, d, err)
+		}
 	}
 	if v.End() > p.seg.limit() {
 		p.cache.release(e)
@@ -65,12 +71,9 @@ func (p *Pool) loadPage(r *Replica, chunk uint64, d *chunkRef, v *index.View) (*
 
 func (p *Pool) pageError(r *Replica, chunk uint64, d *chunkRef, err error) error {
 	p.count.sumErrors.Add(1)
-	dev, off := 0, int64(-1)
-	if d.pageAddr() < p.seg.limit() {
-		dev, off = p.seg.locate(d.pageAddr())
-	}
+	device, off := p.where(d.pageAddr())
 	return fmt.Errorf("%w: %w", &ChecksumError{
-		Replica: r.name, Block: chunk * block.ChunkBlocks, Device: p.devs[dev].Name(), Offset: off, What: "index page",
+		Replica: r.name, Block: chunk * block.ChunkBlocks, Device: device, Offset: off, What: "index page",
 	}, err)
 }
 
@@ -104,13 +107,14 @@ func (p *Pool) place(w *indexWriter) (uint64, error) {
 	return uint64(w.seg)<<p.seg.shift + uint64(w.at) + uint64(len(w.buf)), nil
 }
 
-// write appends the buffer, padded to whole blocks, to the segment and empties it.
+// write appends the buffer, padded to whole rows, to the segment and empties it.
 func (p *Pool) writeGroup(w *indexWriter) error {
 	n := len(w.buf)
 	if n == 0 {
 		return nil
 	}
-	full := blocksFor(n) * block.Size
+	row := int(p.seg.row(w.seg)) * block.Size
+	full := (n + row - 1) / row * row
 	b := w.buf[:full]
 	clear(b[n:])
 	err := p.seg.writevAt([][]byte{b}, uint64(w.seg)<<p.seg.shift+uint64(w.at))

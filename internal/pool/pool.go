@@ -53,6 +53,8 @@ var (
 	ErrBlank = label.ErrBlank
 	// ErrDamaged is wrapped when something that is ours does not decode.
 	ErrDamaged = label.ErrDamaged
+	// ErrOldFormat is wrapped when a pre-release wrote the pool.
+	ErrOldFormat = label.ErrOldFormat
 	// ErrNewerFormat is wrapped when a pool was written by a later release.
 	ErrNewerFormat = label.ErrNewerFormat
 )
@@ -108,6 +110,9 @@ type Options struct {
 	// FlushBytes is the amount of log after which the pool flushes by itself; it bounds what replay after a crash has
 	// to read back and check. Default 128 MiB.
 	FlushBytes int64
+	// Deadline is how long a device may take to answer while the others of its raid group have. One that takes longer is
+	// taken out of use. Default 2 s.
+	Deadline time.Duration
 	// NoDiscard leaves the space of freed segments with the device instead of discarding it.
 	NoDiscard bool
 	// Log receives what an operator should know. Default: nothing is logged.
@@ -121,7 +126,7 @@ type Stats struct {
 	Free      int64 // Capacity - Allocated
 	Replicas  int
 	ReadOnly  bool
-	Health    string // "ONLINE"; "FAULTED" after a failed write or flush
+	Health    string // "ONLINE"; "DEGRADED": devices are out of use, missing or lack something; "FAULTED" after a failed write or flush
 	Failure   string // why Health is not ONLINE
 
 	Segments     int // of the whole pool
@@ -139,7 +144,8 @@ type Stats struct {
 	Checkpoints    uint64
 	CacheHits      uint64
 	CacheMisses    uint64
-	ChecksumErrors uint64
+	ChecksumErrors uint64 // damage that nothing could repair
+	BlocksRepaired uint64 // damage that the redundancy of a raid group made good
 	SegmentsFreed  uint64
 	BlocksMoved    uint64 // copied by the cleaner
 	Replayed       uint64 // batches replayed when the pool was opened

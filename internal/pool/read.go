@@ -141,7 +141,7 @@ func (r *Replica) fetch(places []place, first uint64, dst []byte) error {
 			return fmt.Errorf("block %d: %w", first+uint64(i), err)
 		}
 		for j := range n {
-			if block.Sum(b[j*block.Size:(j+1)*block.Size]) != places[i+j].sum {
+			if !p.recoverBlock(b[j*block.Size:(j+1)*block.Size], places[i+j].loc.Addr(), places[i+j].sum) {
 				return r.damaged(first+uint64(i+j), places[i+j].loc)
 			}
 		}
@@ -153,6 +153,6 @@ func (r *Replica) fetch(places []place, first uint64, dst []byte) error {
 func (r *Replica) damaged(b uint64, loc index.Loc) error {
 	p := r.p
 	p.count.sumErrors.Add(1)
-	dev, off := p.seg.locate(loc.Addr())
-	return &ChecksumError{Replica: r.name, Block: b, Device: p.devs[dev].Name(), Offset: off, What: "data"}
+	device, off := p.where(loc.Addr())
+	return &ChecksumError{Replica: r.name, Block: b, Device: device, Offset: off, What: "data"}
 }

@@ -41,10 +41,15 @@ func (l *logReader) header(seg, blk uint32) (h wal.Header, b []byte, err error) 
 	if h, err = wal.Decode(b); err != nil {
 		return h, nil, err
 	}
-	if h.Segment != seg || h.Block != blk || uint64(blk)+uint64(h.HeaderBlocks)+uint64(h.DataBlocks) > uint64(l.p.seg.blocks()) {
+	if !l.fits(&h, seg, blk) {
 		return h, nil, fmt.Errorf("header of another place: %w", wal.ErrDamaged)
 	}
 	return h, b, nil
+}
+
+// fits reports whether h can be at a place.
+func (l *logReader) fits(h *wal.Header, seg, blk uint32) bool {
+	return h.Segment == seg && h.Block == blk && uint64(blk)+uint64(h.HeaderBlocks)+uint64(h.DataBlocks) <= uint64(l.p.seg.blocks())
 }
 
 func (l *logReader) read(seg, blk, n uint32) ([]byte, error) {
@@ -64,15 +69,20 @@ func (pos *logPos) follows(h *wal.Header) bool {
 	return h.Seq == pos.seq && h.Prev == pos.prev && h.Incarnation == pos.incarnation
 }
 
-// advance moves pos behind h.
-func (pos *logPos) advance(h *wal.Header) {
+// advance moves pos behind h, which is in a segment with rows of that many blocks.
+func (pos *logPos) advance(h *wal.Header, row uint32) {
 	pos.seq++
 	pos.prev = h.Sum
 	if h.Flags&wal.FlagLink != 0 {
 		pos.seg, pos.block, pos.incarnation = h.NextSegment, h.NextBlock, h.NextIncarnation
 		return
 	}
-	pos.block += uint32(h.HeaderBlocks + h.DataBlocks)
+	pos.block += padded(h, row)
+}
+
+// padded returns the number of blocks that a batch takes, whole rows.
+func padded(h *wal.Header, row uint32) uint32 {
+	return (uint32(h.HeaderBlocks+h.DataBlocks) + row - 1) &^ (row - 1)
 }
 
 // batchAt is where a batch of the log is.
@@ -104,10 +114,7 @@ func (p *Pool) replay() error {
 		p.log.chain = append(p.log.chain, end.seg)
 	}
 	p.settleSegments()
-	for d := range p.seg.dirty { // what is replayed may be seen by readers: make it stable before it is
-		p.seg.dirty[d].v.Store(true)
-	}
-	if err := p.flushDevices(); err != nil {
+	if err := p.replayedStable(); err != nil {
 		return err
 	}
 	p.appended.Store(end.seq - 1)
@@ -115,12 +122,9 @@ func (p *Pool) replay() error {
 	l := p.newLogReader()
 	unitBegins := true
 	for _, at := range batches {
-		h, b, err := l.header(at.seg, at.block)
+		h, b, err := l.wanted(at.seg, at.block, pos.follows)
 		if err != nil {
-			return fmt.Errorf("segment %d block %d: %w", at.seg, at.block, err)
-		}
-		if !pos.follows(&h) {
-			return fmt.Errorf("segment %d block %d changed while it was read: %w", at.seg, at.block, ErrDamaged)
+			return fmt.Errorf("segment %d block %d changed while it was read: %w", at.seg, at.block, err)
 		}
 		if unitBegins {
 			p.log.pos = pos
@@ -134,11 +138,13 @@ func (p *Pool) replay() error {
 		if err := p.replayBatch(&h, b); err != nil {
 			return fmt.Errorf("batch %d at segment %d block %d: %w", h.Seq, at.seg, at.block, err)
 		}
-		pos.advance(&h)
+		row := p.seg.row(at.seg)
+		pos.advance(&h, row)
 		p.count.replayed++
-		p.log.since += uint64(h.HeaderBlocks+h.DataBlocks) * block.Size
+		p.log.since += uint64(padded(&h, row)) * block.Size
 	}
 	p.log.pos = end
+	p.settleStale()
 	if err := p.resume(); err != nil {
 		return err
 	}
@@ -153,26 +159,28 @@ func (p *Pool) scan(pos logPos) (batches []batchAt, end logPos, stable uint64, e
 	type step struct {
 		at       batchAt
 		complete bool // the unit ends with this batch
+		before   logPos
 		after    logPos
 	}
 	var steps []step
 	stable = p.flush.stable.Load() // of the checkpoint
 	open := false
 	for {
-		h, _, err := l.header(pos.seg, pos.block)
+		h, _, err := l.wanted(pos.seg, pos.block, pos.follows)
 		if err != nil && !errors.Is(err, wal.ErrDamaged) {
 			return nil, end, 0, err
 		}
-		if err != nil || !pos.follows(&h) {
+		if err != nil {
 			break
 		}
 		link := h.Flags&wal.FlagLink != 0
-		if link && (uint64(h.NextSegment) >= uint64(p.seg.count()) || h.NextBlock >= p.seg.blocks()) {
+		if link && (uint64(h.NextSegment) >= uint64(p.seg.count()) || h.NextBlock >= p.seg.blocks() || h.NextBlock%p.seg.row(h.NextSegment) != 0) {
 			break
 		}
 		s := step{at: batchAt{seg: pos.seg, block: pos.block, link: link}}
 		stable = max(stable, h.Stable)
-		pos.advance(&h)
+		s.before = pos
+		pos.advance(&h, p.seg.row(pos.seg))
 		if !link {
 			open = h.Flags&wal.FlagMore != 0
 		}
@@ -183,7 +191,7 @@ func (p *Pool) scan(pos logPos) (batches []batchAt, end logPos, stable uint64, e
 	intact := 0
 	for i := range steps {
 		if first+uint64(i) > stable {
-			ok, err := p.intact(l, steps[i].at)
+			ok, err := p.intact(l, steps[i].before)
 			if err != nil {
 				return nil, end, 0, err
 			}
@@ -208,44 +216,10 @@ func (p *Pool) scan(pos logPos) (batches []batchAt, end logPos, stable uint64, e
 	return batches, end, stable, p.lookBehind(l, end)
 }
 
-// intact reports whether the data of a batch is what its header says.
-func (p *Pool) intact(l *logReader, at batchAt) (bool, error) {
-	h, b, err := l.header(at.seg, at.block)
-	if err != nil {
-		return false, err
-	}
-	if h.DataBlocks == 0 { // a link in the last block of the last segment has no address behind it
-		return true, nil
-	}
-	data := make([]byte, h.DataBlocks*block.Size)
-	if err := p.seg.readAt(data, uint64(at.seg)<<p.seg.shift+uint64(at.block+uint32(h.HeaderBlocks))<<block.Shift); err != nil {
-		return false, err
-	}
-	var it wal.Records
-	it.Reset(b, &h)
-	var r wal.Record
-	for it.Next(&r) {
-		n := wal.DataBlocks(r.Kind, r.Count) * block.Size
-		if r.Kind == wal.State {
-			if block.Sum(data[:r.Count]) != r.Sums[0] {
-				return false, nil
-			}
-		} else {
-			for i := range r.Sums {
-				if block.Sum(data[i*block.Size:(i+1)*block.Size]) != r.Sums[i] {
-					return false, nil
-				}
-			}
-		}
-		data = data[n:]
-	}
-	return true, nil
-}
-
 // lookBehind searches the rest of the segment in which the log ends for batches of the same incarnation that were
 // written when what follows the end was stable already. Finding one means that the log is damaged, not at its end.
 func (p *Pool) lookBehind(l *logReader, end logPos) error {
-	for b := end.block; b < p.seg.blocks(); b++ {
+	for b := end.block; b < p.seg.blocks(); b += p.seg.row(end.seg) {
 		h, _, err := l.header(end.seg, b)
 		if err == nil && h.Incarnation == end.incarnation && h.Stable >= end.seq && h.Seq > end.seq {
 			return fmt.Errorf("segment %d block %d: batch %d is unreadable, but batch %d behind it says that it was on stable storage: %w", end.seg, end.block, end.seq, h.Seq, ErrDamaged)
@@ -347,13 +321,9 @@ func (p *Pool) replayState(r *Replica, rec *wal.Record, at uint64) error {
 		r.state = nil
 		return nil
 	}
-	b := make([]byte, wal.DataBlocks(rec.Kind, rec.Count)*block.Size)
-	if err := p.seg.readAt(b, at); err != nil {
+	r.state = make([]byte, rec.Count)
+	if err := p.readSummed(r.state, at, rec.Sums[0]); err != nil {
 		return fmt.Errorf("state of replica %s: %w", r.name, err)
-	}
-	r.state = b[:rec.Count]
-	if block.Sum(r.state) != rec.Sums[0] {
-		return fmt.Errorf("state of replica %s: %w", r.name, ErrChecksum)
 	}
 	return nil
 }

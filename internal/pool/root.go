@@ -12,6 +12,7 @@ type rootImage struct {
 	pool     block.GUID
 	from     logPos
 	appended uint64 // the log reached this batch, on stable storage, when the checkpoint was committed
+	members  []memberImage
 	replicas []replicaImage
 	live     []uint32
 	kind     []uint8
@@ -55,6 +56,7 @@ func (p *Pool) encodeRoot() []byte {
 	b = le.AppendUint32(b, s.from.prev)
 	b = le.AppendUint64(b, s.from.incarnation)
 	b = binary.AppendUvarint(b, p.appended.Load())
+	b = p.encodeMembers(b)
 	b = binary.AppendUvarint(b, uint64(len(s.images)))
 	for i := range s.images {
 		b = encodeReplica(b, &s.images[i])
@@ -157,6 +159,7 @@ func decodeRoot(b []byte, segments int, segShift uint) (*rootImage, error) {
 	m.from.prev = uint32(r.fixed(4))
 	m.from.incarnation = r.fixed(8)
 	m.appended = r.uint(any)
+	m.members = decodeMembers(r)
 	slots := map[uint32]bool{}
 	for n := r.uint(MaxReplicas); n > 0 && !r.bad; n-- {
 		x := decodeReplica(r, uint64(segments)<<segShift)

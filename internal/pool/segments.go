@@ -4,11 +4,10 @@ import (
 	"fmt"
 	"math/bits"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cstor-go/cstor/internal/block"
-	"github.com/cstor-go/cstor/internal/pool/disk"
 	"github.com/cstor-go/cstor/internal/pool/index"
-	"github.com/cstor-go/cstor/internal/pool/label"
 )
 
 // Segment kinds. The kind of a segment is part of the checkpoint.
@@ -18,39 +17,32 @@ const (
 	segIndex // pages, directory blocks, checkpoints
 )
 
-// segments maps the pool's linear space onto the devices and knows what is in use. An address is a byte in that space:
-// segment number times segment size plus offset.
+// segments maps the pool's linear space onto the raid groups and knows what is in use. An address is a byte in that
+// space: segment number times segment size plus offset.
 //
 // A segment's live bytes have two parts: what pages and directory refer to, and what the delta refers to. The first
 // part is checkpointed, the second follows from the log.
 type segments struct {
-	devs  []disk.Device
-	first []uint32 // first segment of each device, and the total at the end
-	shift uint     // log2 of bytes of a segment
-	dirty []dirtyFlag
+	shift uint // log2 of bytes of a segment
+	where atomic.Pointer[space]
 
 	// live counts are guarded by the pool's index lock
 	pageLive  []uint32
 	deltaLive []uint32
 
-	mu      sync.Mutex // guards the rest
-	kind    []uint8
-	free    []uint64 // bitmap
-	hint    []uint32 // per device: no free segment below
-	nFree   int
-	nextDev int
-	pinned  []bool // open for writing, or part of the log that a replay would read
+	mu     sync.Mutex // guards the rest, and what the groups know of their free segments
+	kind   []uint8
+	free   []uint64 // bitmap
+	nFree  int      // on groups for data
+	nCache int      // free segments on cache groups
+	turn   int      // group after the one that was allocated from last
+	pinned []bool   // open for writing, or part of the log that a replay would read
 }
 
-func newSegments(devs []disk.Device, members []label.Member, segBytes int64) *segments {
-	s := &segments{devs: devs, shift: uint(bits.TrailingZeros64(uint64(segBytes))), dirty: make([]dirtyFlag, len(devs))}
-	n := uint64(0)
-	for _, m := range members {
-		s.first = append(s.first, uint32(n))
-		s.hint = append(s.hint, uint32(n))
-		n += m.Segments
-	}
-	s.first = append(s.first, uint32(n))
+func newSegments(w *space, shift uint) *segments {
+	n := w.count()
+	s := &segments{shift: shift}
+	s.where.Store(w)
 	s.pageLive, s.deltaLive = make([]uint32, n), make([]uint32, n)
 	s.kind, s.pinned = make([]uint8, n), make([]bool, n)
 	s.free = make([]uint64, (n+63)/64)
@@ -61,18 +53,30 @@ func (s *segments) count() int     { return len(s.kind) }
 func (s *segments) bytes() int64   { return 1 << s.shift }
 func (s *segments) blocks() uint32 { return 1 << (s.shift - block.Shift) }
 
+// dataCount returns the number of segments on groups for data: what the capacity is made of.
+func (s *segments) dataCount() int { return s.where.Load().dataSegs }
+
 // limit returns the first address behind the pool's space.
 func (s *segments) limit() uint64 { return uint64(s.count()) << s.shift }
 
 // of returns the segment of a location.
 func (s *segments) of(loc index.Loc) uint32 { return uint32(uint64(loc) >> s.shift) }
 
-// locate returns the device and the offset on it of an address.
-func (s *segments) locate(addr uint64) (dev int, off int64) {
+// row returns the number of blocks in a row of the group of a segment: what is written there begins and ends at rows.
+func (s *segments) row(seg uint32) uint32 {
+	w := s.where.Load()
+	return w.spans[w.of[seg]].group.row
+}
+
+// maxRow returns the largest row of any group in blocks.
+func (s *segments) maxRow() int { return int(s.where.Load().maxRow) }
+
+// locate returns the raid group of an address and the offset in it.
+func (s *segments) locate(addr uint64) (g *groupState, off int64) {
+	w := s.where.Load()
 	seg := uint32(addr >> s.shift)
-	for dev = 0; dev+2 < len(s.first) && seg >= s.first[dev+1]; dev++ {
-	}
-	return dev, label.HeadBytes + int64(seg-s.first[dev])<<s.shift + int64(addr&(1<<s.shift-1))
+	sp := &w.spans[w.of[seg]]
+	return sp.group, int64(sp.unit+seg-sp.first)<<s.shift + int64(addr&(1<<s.shift-1))
 }
 
 // checkRange reports an error when length bytes at addr are not inside one segment.
@@ -83,25 +87,34 @@ func (s *segments) checkRange(addr uint64, length int) error {
 	return nil
 }
 
-// readAt reads whole blocks within a segment.
+// readAt reads whole blocks within a segment. What it reads is to be verified, see recover.
 func (s *segments) readAt(b []byte, addr uint64) error {
 	if err := s.checkRange(addr, len(b)); err != nil {
 		return err
 	}
-	dev, off := s.locate(addr)
-	if err := s.devs[dev].ReadAt(b, off); err != nil {
+	g, off := s.locate(addr)
+	if err := g.Read(b, off); err != nil {
 		return fmt.Errorf("segment %d: %w", addr>>s.shift, err)
 	}
 	return nil
 }
 
-// writevAt writes whole blocks within a segment.
+// writevAt writes whole rows within a segment.
 func (s *segments) writevAt(bufs [][]byte, addr uint64) error {
-	dev, off := s.locate(addr)
-	err := s.devs[dev].WritevAt(bufs, off)
-	s.dirty[dev].v.Store(true) // after the write, so that a flush that runs meanwhile cannot take the mark and miss the write
+	g, off := s.locate(addr)
+	err := g.Write(bufs, off)
+	g.dirty.Store(true) // after the write, so that a flush that runs meanwhile cannot take the mark and miss the write
 	if err != nil {
 		return fmt.Errorf("segment %d: %w", addr>>s.shift, err)
+	}
+	return nil
+}
+
+// discard gives the space of a segment back to the devices.
+func (s *segments) discard(seg uint32) error {
+	g, off := s.locate(uint64(seg) << s.shift)
+	if err := g.Discard(off, s.bytes()); err != nil {
+		return fmt.Errorf("segment %d: %w", seg, err)
 	}
 	return nil
 }
@@ -110,63 +123,88 @@ func (s *segments) writevAt(bufs [][]byte, addr uint64) error {
 func (s *segments) setFree(seg uint32) {
 	s.kind[seg] = segFree
 	s.free[seg/64] |= 1 << (seg % 64)
-	s.nFree++
-	for d := range s.devs {
-		if seg < s.first[d+1] {
-			s.hint[d] = min(s.hint[d], seg)
-			break
-		}
-	}
+	sp := s.where.Load().span(seg)
+	sp.hint = min(sp.hint, seg)
+	s.addFree(sp.group, 1)
 }
 
 // take marks a segment as in use. The caller holds mu or is alone.
 func (s *segments) take(seg uint32, kind uint8) {
 	if s.kind[seg] == segFree {
 		s.free[seg/64] &^= 1 << (seg % 64)
-		s.nFree--
+		s.addFree(s.where.Load().span(seg).group, -1)
 	}
 	s.kind[seg] = kind
 }
 
-// alloc takes n free segments of kind into dst, round-robin over the devices and lowest first on each, pinned. It
-// takes none and returns false unless keep segments stay free.
+func (s *segments) addFree(g *groupState, n int) {
+	g.free += n
+	if g.cache {
+		s.nCache += n
+	} else {
+		s.nFree += n
+	}
+}
+
+// alloc takes n free segments of kind into dst, pinned: on cache groups while these have room, then on the groups with
+// the largest share of free segments in turn, lowest first on each. It takes none and returns false unless keep
+// segments stay free on groups for data.
 func (s *segments) alloc(dst []uint32, n int, kind uint8, keep int) ([]uint32, bool) {
+	return s.allocate(dst, n, kind, keep, true)
+}
+
+// allocData is alloc for what is to be on groups for data: what the cleaner moves there.
+func (s *segments) allocData(dst []uint32, n int, kind uint8, keep int) ([]uint32, bool) {
+	return s.allocate(dst, n, kind, keep, false)
+}
+
+func (s *segments) allocate(dst []uint32, n int, kind uint8, keep int, cache bool) ([]uint32, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.nFree < n+keep {
+	w := s.where.Load()
+	cached := 0
+	if cache {
+		if cached = min(n, max(0, s.nCache-w.cacheKeep())); s.nFree < n-cached+keep {
+			cached = min(n, s.nCache)
+		}
+	}
+	if s.nFree < n-cached+keep {
 		return dst, false
 	}
-	for range n {
-		for {
-			d := s.nextDev
-			s.nextDev = (s.nextDev + 1) % len(s.devs)
-			if seg, ok := s.lowest(d); ok {
-				s.take(seg, kind)
-				s.pinned[seg] = true
-				dst = append(dst, seg)
-				break
-			}
-		}
+	for i := range n {
+		g := w.pick(i < cached, &s.turn)
+		seg := s.lowest(w, g)
+		s.take(seg, kind)
+		s.pinned[seg] = true
+		sp := w.span(seg)
+		g.Fresh(int(sp.unit + seg - sp.first)) // a device that missed writes to it has nothing there that counts any more
+		dst = append(dst, seg)
 	}
 	return dst, true
 }
 
-// lowest returns the lowest free segment of a device.
-func (s *segments) lowest(dev int) (uint32, bool) {
-	end := s.first[dev+1]
-	for seg := s.hint[dev]; seg < end; {
-		if w := s.free[seg/64] >> (seg % 64); w != 0 {
-			seg += uint32(bits.TrailingZeros64(w))
-			if seg >= end {
-				break
-			}
-			s.hint[dev] = seg
-			return seg, true
+// lowest returns the lowest free segment of a group, which has one.
+func (s *segments) lowest(w *space, g *groupState) uint32 {
+	for i := range w.spans {
+		sp := &w.spans[i]
+		if sp.group != g {
+			continue
 		}
-		seg = (seg/64 + 1) * 64
+		end := sp.first + sp.count
+		for seg := sp.hint; seg < end; {
+			if f := s.free[seg/64] >> (seg % 64); f != 0 {
+				seg += uint32(bits.TrailingZeros64(f))
+				if seg >= end {
+					break
+				}
+				sp.hint = seg
+				return seg
+			}
+			seg = (seg/64 + 1) * 64
+		}
+		sp.hint = end
 	}
-	s.hint[dev] = end
-	return 0, false
+	panic("a group without free segments was chosen")
 }
 
 func (s *segments) unpin(seg uint32) {
@@ -175,8 +213,19 @@ func (s *segments) unpin(seg uint32) {
 	s.mu.Unlock()
 }
 
+// freeCount returns the number of free segments on groups for data.
 func (s *segments) freeCount() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.nFree
+}
+
+// onCache reports whether a segment is on a cache group, from which the cleaner moves data away.
+func (s *segments) onCache(seg uint32) bool { return s.where.Load().span(seg).group.cache }
+
+// cacheCount returns the numbers of free and of all segments on cache groups.
+func (s *segments) cacheCount() (free, all int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.nCache, s.count() - s.dataCount()
 }

@@ -38,7 +38,7 @@ func TestStaleBatches(t *testing.T) {
 			c.change(&h)
 			b := wal.Append(make([]byte, wal.FixedLen, block.Size), &wal.Record{Kind: wal.Mark, Slot: r.slot, Version: ver(99)})
 			b, _ = wal.Finish(b, &h)
-			_, off := p.seg.locate(uint64(at.seg)<<p.seg.shift + uint64(at.block)<<block.Shift)
+			_, off := p.where(uint64(at.seg)<<p.seg.shift + uint64(at.block)<<block.Shift)
 			must(t, k.WritevAt([][]byte{b}, off))
 			for range 2 { // the second time, behind the link that the first one wrote
 				p, err := Open([]disk.Device{k}, Options{})

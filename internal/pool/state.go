@@ -11,12 +11,15 @@ import (
 
 // Pool is an open pool. All methods may be called concurrently, except as Replica says.
 //
-// Locks, in the order in which they are taken: drain (one step of draining, one checkpoint), log (appends), idx.mu (the
-// index in memory), seg.mu. Nothing waits for a device under idx.mu or seg.mu.
+// Locks, in the order in which they are taken: drain (one step of draining, one checkpoint), log (appends), flush.device,
+// labels.mu, idx.mu (the index in memory), seg.mu. Nothing waits for a device under idx.mu or seg.mu.
 type Pool struct {
 	cfg     Config
 	opt     Options
-	devs    []disk.Device
+	devs    []disk.Device        // all that Close closes
+	stuck   map[disk.Device]bool // of them, those that did not answer when the pool was opened
+	devices atomic.Pointer[[]*member]
+	labels  labels
 	seg     *segments
 	reserve int // segments that only index, discards and state records may use
 
@@ -43,6 +46,9 @@ type Pool struct {
 	cycles   cycleSignal
 	freeable atomic.Bool // something was given back since the last cycle
 
+	relabelDue atomic.Bool // a device went out or came back since the last cycle
+	returned   returned    // while the pool is opened
+
 	count counters
 }
 
@@ -62,6 +68,7 @@ type indexState struct {
 type counters struct {
 	blocksWritten, blocksRead, logBytes, indexBytes, batches, flushes atomic.Uint64
 	drains, pagesWritten, checkpoints, sumErrors, segsFreed, moved    atomic.Uint64
+	repaired                                                          atomic.Uint64
 	replayed                                                          uint64
 	openNanos                                                         int64
 }

@@ -7,7 +7,7 @@ import (
 )
 
 // capacity returns the bytes that data and index can take.
-func (p *Pool) capacity() int64 { return int64(p.seg.count()-p.reserve) << p.seg.shift }
+func (p *Pool) capacity() int64 { return int64(p.seg.dataCount()-p.reserve) << p.seg.shift }
 
 // allocated returns the bytes of live data and metadata. The index lock is held.
 func (p *Pool) allocated() int64 {
@@ -27,11 +27,11 @@ func (p *Pool) readOnly() bool {
 func (p *Pool) Stats() Stats {
 	c := &p.count
 	s := Stats{
-		Capacity: p.capacity(), Health: "ONLINE", Segments: p.seg.count(), FreeSegments: p.seg.freeCount(), SegmentBytes: p.seg.bytes(),
+		Capacity: p.capacity(), Segments: p.seg.count(), FreeSegments: p.seg.freeCount(), SegmentBytes: p.seg.bytes(),
 		BlocksWritten: c.blocksWritten.Load(), BlocksRead: c.blocksRead.Load(), LogBytes: c.logBytes.Load(), IndexBytes: c.indexBytes.Load(),
 		Batches: c.batches.Load(), Flushes: c.flushes.Load(), Drains: c.drains.Load(), PagesWritten: c.pagesWritten.Load(),
 		Checkpoints: c.checkpoints.Load(), ChecksumErrors: c.sumErrors.Load(), SegmentsFreed: c.segsFreed.Load(),
-		BlocksMoved: c.moved.Load(), Replayed: c.replayed, OpenTime: time.Duration(c.openNanos),
+		BlocksMoved: c.moved.Load(), BlocksRepaired: c.repaired.Load(), Replayed: c.replayed, OpenTime: time.Duration(c.openNanos),
 	}
 	p.cache.mu.Lock()
 	s.CacheHits, s.CacheMisses = p.cache.hits, p.cache.misses
@@ -40,8 +40,8 @@ func (p *Pool) Stats() Stats {
 	s.Allocated, s.Replicas, s.ReadOnly = p.allocated(), len(p.idx.byName), p.readOnly()
 	p.idx.mu.RUnlock()
 	s.Free = max(0, s.Capacity-s.Allocated)
-	if err := p.failure(); err != nil {
-		s.Health, s.Failure = "FAULTED", err.Error()
-	}
+	free, _ := p.seg.cacheCount()
+	s.FreeSegments += free
+	s.Health, s.Failure = p.health()
 	return s
 }

@@ -17,7 +17,7 @@ import (
 func newTestServer(t *testing.T) (*Server, *disk.Mem) {
 	t.Helper()
 	dev := disk.NewMem("mem", 256<<20)
-	p, err := pool.Create([]disk.Device{dev}, pool.Config{Name: "p", Owner: "p"}, pool.Options{})
+	p, err := pool.Create(pool.Stripe(dev), pool.Config{Name: "p", Owner: "p"}, pool.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -63,7 +63,7 @@ func (c *memCluster) addPool() {
 	i := len(c.pools)
 	p := &memPool{name: fmt.Sprintf("pool-%d", i), dev: disk.NewMem(fmt.Sprint("mem", i), 512<<20)}
 	var err error
-	p.pool, err = pool.Create([]disk.Device{p.dev}, pool.Config{Name: p.name, Owner: p.name}, pool.Options{})
+	p.pool, err = pool.Create(pool.Stripe(p.dev), pool.Config{Name: p.name, Owner: p.name}, pool.Options{})
 	c.must(err)
 	c.pools = append(c.pools, p)
 	c.serve(p)

@@ -27,7 +27,7 @@ func (d Disks) Probe(path string) (*engine.Label, error) {
 
 // Create implements Storage.
 func (d Disks) Create(devices []string, cfg engine.Config, opt engine.Options) (Engine, Replicas, error) {
-	return d.with(devices, func(devs []disk.Device) (*engine.Pool, error) { return engine.Create(devs, cfg, opt) })
+	return d.with(devices, func(devs []disk.Device) (*engine.Pool, error) { return engine.Create(engine.Stripe(devs...), cfg, opt) })
 }
 
 // Open implements Storage.

@@ -24,6 +24,9 @@ type Mem struct {
 	flushes  int64
 	hang     chan struct{} // not nil: requests wait until it is closed
 	waits    func()        // called before one waits
+	hangs    []*memHang
+	bad      map[int64]bool // blocks that cannot be read until they are written
+	absent   bool
 }
 
 // memWrite is an unflushed write of one block. old is what was there before; nil means zeroes.
@@ -41,6 +44,9 @@ type Faults struct {
 	FailFlush bool  // every flush fails with EIO
 	FailWrite bool  // every write fails with EIO
 	FailRead  bool  // every read fails with EIO
+
+	LoseOp    int64 // this operation, if it is a write, is acknowledged and forgotten
+	LoseWrite bool  // every write is acknowledged and forgotten
 }
 
 // Fate is what a power cut does to unflushed writes.
@@ -187,12 +193,15 @@ func (m *Mem) enter(op string, off, length int64, fail func(Faults) bool) error 
 		<-c
 		m.mu.Lock()
 	}
+	m.stall(op, off, length)
 	m.ops++
 	f := m.faults
 	var err error
 	switch {
 	case m.off:
 		err = ErrPowerOff
+	case m.absent:
+		err = syscall.ENODEV
 	case m.closed:
 		err = os.ErrClosed
 	case f.FailOp == m.ops, f.FailFrom > 0 && m.ops >= f.FailFrom, fail(f):
@@ -214,6 +223,9 @@ func (m *Mem) ReadAt(b []byte, off int64) error {
 		return err
 	}
 	defer m.mu.Unlock()
+	if m.hasBad(off, int64(len(b))) {
+		return &RequestError{Device: m.name, Op: "read", Off: off, Len: int64(len(b)), Err: syscall.EIO}
+	}
 	for at := 0; at < len(b); at += Align {
 		if src := m.data[(off+int64(at))/Align]; src != nil {
 			copy(b[at:at+Align], src[:])
@@ -233,7 +245,11 @@ func (m *Mem) WritevAt(bufs [][]byte, off int64) error {
 		return err
 	}
 	defer m.mu.Unlock()
+	if m.faults.LoseWrite || m.faults.LoseOp == m.ops {
+		return nil
+	}
 	for at := 0; at < len(flat); at += Align {
+		delete(m.bad, (off+int64(at))/Align)
 		n := new([Align]byte)
 		copy(n[:], flat[at:])
 		k := (off + int64(at)) / Align

@@ -3,7 +3,9 @@ package label
 import (
 	"encoding/binary"
 	"errors"
+	"math/rand/v2"
 	"reflect"
+	"strings"
 	"testing"
 
 	"github.com/cstor-go/cstor/internal/block"
@@ -13,13 +15,35 @@ import (
 func sample() *Label {
 	g := block.NewGUID()
 	return &Label{
-		Pool: block.NewGUID(), Device: g, Name: "cstor-x", Owner: "uid", Layout: "stripe", Index: 1, Generation: 4, Size: 64 << 20, SegmentBytes: 1 << 20,
-		Members: []Member{{GUID: block.NewGUID(), Segments: 3}, {GUID: g, Segments: 62}},
+		Pool: block.NewGUID(), Device: g, Name: "cstor-x", Owner: "uid", Generation: 4, Change: 77, Size: 64 << 20, SegmentBytes: 1 << 20,
+		Groups: []Group{{Kind: 2, Columns: 2}, {Kind: 1, Cache: true, Columns: 1}},
+		Members: []Member{
+			{GUID: block.NewGUID(), Out: true, Last: 5, Try: 6}, {GUID: g, Column: 1}, {GUID: block.NewGUID(), Column: 1, Replacing: true},
+			{GUID: block.NewGUID(), Group: 1},
+		},
+		Spans: []Span{{0, 62}, {1, 3}, {0, 1 << 20}},
 	}
 }
 
+// largest is a label with as much as there may be of everything.
+func largest() *Label {
+	l := &Label{Pool: block.NewGUID(), Name: strings.Repeat("n", MaxName), Owner: strings.Repeat("o", MaxName), Size: 64 << 20, SegmentBytes: 1 << 20}
+	for i := range MaxGroups {
+		l.Groups = append(l.Groups, Group{Kind: 1, Columns: 1})
+		l.Members = append(l.Members, Member{GUID: block.NewGUID(), Group: i})
+		l.Spans = append(l.Spans, Span{i, 1}, Span{i, 2})
+	}
+	l.Device = l.Members[63].GUID
+	return l
+}
+
 func TestLabel(t *testing.T) {
-	l := sample()
+	for _, l := range []*Label{sample(), largest()} {
+		testLabel(t, l)
+	}
+}
+
+func testLabel(t *testing.T, l *Label) {
 	d := disk.NewMem("d", 64<<20)
 	if err := Write(d, l); err != nil {
 		t.Fatal(err)
@@ -44,23 +68,78 @@ func TestLabel(t *testing.T) {
 	if _, err := Decode(b); !errors.Is(err, ErrNewerFormat) {
 		t.Fatal(err)
 	}
+	binary.LittleEndian.PutUint32(b[8:], 1)
+	binary.LittleEndian.PutUint32(b[12:], checksum(b))
+	if _, err := Decode(b); !errors.Is(err, ErrOldFormat) || !strings.Contains(err.Error(), "made by a pre-release, format 1") {
+		t.Fatal(err)
+	}
+}
+
+// TestLabelLimits changes one thing at a time to what no pool can be.
+func TestLabelLimits(t *testing.T) {
+	for i, change := range []func(l *Label){
+		func(l *Label) { l.Device = block.NewGUID() },
+		func(l *Label) { l.Members[2].Replacing = false },
+		func(l *Label) { l.Members[1].Replacing = true },
+		func(l *Label) { l.Members[0].GUID = l.Members[1].GUID },
+		func(l *Label) { l.Members[0].Column = 2 },
+		func(l *Label) { l.Members[3].Group = 2 },
+		func(l *Label) { l.Members = l.Members[:3] },
+		func(l *Label) { l.Groups[1].Kind = 0 },
+		func(l *Label) { l.Groups[0].Columns = 3 },
+		func(l *Label) { l.Spans[2].Group = 2 },
+		func(l *Label) { l.Spans[0].Segments = 0 },
+		func(l *Label) { l.Spans[0].Segments = MaxSegments },
+		func(l *Label) { l.Spans = l.Spans[:1] },
+		func(l *Label) { l.SegmentBytes = 3 << 20 },
+		func(l *Label) { l.Size = 1 << 20 },
+	} {
+		l := sample()
+		change(l)
+		if _, err := l.Encode(); err == nil {
+			t.Error("change", i, "is accepted")
+		}
+	}
+}
+
+// TestLabelPowerCut loses the power at every write and flush of a change of the labels: the old or the new ones are
+// there.
+func TestLabelPowerCut(t *testing.T) {
+	old, l := sample(), sample()
+	old.Generation, old.Device, old.Members = 3, l.Device, l.Members
+	rng := rand.New(rand.NewPCG(1, 1))
+	for n := int64(1); n <= 7; n++ {
+		for range 20 {
+			d := disk.NewMem("d", 64<<20)
+			if err := Write(d, old); err != nil {
+				t.Fatal(err)
+			}
+			d.Inject(disk.Faults{FailFrom: n})
+			if err := Write(d, l); (err == nil) != (n == 7) {
+				t.Fatal(err)
+			}
+			if got, err := Probe(d.PowerCut(disk.Torn, rng)); err != nil || got.Generation < 3 || n == 7 && got.Generation != 4 {
+				t.Fatal(n, got, err)
+			}
+		}
+	}
 }
 
 func TestRing(t *testing.T) {
 	d := disk.NewMem("d", 64<<20)
 	pool := block.NewGUID()
-	if r, err := ReadRing([]disk.Device{d}, pool); r != nil || err != nil {
+	if r, err := ReadRing(d, 64<<20, pool); r != nil || err != nil {
 		t.Fatal(r, err)
 	}
 	for g := uint64(1); g < 100; g++ {
-		if err := WriteRing([]disk.Device{d}, &Ring{Pool: pool, Generation: g, Root: []Extent{{Addr: g, Len: 1, Sum: 2}}}); err != nil {
+		if err := WriteRing(d, 64<<20, &Ring{Pool: pool, Generation: g, Root: []Extent{{Addr: g, Len: 1, Sum: 2}}}); err != nil {
 			t.Fatal(err)
 		}
-		if r, err := ReadRing([]disk.Device{d}, pool); err != nil || r.Generation != g || r.Root[0].Addr != g {
+		if r, err := ReadRing(d, 64<<20, pool); err != nil || r.Generation != g || r.Root[0].Addr != g {
 			t.Fatal(r, err)
 		}
 	}
-	if r, _ := ReadRing([]disk.Device{d}, block.NewGUID()); r != nil {
+	if r, _ := ReadRing(d, 64<<20, block.NewGUID()); r != nil {
 		t.Fatal("ring of another pool")
 	}
 }

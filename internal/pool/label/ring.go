@@ -72,46 +72,36 @@ func DecodeRing(b []byte) (*Ring, error) {
 	return r, nil
 }
 
-// WriteRing writes the slot of r's generation at both ends of every device. What it points at must be stable; the slot
-// itself is after the next flush of the devices.
-func WriteRing(devs []disk.Device, r *Ring) error {
+// WriteRing writes the slot of r's generation at both ends of a device of size bytes. What it points at must be stable;
+// the slot itself is after the next flush of the device.
+func WriteRing(dev disk.Device, size int64, r *Ring) error {
 	b, err := r.Encode()
 	if err != nil {
 		return err
 	}
 	slot := ringOffset + int64(r.Generation%ringSlots)*blockSize
-	for _, d := range devs {
-		for _, off := range []int64{slot, d.Size() - TailBytes + slot} {
-			if err := d.WritevAt([][]byte{b}, off); err != nil {
-				return fmt.Errorf("ring: %w", err)
-			}
+	for _, off := range []int64{slot, size - TailBytes + slot} {
+		if err := dev.WritevAt([][]byte{b}, off); err != nil {
+			return fmt.Errorf("ring: %w", err)
 		}
 	}
 	return nil
 }
 
-// ReadRing returns the newest slot that any device has for the pool, nil when there is none at all.
-func ReadRing(devs []disk.Device, pool block.GUID) (*Ring, error) {
-	var best *Ring
-	var firstErr error
+// ReadRing returns the newest slot that a device of size bytes has for the pool, nil when there is none. An error says
+// that not all of them could be read.
+func ReadRing(dev disk.Device, size int64, pool block.GUID) (best *Ring, err error) {
 	b := make([]byte, ringSlots*blockSize)
-	for _, d := range devs {
-		for _, off := range []int64{ringOffset, d.Size() - TailBytes + ringOffset} {
-			if err := d.ReadAt(b, off); err != nil {
-				if firstErr == nil {
-					firstErr = fmt.Errorf("ring: %w", err)
-				}
-				continue
-			}
-			for s := 0; s < len(b); s += blockSize {
-				if r, err := DecodeRing(b[s : s+blockSize]); err == nil && r.Pool == pool && (best == nil || r.Generation > best.Generation) {
-					best = r
-				}
+	for _, off := range []int64{ringOffset, size - TailBytes + ringOffset} {
+		if e := dev.ReadAt(b, off); e != nil {
+			err = fmt.Errorf("ring: %w", e)
+			continue
+		}
+		for s := 0; s < len(b); s += blockSize {
+			if r, e := DecodeRing(b[s : s+blockSize]); e == nil && r.Pool == pool && (best == nil || r.Generation > best.Generation) {
+				best = r
 			}
 		}
 	}
-	if best == nil {
-		return nil, firstErr
-	}
-	return best, firstErr
+	return best, err
 }

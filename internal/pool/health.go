@@ -1,0 +1,165 @@
+package pool
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"sync"
+	"time"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/disk"
+	"github.com/cstor-go/cstor/internal/pool/label"
+	"github.com/cstor-go/cstor/internal/pool/raid"
+)
+
+// Values of Stats.Health.
+const (
+	HealthOnline   = "ONLINE"
+	HealthDegraded = "DEGRADED" // redundancy is missing somewhere; nothing else is
+	HealthFaulted  = "FAULTED"  // no more changes are taken
+)
+
+// DeviceInfo describes a device of the pool.
+type DeviceInfo struct {
+	GUID      block.GUID
+	Name      string // "" for a device that was never found
+	Group     int    // number of the raid group, from 0
+	Column    int    // place in the group, from 0
+	Kind      raid.Kind
+	Cache     bool
+	Replacing bool // takes the place of the other device of its column
+	State     raid.State
+	Cause     error // why State is not Online
+	Size      int64 // bytes; 0 for a device that was never found
+	Units     int   // pieces of the device, one for each segment of its group
+	Stale     int   // of them, those that missed writes
+
+	ReadErrors, WriteErrors, ChecksumErrors uint64
+}
+
+// Devices returns what the pool consists of, in the order of its labels.
+func (p *Pool) Devices() []DeviceInfo {
+	l := p.labels.now.Load()
+	w := p.seg.where.Load()
+	var all []DeviceInfo
+	for _, m := range p.members() {
+		i := l.Index(m.guid)
+		if i < 0 {
+			continue
+		}
+		g := w.groups[m.group]
+		x := DeviceInfo{
+			GUID: m.guid, Group: m.group, Column: l.Members[i].Column, Kind: g.Kind(), Cache: g.cache, Replacing: l.Members[i].Replacing,
+			State: m.dev.State(), Cause: m.dev.Cause(), Units: g.all, Stale: m.dev.StaleCount(),
+		}
+		if d := m.dev.Disk(); d != nil {
+			x.Name, x.Size = d.Name(), d.Size()
+		}
+		x.ReadErrors, x.WriteErrors, x.ChecksumErrors = m.dev.Errors()
+		all = append(all, x)
+	}
+	return all
+}
+
+// health returns the state of the pool and why it is not ONLINE.
+func (p *Pool) health() (health, why string) {
+	if err := p.failure(); err != nil {
+		return HealthFaulted, err.Error()
+	}
+	health = HealthOnline
+	for _, g := range p.seg.where.Load().groups {
+		switch g.State() {
+		case raid.Faulted:
+			return HealthFaulted, fmt.Sprintf("%s has lost more than its redundancy: %v", g.name(), p.cause(g.index))
+		case raid.Degraded:
+			health = HealthDegraded
+			if why == "" {
+				why = g.name() + " has lost redundancy: " + p.lacks(g.index)
+			}
+		}
+	}
+	return health, why
+}
+
+// lacks says what is wrong with the devices of a degraded group.
+func (p *Pool) lacks(group int) string {
+	if err := p.cause(group); err != nil {
+		return err.Error()
+	}
+	for _, m := range p.members() {
+		if n := m.dev.StaleCount(); m.group == group && n > 0 {
+			return fmt.Sprintf("device %s missed writes in %d of its pieces", m.dev.Name(), n)
+		}
+	}
+	return "a device is being replaced"
+}
+
+// readRing returns the newest announcement of a checkpoint on devices that missed nothing.
+func (p *Pool) readRing(a *assembly) (best *label.Ring, err error) {
+	var mu sync.Mutex
+	var sources []*member
+	for i, m := range p.members() {
+		if x := a.label.Members[i]; m.online() && (!x.Out || a.torn[x.Group]) {
+			sources = append(sources, m)
+		}
+	}
+	p.onDevices("ring", sources, func(m *member) error {
+		r, e := label.ReadRing(m.dev.Disk(), m.size, a.label.Pool)
+		mu.Lock()
+		defer mu.Unlock()
+		if e != nil {
+			err = e
+		}
+		if r != nil && (best == nil || r.Generation > best.Generation) {
+			best = r
+		}
+		return nil
+	})
+	mu.Lock()
+	defer mu.Unlock()
+	if best == nil && err == nil {
+		err = fmt.Errorf("no checkpoint on any device; its creation was interrupted: %w", ErrDamaged)
+	}
+	return best, err
+}
+
+// closeDevices closes all devices at once. It does not wait for those that hang, and errors of those that are out of use
+// do not matter.
+func (p *Pool) closeDevices() error {
+	out, stuck := map[disk.Device]bool{}, maps.Clone(p.stuck)
+	for _, m := range p.members() {
+		if d := m.dev.Disk(); d != nil && !m.online() {
+			out[d] = true
+			stuck[d] = m.dev.Stuck() > 0
+		}
+	}
+	results := make(chan error, len(p.devs))
+	waiting := 0
+	for _, d := range p.devs {
+		if stuck[d] {
+			go d.Close()
+			continue
+		}
+		waiting++
+		go func() {
+			err := d.Close()
+			if out[d] {
+				err = nil
+			}
+			results <- err
+		}()
+	}
+	limit := time.NewTimer(hardDeadlines * p.opt.Deadline)
+	defer limit.Stop()
+	var errs []error
+	for ; waiting > 0; waiting-- {
+		select {
+		case err := <-results:
+			errs = append(errs, err)
+		case <-limit.C:
+			return errors.Join(append(errs, errors.New("a device does not answer to being closed"))...)
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,188 @@
+package pool
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cstor-go/cstor/internal/pool/label"
+	"github.com/cstor-go/cstor/internal/pool/raid"
+)
+
+// labels are what the devices of the pool say of it. What they say of a device that misses writes must be on all others
+// before anything is called stable that it could deny when it comes back.
+type labels struct {
+	mu  sync.Mutex                  // held while labels are written
+	now atomic.Pointer[label.Label] // apart from the fields that are each device's own; never changed
+}
+
+// recordOut writes labels that call those devices out that missed writes unknown to the newest checkpoint, unless the
+// labels do already. It fails when a group has lost more than its redundancy.
+func (p *Pool) recordOut() error {
+	p.labels.mu.Lock()
+	defer p.labels.mu.Unlock()
+	now, news := p.labels.now.Load(), false
+	for _, m := range p.members() {
+		news = news || m.behind() && !now.Members[now.Index(m.guid)].Out
+	}
+	if !news {
+		return nil
+	}
+	return p.writeLabels(now.Clone())
+}
+
+// recordIn writes labels that do not call out any more what is online and known to the newest checkpoint.
+func (p *Pool) recordIn() error {
+	return p.relabel(func(l *label.Label) (changed bool) {
+		for _, m := range p.members() {
+			x := &l.Members[l.Index(m.guid)]
+			if x.Out && !m.behind() {
+				x.Out, changed = false, true
+			}
+		}
+		return changed
+	})
+}
+
+// relabel changes the labels of all devices that are online. change returns false when there is nothing to do.
+func (p *Pool) relabel(change func(l *label.Label) bool) error {
+	p.labels.mu.Lock()
+	defer p.labels.mu.Unlock()
+	next := p.labels.now.Load().Clone()
+	if !change(next) {
+		return nil
+	}
+	return p.writeLabels(next)
+}
+
+// writeLabels makes next what the labels say. labels.mu is held. A device that fails meanwhile goes out, and the others
+// are told.
+func (p *Pool) writeLabels(next *label.Label) error {
+	for {
+		if err := p.lost(); err != nil {
+			return err
+		}
+		var targets []*member
+		next.Generation++
+		next.Change = rand.Uint64()
+		for _, m := range p.members() {
+			x := &next.Members[next.Index(m.guid)]
+			x.Out = x.Out || m.behind()
+			if m.online() {
+				x.Last, x.Try = m.last, next.Change
+				targets = append(targets, m)
+			}
+		}
+		failed := p.onDevices("label", targets, func(m *member) error { return label.Write(m.dev.Disk(), own(next, m.guid, m.size)) })
+		for _, m := range targets {
+			if !slices.Contains(failed, m) {
+				m.last = next.Change
+			}
+		}
+		p.labels.now.Store(next.Clone())
+		if len(failed) == 0 {
+			return nil
+		}
+	}
+}
+
+// lost returns which group has lost more than its redundancy, nil if none has.
+func (p *Pool) lost() error {
+	for _, g := range p.seg.where.Load().groups {
+		if g.State() == raid.Faulted {
+			return fmt.Errorf("%s: %w: %w", g.name(), raid.ErrLost, p.cause(g.index))
+		}
+	}
+	return nil
+}
+
+// cause says why devices of a group are not online.
+func (p *Pool) cause(group int) error {
+	var errs []error
+	for _, m := range p.members() {
+		if e := m.dev.Cause(); e != nil && m.group == group {
+			errs = append(errs, fmt.Errorf("device %s is %s: %w", m.dev.Name(), m.dev.State(), e))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+const (
+	lateDeadlines = 5  // of waiting for a label or ring on a device that the group can spare
+	hardDeadlines = 15 // on any device
+)
+
+// onDevices does something on several devices at once. A device on which that fails, or does not end in time, is taken
+// out; these are returned.
+func (p *Pool) onDevices(what string, targets []*member, do func(m *member) error) (failed []*member) {
+	type result struct {
+		m   *member
+		err error
+	}
+	results := make(chan result, len(targets))
+	for _, m := range targets {
+		go func() { results <- result{m, do(m)} }()
+	}
+	waiting := slices.Clone(targets)
+	fail := func(m *member, err error) {
+		m.dev.Fail(fmt.Errorf("%s: %w", what, err))
+		failed = append(failed, m)
+	}
+	tick := time.NewTicker(p.opt.Deadline)
+	defer tick.Stop()
+	for ticks := 0; len(waiting) > 0; {
+		select {
+		case r := <-results:
+			if i := slices.Index(waiting, r.m); i >= 0 {
+				waiting = slices.Delete(waiting, i, i+1)
+				if r.err != nil {
+					fail(r.m, r.err)
+				}
+			}
+		case <-tick.C:
+			ticks++
+			waiting = slices.DeleteFunc(waiting, func(m *member) bool {
+				late := ticks >= hardDeadlines || ticks >= lateDeadlines && p.spared(m)
+				if late {
+					fail(m, raid.ErrHung)
+				}
+				return late
+			})
+		}
+	}
+	return failed
+}
+
+// spared reports whether the group of a device can do without it.
+func (p *Pool) spared(m *member) bool {
+	g := p.seg.where.Load().groups[m.group]
+	n := 0
+	for _, c := range g.Columns() {
+		if slices.ContainsFunc(c.Devices, func(d *raid.Device) bool { return d != m.dev && d.State() == raid.Online }) {
+			n++
+		}
+	}
+	return n >= int(g.row)
+}
+
+// writeRing announces a checkpoint on every device that is online.
+func (p *Pool) writeRing(r *label.Ring) error {
+	var targets []*member
+	for _, m := range p.members() {
+		if m.online() {
+			targets = append(targets, m)
+		}
+	}
+	p.onDevices("ring", targets, func(m *member) error { return label.WriteRing(m.dev.Disk(), m.size, r) })
+	for _, g := range p.seg.where.Load().groups {
+		g.dirty.Store(true)
+	}
+	return p.lost()
+}
+
+// members returns the devices of the pool in the order of the labels' list. The slice is never changed.
+func (p *Pool) members() []*member { return *p.devices.Load() }

@@ -1,0 +1,90 @@
+package raid
+
+import (
+	"fmt"
+	"slices"
+)
+
+// HealResult is what Heal found and did.
+type HealResult struct {
+	Rewritten int   // blocks written to devices
+	Wrong     int   // blocks that a device read back other than they should be
+	Lost      []int // indexes of data blocks, counted from off, that no copy and no parity gives
+}
+
+// Heal makes rows right on all devices that are online; off and n, the bytes of data, are multiples of Row. check gets
+// the data and returns the indexes of 4096-byte blocks that are known to be wrong; it must know every block of the rows
+// that matters, since the others are taken as they are and parity is made to agree with them. It may be nil, and is
+// called several times. Devices whose content is wrong count a checksum error per block. What was stale is written
+// whatever it holds; the marks stay, see Device.ClearStale. With blocks that cannot be had the error wraps
+// ErrUnrecoverable, and their rows are left alone; the other rows are healed.
+func (g *Group) Heal(off, n int64, check func(data []byte) (bad []int)) (HealResult, error) {
+	return g.heal(off, n, check, true)
+}
+
+// Settle is Heal for rows whose write a crash may have cut short: that devices differ there is not their fault.
+func (g *Group) Settle(off, n int64, check func(data []byte) (bad []int)) (HealResult, error) {
+	return g.heal(off, n, check, false)
+}
+
+func (g *Group) heal(off, n int64, check func(data []byte) (bad []int), blame bool) (res HealResult, err error) {
+	if err := g.checkRange(off, n, g.Row()); err != nil {
+		return res, fmt.Errorf("heal of %w", err)
+	}
+	if n == 0 {
+		return res, nil
+	}
+	s, err := g.load(off/int64(g.Row()), n/int64(g.Row()))
+	if err != nil {
+		return res, fmt.Errorf("heal: %w", err)
+	}
+	defer s.close()
+	sus := s.start()
+	leave := map[int64]bool{} // rows that are not written; true: since they are lost
+	for _, i := range sus {
+		if s.known(i) < g.data { // unless check missed and found it, nobody knows the row
+			leave[i] = check == nil
+		}
+	}
+	if check != nil {
+		bad := func() map[int64]bool {
+			rows := s.rowsOf(check(s.data), 0)
+			for i := range rows {
+				delete(leave, i)
+			}
+			return rows
+		}
+		var lost map[int64]bool
+		s.passes(func(int) bool {
+			lost = s.sort(bad)
+			return len(lost) == 0
+		})
+		for i := range lost {
+			leave[i] = true
+		}
+	}
+	s.use(0)
+	for i, l := range leave {
+		for k := 0; l && k < g.data; k++ {
+			res.Lost = append(res.Lost, int(i)*g.data+k)
+		}
+	}
+	slices.Sort(res.Lost)
+	kept := func(i int64) bool { _, ok := leave[i]; return ok }
+	for _, m := range s.copies {
+		for i := range s.rows {
+			if blame && !kept(i) && m.readable[i] && !m.stale[i] && s.differs(m, i) {
+				res.Wrong++
+				m.dev.sums.Add(1)
+			}
+		}
+		k, e := s.write(m, func(i int64) bool { return !kept(i) && (m.stale[i] || s.differs(m, i)) })
+		if res.Rewritten += k; e != nil && err == nil {
+			err = fmt.Errorf("heal: %w", e)
+		}
+	}
+	if len(res.Lost) > 0 {
+		err = fmt.Errorf("heal of %d bytes at %d of the raid group: %d blocks: %w", n, off, len(res.Lost), ErrUnrecoverable)
+	}
+	return res, err
+}

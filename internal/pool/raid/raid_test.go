@@ -1,0 +1,309 @@
+package raid
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/disk"
+)
+
+var seedFlag = flag.Uint64("raid.seed", 0, "seed of the random tests; 0 picks one")
+
+func newSeed(t *testing.T) *rand.Rand {
+	t.Helper()
+	seed := *seedFlag
+	if seed == 0 {
+		seed = rand.Uint64()
+	}
+	t.Logf("seed %d (-raid.seed=%d)", seed, seed)
+	return rand.New(rand.NewPCG(seed, 1))
+}
+
+const (
+	testBase  = 64 << 10
+	testUnit  = 96 * blockSize // more rows than a rotation, and no multiple of it
+	testUnits = 3
+)
+
+// shapes are all kinds with every number of devices up to ten that they take.
+func shapes(redundantOnly bool) (out []shape) {
+	for k := Stripe; k <= RAIDZ2; k++ {
+		for n := 1; n <= 10; n++ {
+			if d, p, err := k.Shape(n); err == nil && (p > 0 || !redundantOnly) {
+				out = append(out, shape{k, n, d, p})
+			}
+		}
+	}
+	return out
+}
+
+type shape struct {
+	kind       Kind
+	n, data, p int
+}
+
+func (s shape) String() string { return fmt.Sprintf("%s-%d", s.kind, s.n) }
+
+// rig is a group on memory devices beside what it should hold.
+type rig struct {
+	*Group
+	t    testing.TB
+	rng  *rand.Rand
+	mem  []*disk.Mem
+	dev  []*Device
+	ref  []byte
+	sums []uint32 // of the blocks of ref
+}
+
+func newRig(t testing.TB, sh shape, rng *rand.Rand, deadline time.Duration) *rig {
+	t.Helper()
+	r := &rig{t: t, rng: rng}
+	cfg := Config{Kind: sh.kind, Base: testBase, UnitBytes: testUnit, Units: testUnits, Deadline: deadline}
+	for i := range sh.n {
+		r.mem = append(r.mem, disk.NewMem(fmt.Sprintf("d%d", i), testBase+testUnits*testUnit))
+		r.dev = append(r.dev, NewDevice(block.NewGUID(), r.mem[i]))
+		cfg.Columns = append(cfg.Columns, Column{Devices: []*Device{r.dev[i]}})
+	}
+	var err error
+	if r.Group, err = New(cfg); err != nil {
+		t.Fatal(err)
+	}
+	r.ref = make([]byte, r.Size())
+	r.sums = make([]uint32, len(r.ref)/blockSize)
+	for i := range r.sums {
+		r.sums[i] = block.ZeroSum
+	}
+	return r
+}
+
+// write writes rows of random content, in buffers of random sizes.
+func (r *rig) write(row, rows int) error {
+	n := rows * r.Row()
+	b := make([]byte, n)
+	for i := 0; i < n; i += 8 {
+		v := r.rng.Uint64()
+		for k := range 8 {
+			b[i+k] = byte(v >> (8 * k))
+		}
+	}
+	var bufs [][]byte
+	fine := r.rng.IntN(3) == 0
+	for rest := b; len(rest) > 0; {
+		k := blockSize * (1 + r.rng.IntN(4))
+		if fine {
+			k = 64 * (1 + r.rng.IntN(100))
+		}
+		k = min(k, len(rest))
+		bufs = append(bufs, rest[:k:k])
+		rest = rest[k:]
+	}
+	if err := r.Write(bufs, int64(row*r.Row())); err != nil {
+		return err
+	}
+	r.note(row, b)
+	return nil
+}
+
+func (r *rig) note(row int, b []byte) {
+	at := row * r.Row()
+	copy(r.ref[at:], b)
+	for i := at / blockSize; i < (at+len(b))/blockSize; i++ {
+		r.sums[i] = block.Sum(r.ref[i*blockSize : (i+1)*blockSize])
+	}
+}
+
+func (r *rig) rows() int { return len(r.ref) / r.Row() }
+
+// fill writes everything.
+func (r *rig) fill() {
+	r.t.Helper()
+	for row := 0; row < r.rows(); {
+		n := min(1+r.rng.IntN(40), r.rows()-row)
+		r.must(r.write(row, n))
+		row += n
+	}
+}
+
+func (r *rig) must(err error) {
+	r.t.Helper()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// some returns a random range of blocks within a unit.
+func (r *rig) some() (off int64, n int) {
+	per := int(r.unitRows) * r.data
+	u, a := r.rng.IntN(testUnits), r.rng.IntN(per)
+	return int64(u*per+a) * blockSize, (1 + r.rng.IntN(min(40, per-a))) * blockSize
+}
+
+// bad is the check of a range of blocks.
+func (r *rig) bad(off int64) func(b []byte) []int {
+	return func(b []byte) (bad []int) {
+		for i := 0; i < len(b)/blockSize; i++ {
+			if block.Sum(b[i*blockSize:(i+1)*blockSize]) != r.sums[int(off/blockSize)+i] {
+				bad = append(bad, i)
+			}
+		}
+		return bad
+	}
+}
+
+func (r *rig) want(off int64, n int) []byte { return r.ref[off : off+int64(n)] }
+
+// get reads a range as the pool does: what does not verify is recovered. It never returns without a check.
+func (r *rig) get(off int64, n int) error {
+	r.t.Helper()
+	b := make([]byte, n)
+	if err := r.Read(b, off); err != nil {
+		return err
+	}
+	if !bytes.Equal(b, r.want(off, n)) {
+		var err error
+		if r.rng.IntN(2) == 0 {
+			err = r.RecoverBlocks(b, off, r.bad(off))
+		} else {
+			err = r.Recover(b, off, func(b []byte) bool { return len(r.bad(off)(b)) == 0 })
+		}
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(b, r.want(off, n)) {
+			r.t.Fatalf("recovered wrong bytes at %d", off)
+		}
+	}
+	return nil
+}
+
+// heal heals everything.
+func (r *rig) heal() (total HealResult, err error) {
+	for row := 0; row < r.rows(); {
+		n := min(1+r.rng.IntN(60), r.rows()-row)
+		off := int64(row * r.Row())
+		res, e := r.Heal(off, int64(n*r.Row()), r.bad(off))
+		total.Rewritten += res.Rewritten
+		total.Wrong += res.Wrong
+		total.Lost = append(total.Lost, res.Lost...)
+		if e != nil && err == nil {
+			err = e
+		}
+		row += n
+	}
+	return total, err
+}
+
+// exact fails unless every device of every column holds exactly what it should.
+func (r *rig) exact() {
+	r.t.Helper()
+	shards := make([][]byte, r.data+r.parity)
+	got := make([]byte, blockSize)
+	for row := range r.rows() {
+		for s := range r.data {
+			at := (row*r.data + s) * blockSize
+			shards[s] = r.ref[at : at+blockSize]
+		}
+		for s := r.data; s < len(shards); s++ {
+			if shards[s] = shards[0]; r.data > 1 {
+				shards[s] = make([]byte, blockSize)
+			}
+		}
+		if r.data > 1 {
+			r.code.encode(shards)
+		}
+		for s := range shards {
+			for _, d := range r.layout.Load().cols[r.column(s, int64(row))].Devices {
+				r.must(d.Disk().ReadAt(got, testBase+int64(row)*blockSize))
+				if !bytes.Equal(got, shards[s]) {
+					r.t.Fatalf("row %d: shard %d on %s is not what it should be", row, s, d.Name())
+				}
+			}
+		}
+	}
+}
+
+// pick returns k different devices.
+func (r *rig) pick(k int) []int { return r.rng.Perm(len(r.mem))[:k] }
+
+func forShapes(t *testing.T, redundantOnly bool, f func(t *testing.T, sh shape, rng *rand.Rand)) {
+	rng := newSeed(t)
+	for _, sh := range shapes(redundantOnly) {
+		a, b := rng.Uint64(), rng.Uint64()
+		t.Run(sh.String(), func(t *testing.T) { f(t, sh, rand.New(rand.NewPCG(a, b))) })
+	}
+}
+
+func TestReadWrite(t *testing.T) {
+	forShapes(t, false, func(t *testing.T, sh shape, rng *rand.Rand) {
+		r := newRig(t, sh, rng, 0)
+		r.fill()
+		r.exact()
+		for range 100 {
+			row := rng.IntN(r.rows())
+			r.must(r.write(row, 1+rng.IntN(min(70, r.rows()-row))))
+			off, n := r.some()
+			b := make([]byte, n)
+			r.must(r.Read(b, off))
+			if !bytes.Equal(b, r.want(off, n)) {
+				t.Fatalf("%d bytes at %d differ", n, off)
+			}
+		}
+		r.must(r.Flush())
+		r.exact()
+		whole := make([]byte, r.Size())
+		r.must(r.Read(whole, 0))
+		if !bytes.Equal(whole, r.ref) {
+			t.Fatal("content differs")
+		}
+		if r.State() != Healthy {
+			t.Fatal(r.State())
+		}
+		r.must(r.Discard(0, r.Size()))
+		for _, m := range r.mem {
+			if m.Bytes() != 0 {
+				t.Fatal("not discarded")
+			}
+		}
+		for _, c := range []struct{ off, n int64 }{{1, int64(r.Row())}, {r.Size(), int64(r.Row())}, {-4096, 4096}, {0, 100}} {
+			if err := r.Write([][]byte{make([]byte, c.n)}, c.off); !errors.Is(err, ErrRange) {
+				t.Fatal(c, err)
+			}
+			if err := r.Read(make([]byte, c.n), c.off); !errors.Is(err, ErrRange) {
+				t.Fatal(c, err)
+			}
+		}
+	})
+}
+
+func TestShape(t *testing.T) {
+	want := map[Kind]map[int][2]int{
+		Stripe: {1: {1, 0}},
+		Mirror: {2: {1, 1}, 3: {1, 2}, 4: {1, 3}, 5: {1, 4}, 6: {1, 5}, 7: {1, 6}, 8: {1, 7}, 9: {1, 8}, 10: {1, 9}},
+		RAIDZ:  {3: {2, 1}, 5: {4, 1}, 9: {8, 1}},
+		RAIDZ2: {6: {4, 2}, 10: {8, 2}},
+	}
+	for k := Stripe; k <= RAIDZ2; k++ {
+		for n := 0; n <= 10; n++ {
+			d, p, err := k.Shape(n)
+			w, ok := want[k][n]
+			if ok != (err == nil) || ok && w != [2]int{d, p} {
+				t.Errorf("%s of %d: %d+%d, %v", k, n, d, p, err)
+			}
+		}
+		if got, err := ParseKind(k.String()); err != nil || got != k {
+			t.Error(k, got, err)
+		}
+	}
+	if _, err := ParseKind("raid5"); err == nil {
+		t.Error("raid5 is a kind")
+	}
+	if _, _, err := Kind(0).Shape(1); err == nil {
+		t.Error("kind 0 has a shape")
+	}
+}

@@ -1,0 +1,94 @@
+package pool
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/raid"
+	"github.com/cstor-go/cstor/internal/pool/wal"
+)
+
+// intact reports whether all of the batch at pos can be had, which power loss may have torn. On a group with redundancy
+// all devices have the same when it returns true: what is taken for written now must not depend on which of them is
+// asked later.
+func (p *Pool) intact(l *logReader, pos logPos) (bool, error) {
+	h, b, err := l.wanted(pos.seg, pos.block, pos.follows)
+	if err != nil {
+		return false, err
+	}
+	start := uint64(pos.seg)<<p.seg.shift + uint64(pos.block)<<block.Shift
+	g, off := p.seg.locate(start)
+	if g.Parity() > 0 {
+		n := int64(padded(&h, g.row)) << block.Shift
+		_, err := g.Settle(off, n, func(data []byte) []int { return badBlocks(&h, b, data) })
+		switch {
+		case errors.Is(err, raid.ErrUnrecoverable):
+			return false, nil
+		case err != nil && p.lost() == nil && !errors.Is(err, raid.ErrLost):
+			return true, nil // a device failed while it was written, and is out
+		}
+		return err == nil, err
+	}
+	if h.DataBlocks == 0 { // a link in the last row of the last segment has no address behind it
+		return true, nil
+	}
+	data := make([]byte, h.DataBlocks*block.Size)
+	if err := p.seg.readAt(data, start+uint64(h.HeaderBlocks)<<block.Shift); err != nil {
+		return false, err
+	}
+	return len(badData(nil, 0, &h, b, data)) == 0, nil
+}
+
+// badBlocks returns which blocks of a batch, read as data, are not what its header, h and b, says. What pads the batch
+// to whole rows does not matter.
+func badBlocks(h *wal.Header, b, data []byte) (bad []int) {
+	if x, err := wal.Decode(data); err != nil || x.Sum != h.Sum {
+		for i := range h.HeaderBlocks {
+			bad = append(bad, i)
+		}
+	}
+	return badData(bad, h.HeaderBlocks, h, b, data[h.HeaderBlocks*block.Size:])
+}
+
+// badData appends the numbers, counted from first, of the data blocks that do not have the checksums of their records.
+func badData(bad []int, first int, h *wal.Header, b, data []byte) []int {
+	var it wal.Records
+	var r wal.Record
+	at := 0
+	for it.Reset(b, h); it.Next(&r); {
+		n := wal.DataBlocks(r.Kind, r.Count)
+		if r.Kind == wal.State {
+			if block.Sum(data[at*block.Size:][:r.Count]) != r.Sums[0] {
+				for i := range n {
+					bad = append(bad, first+at+i)
+				}
+			}
+		} else {
+			for i := range r.Sums {
+				if k := at + i; block.Sum(data[k*block.Size:(k+1)*block.Size]) != r.Sums[i] {
+					bad = append(bad, first+k)
+				}
+			}
+		}
+		at += n
+	}
+	return bad
+}
+
+// replayedStable makes the part of the log that is replayed stable before anybody sees it.
+func (p *Pool) replayedStable() error {
+	for _, seg := range p.log.chain {
+		p.suspect(seg)
+	}
+	for _, g := range p.seg.where.Load().groups {
+		g.dirty.Store(true)
+	}
+	if err := p.flushDevices(); err != nil {
+		return fmt.Errorf("before the log is replayed: %w", err)
+	}
+	for seg := range p.returned.segments { // for devices that failed in the flush
+		p.distrust(seg)
+	}
+	return nil
+}

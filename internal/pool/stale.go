@@ -1,0 +1,172 @@
+package pool
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/label"
+	"github.com/cstor-go/cstor/internal/pool/raid"
+)
+
+// memberImage is what a checkpoint says of a device: which units of it missed writes.
+type memberImage struct {
+	guid  block.GUID
+	stale raid.Bitmap
+}
+
+// encodeMembers appends the devices and their stale units, as runs.
+func (p *Pool) encodeMembers(b []byte) []byte {
+	members := p.members()
+	b = binary.AppendUvarint(b, uint64(len(members)))
+	for _, m := range members {
+		b = append(b, m.guid[:]...)
+		stale := m.dev.StaleUnits()
+		var runs []uint64 // distance from the end of the run before, length
+		end := 0
+		for u := stale.Next(0); u >= 0; u = stale.Next(end) {
+			n := 1
+			for stale.Has(u + n) {
+				n++
+			}
+			runs = append(runs, uint64(u-end), uint64(n))
+			end = u + n
+		}
+		b = binary.AppendUvarint(b, uint64(len(runs)/2))
+		for _, v := range runs {
+			b = binary.AppendUvarint(b, v)
+		}
+	}
+	return b
+}
+
+// decodeMembers reads what encodeMembers wrote.
+func decodeMembers(r *rootReader) (all []memberImage) {
+	for n := r.uint(label.MaxDevices); n > 0 && !r.bad; n-- {
+		var m memberImage
+		copy(m.guid[:], r.bytes(16))
+		end := uint64(0)
+		for k := r.uint(label.MaxSegments); k > 0 && !r.bad; k-- {
+			from := end + r.uint(label.MaxSegments)
+			end = from + r.uint(label.MaxSegments)
+			if end > label.MaxSegments {
+				r.bad = true
+				break
+			}
+			for len(m.stale) < int(end+63)/64 {
+				m.stale = append(m.stale, 0)
+			}
+			for u := from; u < end; u++ {
+				m.stale[u/64] |= 1 << (u % 64)
+			}
+		}
+		all = append(all, m)
+	}
+	return all
+}
+
+// missed returns how often units of each device became stale, to compare with later.
+func (p *Pool) missed() []uint64 {
+	var n []uint64
+	for _, m := range p.members() {
+		n = append(n, m.dev.Missed())
+	}
+	return n
+}
+
+// committed notes that the newest checkpoint lists what was stale when marks were taken.
+func (p *Pool) committed(marks []uint64) error {
+	for i, m := range p.members() {
+		if i < len(marks) {
+			m.known.Store(marks[i])
+		}
+	}
+	return p.recordIn()
+}
+
+// loadMembers takes over from the checkpoint which units are stale. A device that it does not know has nothing yet.
+// What is called out is stale as a whole until the end of the replay, since it may have missed more.
+func (p *Pool) loadMembers(images []memberImage) error {
+	known := map[block.GUID]raid.Bitmap{}
+	for _, m := range images {
+		known[m.guid] = m.stale
+	}
+	for _, m := range p.members() {
+		stale, ok := known[m.guid]
+		if !ok {
+			m.dev.SetAllStale()
+			continue
+		}
+		units := p.labels.now.Load().GroupSegments(m.group)
+		for u := stale.Next(0); u >= 0; u = stale.Next(u + 1) {
+			if uint64(u) >= units {
+				return fmt.Errorf("device %s: stale unit %d of %d: %w", m.dev.Name(), u, units, ErrDamaged)
+			}
+			m.dev.SetStale(u)
+		}
+		p.returned.keep(m, stale)
+	}
+	return nil
+}
+
+// returned is what is known of devices that were called out and are there again, until the replay is over: what they
+// certainly have is what neither the checkpoint calls stale nor anything written since then refers to.
+type returned struct {
+	stale    map[*member]raid.Bitmap
+	segments map[uint32]bool // written since the checkpoint, or by it
+}
+
+func (r *returned) keep(m *member, stale raid.Bitmap) {
+	if r.stale == nil {
+		r.stale = map[*member]raid.Bitmap{}
+	}
+	r.stale[m] = stale
+}
+
+// suspect says that what the pool consists of has parts in a segment that were written after the checkpoint was
+// encoded. A replay calls it for every segment that it reads or refers to.
+func (p *Pool) suspect(seg uint32) {
+	if p.returned.segments == nil {
+		p.returned.segments = map[uint32]bool{}
+	}
+	p.returned.segments[seg] = true
+	p.distrust(seg)
+}
+
+// distrust marks a segment as stale on every device that is not online.
+func (p *Pool) distrust(seg uint32) {
+	sp := p.seg.where.Load().span(seg)
+	for _, m := range p.members() {
+		if m.group == sp.group.index && !m.online() {
+			m.dev.SetStale(int(sp.unit + seg - sp.first))
+		}
+	}
+}
+
+// settleStale ends the replay's distrust of the devices that were called out.
+func (p *Pool) settleStale() {
+	for seg := range p.returned.segments { // once more: devices may have failed since
+		p.distrust(seg)
+	}
+	w := p.seg.where.Load()
+	again := false
+	for i, m := range p.members() {
+		m.known.Store(m.dev.Missed())
+		x := p.labels.now.Load().Members[i]
+		stale, ok := p.returned.stale[m]
+		if !x.Out || !m.online() || !ok {
+			continue
+		}
+		again = true
+		all := m.dev.StaleUnits()
+		for u := all.Next(0); u >= 0; u = all.Next(u + 1) {
+			if !stale.Has(u) && !p.returned.segments[w.segment(m.group, u)] {
+				m.dev.ClearStale(u)
+			}
+		}
+	}
+	p.returned = returned{}
+	if again { // a checkpoint that lists what is stale makes the labels trust them
+		p.relabelDue.Store(true)
+	}
+}
