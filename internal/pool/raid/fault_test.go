@@ -567,3 +567,22 @@ func TestReplacementHelps(t *testing.T) {
 		}
 	})
 }
+
+// TestOnlyUnreadableIsRewritten: a device with one unreadable block is not rewritten where it can be read, since what
+// the others give there is a lie.
+func TestOnlyUnreadableIsRewritten(t *testing.T) {
+	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
+		r := newRig(t, sh, rng, 0)
+		r.fill()
+		p := r.pick(sh.p + 1)
+		r.mem[p[0]].BadSectors(testBase+3*blockSize, blockSize)
+		for _, i := range p[1:] {
+			r.mem[i].Corrupt(testBase+5*blockSize, blockSize, rng)
+		}
+		r.must(r.get(0, 12*r.Row()))
+		if _, err := r.heal(); err != nil {
+			t.Fatal(err)
+		}
+		r.exact()
+	})
+}
