@@ -130,6 +130,16 @@ func (r *rig) fill() {
 	}
 }
 
+// someOnline reports whether one of the devices is online.
+func (r *rig) someOnline(devs []int) bool {
+	for _, i := range devs {
+		if r.dev[i].State() == Online {
+			return true
+		}
+	}
+	return false
+}
+
 func (r *rig) must(err error) {
 	r.t.Helper()
 	if err != nil {
