@@ -255,10 +255,10 @@ func (d *Device) unflushed() {
 
 const (
 	scorePerError = 32
-	scoreLimit    = 8 * scorePerError
+	scoreLimit    = 16 * scorePerError
 )
 
-// readFailed counts a read error and takes a device out that keeps failing: eight errors with fewer than 32 good
+// readFailed counts a read error and takes a device out that keeps failing: sixteen errors with fewer than 32 good
 // requests per error between them.
 func (d *Device) readFailed(err error) {
 	d.reads.Add(1)

@@ -15,6 +15,8 @@ type window struct {
 	unit      int
 	have      uint64    // columns whose content is known: read, or made from others
 	buf       [][]byte  // their content
+	mem       []byte    // room for each column once
+	used      uint64    // columns whose room is taken
 	tried     *op       // an earlier attempt with failed or late requests
 	shunned   []*Device // no more requests to these
 	errs      []*request
@@ -62,8 +64,9 @@ func (w *window) shuns(d *Device) bool {
 func (w *window) gather() error {
 	g, o := w.g, w.o
 	n, size := g.data+g.parity, w.rows*blockSize
-	mem := o.memory(n * int(size))
-	var asked uint64
+	if w.mem == nil {
+		w.mem = o.memory(n * int(size))
+	}
 	for {
 		o.ticks = 0
 		from := len(o.reqs)
@@ -82,12 +85,7 @@ func (w *window) gather() error {
 				}
 				r := o.add(doRead, c, d)
 				r.off, r.length, r.good = g.devOff(w.row), size, true
-				if asked>>c&1 == 0 {
-					r.buf = mem[int64(c)*size : int64(c+1)*size]
-				} else {
-					r.buf = disk.Buffer(int(size)) // the column's own may still be read into
-				}
-				asked |= 1 << c
+				r.buf = w.room(c)
 				break
 			}
 		}
@@ -109,6 +107,16 @@ func (w *window) gather() error {
 			return nil
 		}
 	}
+}
+
+// room returns memory for a column that nobody else reads into.
+func (w *window) room(c int) []byte {
+	size := w.rows * blockSize
+	if w.used>>c&1 != 0 { // a late request may still read into the column's own
+		return disk.Buffer(int(size))
+	}
+	w.used |= 1 << c
+	return w.mem[int64(c)*size : int64(c+1)*size : int64(c+1)*size]
 }
 
 // collect takes what has arrived and returns the number of columns that are there.
@@ -173,6 +181,9 @@ func (w *window) finish() {
 		if o == nil {
 			continue
 		}
+		if o.wait(0, 1, 0) { // a last chance: when everything was slow, it comes at the same time as the others
+			continue
+		}
 		for _, r := range o.reqs {
 			if !r.done.Load() {
 				r.dev.reads.Add(1)
@@ -190,7 +201,7 @@ func (w *window) finish() {
 func (w *window) column(c int) []byte {
 	if w.have>>c&1 == 0 {
 		g := w.g
-		if w.buf[c] = disk.Buffer(int(w.rows) * blockSize); g.data == 1 {
+		if w.buf[c] = w.room(c); g.data == 1 {
 			for i := range w.buf {
 				if w.have>>i&1 != 0 {
 					copy(w.buf[c], w.buf[i])
@@ -206,7 +217,7 @@ func (w *window) column(c int) []byte {
 					have |= 1 << s
 				}
 			}
-			g.code.rebuild(shards, lowest(have, g.data), 1<<g.shard(c, w.row), w.o.vec)
+			g.code.rebuild(shards, lowest(have, g.data), 1<<g.shard(c, w.row))
 		}
 		w.have |= 1 << c
 	}

@@ -50,7 +50,6 @@ type op struct {
 	iov     [][]byte   // lists of what is written
 	iovs    [][][]byte // per column a part of iov
 	shards  [][]byte
-	vec     [][]byte
 	skipped []*Device
 }
 
@@ -58,7 +57,7 @@ func newOp(g *Group) *op {
 	n := g.data + g.parity
 	o := &op{g: g, wake: make(chan struct{}, 1), timer: time.NewTimer(time.Hour)}
 	o.timer.Stop()
-	o.shards, o.vec, o.iovs = make([][]byte, n), make([][]byte, 0, n), make([][][]byte, n)
+	o.shards, o.iovs = make([][]byte, n), make([][][]byte, n)
 	return o
 }
 
@@ -194,29 +193,31 @@ func (d *Device) flush(dev disk.Device) error {
 	return nil
 }
 
-// wait returns true when every request from index from on is done. It returns false when some are late and the op can go
-// on without them: need columns have answered and the group can spare the others, or need is zero; or when the hard limit
-// has passed.
+// wait returns true when every request from index from on is done. It returns false when some are late: need columns have
+// answered, for late ticks already, and the group can spare the others. The time counts from then, since as long as too
+// few have answered it may be that everything is slow. With need zero it counts from the start. After the hard limit it
+// returns false in any case.
 func (o *op) wait(from, late, need int) bool {
 	if o.ended(from) {
 		return true
 	}
 	o.timer.Reset(o.g.tick)
 	defer o.timer.Stop()
+	since := o.ticks
 	for {
 		select {
 		case <-o.wake:
 		case <-o.timer.C:
 			o.ticks++
 			o.timer.Reset(o.g.tick)
-			if o.ticks >= late {
-				o.eager.Store(true)
+			if need > 0 && !o.spares(need) {
+				since = o.ticks
 			}
 		}
 		if o.ended(from) {
 			return true
 		}
-		if o.ticks >= hardTicks || o.ticks >= late && (need == 0 || o.spares(need)) {
+		if o.ticks >= hardTicks || o.ticks-since >= late {
 			return false
 		}
 	}

@@ -10,7 +10,7 @@ import (
 // maxGuesses bounds how often Recover asks whether a combination of different guesses for different rows is right.
 const maxGuesses = 1 << 14
 
-// Recover obtains the len(b) bytes at off for which ok holds, when what Read gave was not right: it reads everything
+// Recover obtains the len(b) bytes at off for which ok holds, when what Read put into b was not right: it reads everything
 // again and tries other copies, and what follows when up to as many columns as there is parity are wrong. Rows in which
 // a guess made the difference are rewritten in place on the devices that lied, which count a checksum error each. When
 // nothing satisfies ok it returns an error that wraps ErrUnrecoverable, and b is undefined. What ok is given is valid
@@ -49,7 +49,7 @@ func (g *Group) recover(b []byte, off int64, try func(s *rowset, part []byte, su
 	skip := (first - row*d) * blockSize
 	part := s.data[skip : skip+int64(len(b)) : skip+int64(len(b))]
 	sus := s.start()
-	before := bytes.Clone(part)
+	before, given := bytes.Clone(part), bytes.Clone(b)
 	if !ok(part) && !s.passes(func(pass int) bool {
 		if pass > 0 { // other values: any row may be suspicious
 			sus = sus[:0]
@@ -70,7 +70,7 @@ func (g *Group) recover(b []byte, off int64, try func(s *rowset, part []byte, su
 		lied := 0
 		changed := func(i int64) bool {
 			from, to := max(i*int64(g.Row())-skip, 0), min((i+1)*int64(g.Row())-skip, int64(len(b)))
-			return !bytes.Equal(before[from:to], part[from:to])
+			return !bytes.Equal(before[from:to], part[from:to]) || d == 1 && !bytes.Equal(given[from:to], part[from:to])
 		}
 		// In a row in which nothing changed, blocks outside b have not been verified: they stay as they are.
 		_, err := s.write(m, func(i int64) bool {

@@ -216,7 +216,7 @@ func (s *rowset) solve(row int64, wrong uint64, dst []byte) verdict {
 			s.shards[sh] = dst[sh*blockSize : (sh+1)*blockSize : (sh+1)*blockSize]
 		}
 	}
-	g.code.rebuild(s.shards, src, missing, s.o.vec)
+	g.code.rebuild(s.shards, src, missing)
 	if have == src {
 		return plain
 	}
@@ -225,7 +225,7 @@ func (s *rowset) solve(row int64, wrong uint64, dst []byte) verdict {
 			continue
 		}
 		s.shards[sh] = s.tmp[sh*blockSize : (sh+1)*blockSize : (sh+1)*blockSize]
-		g.code.rebuild(s.shards, maskOf(g.data), 1<<sh, s.o.vec)
+		g.code.rebuild(s.shards, maskOf(g.data), 1<<sh)
 		if !bytes.Equal(s.shards[sh], val[g.column(sh, s.row+row)]) {
 			return contradict
 		}
@@ -305,7 +305,7 @@ func (s *rowset) right(row int64, col int, dst []byte) {
 		s.shards[i] = nil
 	}
 	s.shards[sh] = dst[:blockSize:blockSize]
-	g.code.rebuild(s.shards, maskOf(g.data), 1<<sh, s.o.vec)
+	g.code.rebuild(s.shards, maskOf(g.data), 1<<sh)
 }
 
 // differs reports whether a device holds something else in a row than it should.

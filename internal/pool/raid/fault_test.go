@@ -1,0 +1,569 @@
+package raid
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"syscall"
+	"testing"
+
+	"github.com/cstor-go/cstor/internal/pool/disk"
+)
+
+// liar makes a device lie in part of what it holds.
+func (r *rig) lie(i int) {
+	size := int64(testUnits * testUnit)
+	switch r.rng.IntN(3) {
+	case 0: // single bits
+		for range 1 + r.rng.IntN(200) {
+			r.mem[i].FlipBit(testBase+r.rng.Int64N(size), uint(r.rng.IntN(8)))
+		}
+	case 1: // a run
+		off := r.rng.Int64N(size)
+		r.mem[i].Corrupt(testBase+off, 1+r.rng.Int64N(size-off), r.rng)
+	case 2: // everything: as after writes that were all lost
+		r.must(r.mem[i].Discard(testBase, size))
+	}
+}
+
+// TestLies: as many devices as there is parity lie; what is read is right, and Heal makes every column exact.
+func TestLies(t *testing.T) {
+	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
+		for round := range 2 {
+			r := newRig(t, sh, rng, 0)
+			r.fill()
+			for _, i := range r.pick(sh.p) {
+				r.lie(i)
+			}
+			if round == 0 {
+				for range 100 {
+					off, n := r.some()
+					r.must(r.get(off, n))
+				}
+			}
+			if _, err := r.heal(); err != nil {
+				t.Fatal(err)
+			}
+			r.exact()
+			if res, err := r.heal(); err != nil || res.Rewritten > 0 || res.Wrong > 0 {
+				t.Fatal(res, err)
+			}
+		}
+	})
+}
+
+// TestRecoverRepairs: what was recovered is right on the devices afterwards, and exactly the liars are blamed.
+func TestRecoverRepairs(t *testing.T) {
+	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
+		r := newRig(t, sh, rng, 0)
+		r.fill()
+		lied := map[int]bool{}
+		for _, i := range r.pick(sh.p) {
+			lied[i] = true
+			r.mem[i].Corrupt(testBase, testUnits*testUnit, rng)
+		}
+		for at := int64(0); at < r.Size(); {
+			n := int(min(int64(1+rng.IntN(20))*blockSize, r.Size()-at))
+			b := make([]byte, n)
+			if rng.IntN(2) == 0 {
+				r.must(r.RecoverBlocks(b, at, r.bad(at)))
+			} else {
+				r.must(r.Recover(b, at, func(b []byte) bool { return len(r.bad(at)(b)) == 0 }))
+			}
+			if !bytes.Equal(b, r.want(at, n)) {
+				t.Fatal("recovered wrong bytes")
+			}
+			r.must(r.Read(b, at))
+			if !bytes.Equal(b, r.want(at, n)) {
+				t.Fatal("not repaired")
+			}
+			at += int64(n)
+		}
+		for i, d := range r.dev {
+			if _, _, sums := d.Errors(); (sums > 0) != lied[i] && sh.kind != Mirror {
+				t.Errorf("%s: %d checksum errors, lied %v", d.Name(), sums, lied[i])
+			} else if sums > 0 && !lied[i] {
+				t.Errorf("%s is blamed for %d", d.Name(), sums)
+			}
+		}
+	})
+}
+
+// TestScatteredLies: in each row another device lies, and one check covers many rows.
+func TestScatteredLies(t *testing.T) {
+	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
+		r := newRig(t, sh, rng, 0)
+		r.fill()
+		for row := range int64(r.rows()) {
+			for _, i := range r.pick(1 + rng.IntN(sh.p)) {
+				r.mem[i].Corrupt(testBase+row*blockSize, 1+rng.Int64N(blockSize), rng)
+			}
+		}
+		for range 5 {
+			off, n := r.some()
+			r.must(r.RecoverBlocks(make([]byte, n), off, r.bad(off)))
+		}
+		for range 3 { // one check for up to three rows: the combinations are tried
+			row := int64(rng.IntN(int(r.unitRows) - 2))
+			off, n := row*int64(r.Row()), (1+rng.IntN(2))*r.Row()
+			r.must(r.Recover(make([]byte, n), off, func(b []byte) bool { return bytes.Equal(b, r.want(off, n)) }))
+		}
+		if _, err := r.heal(); err != nil {
+			t.Fatal(err)
+		}
+		r.exact()
+	})
+}
+
+// TestTooManyLies: one more than parity lies; there is an error and never wrong bytes, and rows that are not affected
+// are healed.
+func TestTooManyLies(t *testing.T) {
+	forShapes(t, false, func(t *testing.T, sh shape, rng *rand.Rand) {
+		r := newRig(t, sh, rng, 0)
+		r.fill()
+		liars := r.pick(sh.p + 1)
+		for _, i := range liars {
+			r.mem[i].Corrupt(testBase, testUnit, rng)
+		}
+		b := make([]byte, r.Row())
+		if err := r.RecoverBlocks(b, 0, r.bad(0)); !errors.Is(err, ErrUnrecoverable) {
+			t.Fatal(err)
+		}
+		if err := r.Recover(b, 0, func(b []byte) bool { return len(r.bad(0)(b)) == 0 }); !errors.Is(err, ErrUnrecoverable) {
+			t.Fatal(err)
+		}
+		res, err := r.Heal(0, r.Size(), r.bad(0))
+		if !errors.Is(err, ErrUnrecoverable) {
+			t.Fatal(res, err)
+		}
+		if want := int(r.unitRows) * r.data; len(res.Lost) != want || res.Lost[want-1] != want-1 {
+			t.Fatal(len(res.Lost), want)
+		}
+		for range 20 {
+			off, n := r.some()
+			if err := r.get(off, n); off >= int64(r.unitRows)*int64(r.Row()) {
+				r.must(err)
+			} else if err != nil && !errors.Is(err, ErrUnrecoverable) {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+// TestMissing: devices vanish, writing goes on, they come back stale and are healed.
+func TestMissing(t *testing.T) {
+	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
+		r := newRig(t, sh, rng, 0)
+		r.fill()
+		r.must(r.Flush())
+		gone := r.pick(sh.p)
+		for _, i := range gone {
+			r.mem[i].Disappear()
+		}
+		for range 20 {
+			row := rng.IntN(int(r.unitRows))
+			r.must(r.write(row, 1+rng.IntN(int(r.unitRows)-row)))
+			off, n := r.some()
+			r.must(r.get(off, n))
+		}
+		r.must(r.Flush())
+		if r.State() != Degraded {
+			t.Fatal(r.State())
+		}
+		for _, i := range gone {
+			d := r.dev[i]
+			if d.State() != Out || !errors.Is(d.Cause(), syscall.ENODEV) {
+				t.Fatal(d.State(), d.Cause())
+			}
+			if !d.IsStale(0) || d.IsStale(1) || d.StaleUnits().Count() != 1 {
+				t.Fatal("stale units", d.StaleUnits())
+			}
+			r.mem[i].Reappear()
+			r.must(d.Return(r.mem[i]))
+		}
+		if r.State() != Degraded {
+			t.Fatal(r.State())
+		}
+		for range 50 { // stale content is not what Read gives
+			off, n := r.some()
+			b := make([]byte, n)
+			r.must(r.Read(b, off))
+			if !bytes.Equal(b, r.want(off, n)) {
+				t.Fatal("stale content was read")
+			}
+		}
+		res, err := r.heal()
+		if err != nil || res.Wrong > 0 {
+			t.Fatal(res, err)
+		}
+		r.exact()
+		r.must(r.Flush())
+		for _, i := range gone {
+			r.dev[i].ClearStale(0)
+		}
+		if r.State() != Healthy {
+			t.Fatal(r.State())
+		}
+		for _, i := range gone {
+			if d := r.dev[i]; d.Stale() || d.StaleCount() != 0 {
+				t.Fatal("stale after healing")
+			}
+		}
+	})
+}
+
+// TestTooManyMissing: one more than parity is gone: errors, and no wrong bytes.
+func TestTooManyMissing(t *testing.T) {
+	forShapes(t, false, func(t *testing.T, sh shape, rng *rand.Rand) {
+		r := newRig(t, sh, rng, 0)
+		r.fill()
+		for _, i := range r.pick(sh.p + 1) {
+			r.mem[i].Disappear()
+			r.dev[i].Fail(errors.New("gone"))
+		}
+		if r.State() != Faulted {
+			t.Fatal(r.State())
+		}
+		if err := r.write(0, 1); !errors.Is(err, ErrLost) {
+			t.Fatal(err)
+		}
+		if err := r.Flush(); !errors.Is(err, ErrLost) {
+			t.Fatal(err)
+		}
+		failed := 0
+		for range 20 {
+			off, n := r.some()
+			b := make([]byte, n)
+			err := r.Read(b, off)
+			switch {
+			case err == nil && !bytes.Equal(b, r.want(off, n)):
+				t.Fatal("wrong bytes")
+			case errors.Is(err, ErrLost):
+				failed++
+			case err != nil:
+				t.Fatal(err)
+			}
+			if err := r.Recover(b, off, func([]byte) bool { return true }); !errors.Is(err, ErrLost) {
+				t.Fatal(err)
+			}
+		}
+		if failed == 0 {
+			t.Fatal("nothing failed")
+		}
+		if _, err := r.Heal(0, int64(r.Row()), nil); !errors.Is(err, ErrLost) {
+			t.Fatal(err)
+		}
+	})
+}
+
+// TestStaleIsNeverRead: the content of a stale unit is poison, and no device may be spared for it.
+func TestStaleIsNeverRead(t *testing.T) {
+	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
+		r := newRig(t, sh, rng, 0)
+		r.fill()
+		stale := r.pick(sh.p)
+		for _, i := range stale {
+			r.dev[i].SetStale(1)
+			r.mem[i].Corrupt(testBase+testUnit, testUnit, rng)
+		}
+		size := int64(r.unitRows) * int64(r.Row())
+		b := make([]byte, size)
+		r.must(r.Read(b, size))
+		if !bytes.Equal(b, r.want(size, int(size))) {
+			t.Fatal("stale content was read")
+		}
+		other := -1
+		for i := range r.dev {
+			if !r.dev[i].Stale() {
+				other = i
+			}
+		}
+		r.mem[other].Inject(disk.Faults{FailWrite: true})
+		if err := r.write(2*int(r.unitRows)-1, 1); !errors.Is(err, syscall.EIO) {
+			t.Fatal(err)
+		}
+		b = b[:size-int64(r.Row())] // the last row has not been written, nor has it stayed as it was
+		if r.dev[other].State() != Online || r.dev[other].Stale() {
+			t.Fatal("a device that cannot be spared went out")
+		}
+		r.mem[other].Inject(disk.Faults{FailRead: true})
+		if err := r.Read(b, size); !errors.Is(err, syscall.EIO) {
+			t.Fatal(err)
+		}
+		r.mem[other].Inject(disk.Faults{})
+		r.must(r.Read(b, size))
+		if !bytes.Equal(b, r.want(size, len(b))) {
+			t.Fatal("content")
+		}
+	})
+}
+
+// TestLastResort: what a stale unit holds is used when a check says that it is right, and only then.
+func TestLastResort(t *testing.T) {
+	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
+		r := newRig(t, sh, rng, 0)
+		r.fill()
+		p := r.pick(sh.p + 1)
+		for _, i := range p[1:] {
+			r.dev[i].SetStale(0)
+		}
+		r.mem[p[0]].Corrupt(testBase, testUnit, rng) // and now nobody else has it
+		b := make([]byte, 4*r.Row())
+		r.must(r.RecoverBlocks(b, 0, r.bad(0)))
+		if !bytes.Equal(b, r.want(0, len(b))) {
+			t.Fatal("wrong bytes")
+		}
+		if _, err := r.heal(); err != nil {
+			t.Fatal(err)
+		}
+		r.exact()
+	})
+}
+
+// TestNthOperation: the n-th operation of up to P devices fails, for every n of a workload.
+func TestNthOperation(t *testing.T) {
+	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
+		for n := int64(1); n < 40; n += 1 + rng.Int64N(4) {
+			r := newRig(t, sh, rng, 0)
+			victims := r.pick(1 + rng.IntN(sh.p))
+			for _, i := range victims {
+				f := disk.Faults{FailOp: n}
+				switch rng.IntN(3) {
+				case 0:
+					f = disk.Faults{FailFrom: n}
+				case 1:
+					f = disk.Faults{LoseOp: n}
+				}
+				r.mem[i].Inject(f)
+			}
+			for k := range 12 {
+				row := rng.IntN(30)
+				r.must(r.write(row, 1+rng.IntN(20)))
+				if k%4 == 3 {
+					r.must(r.Flush())
+				}
+				r.must(r.get(int64(row*r.Row()), r.Row()))
+			}
+			for _, i := range victims {
+				r.mem[i].Inject(disk.Faults{})
+				if r.dev[i].State() == Out {
+					r.must(r.dev[i].Return(r.mem[i]))
+				}
+			}
+			r.must(r.get(0, 40*r.Row()))
+			if _, err := r.heal(); err != nil {
+				t.Fatal(err)
+			}
+			r.exact()
+		}
+	})
+}
+
+// TestFlushFailure: what was not flushed on a device that fails to is stale there, what was is not.
+func TestFlushFailure(t *testing.T) {
+	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
+		r := newRig(t, sh, rng, 0)
+		r.must(r.write(0, 4))
+		r.must(r.Flush())
+		r.must(r.write(int(r.unitRows), 4))
+		bad := r.pick(sh.p)
+		for _, i := range bad {
+			r.mem[i].Inject(disk.Faults{FailFlush: true})
+		}
+		r.must(r.Flush())
+		for _, i := range bad {
+			if d := r.dev[i]; d.State() != Out || d.IsStale(0) || !d.IsStale(1) {
+				t.Fatal(d.State(), d.StaleUnits())
+			}
+		}
+		last := -1
+		for i, d := range r.dev {
+			if d.State() == Online {
+				last = i
+			}
+		}
+		r.mem[last].Inject(disk.Faults{FailFlush: true})
+		if err := r.Flush(); !errors.Is(err, syscall.EIO) {
+			t.Fatal(err)
+		}
+		r.mem[last].Inject(disk.Faults{})
+		r.must(r.Flush())
+		r.mem[last].Disappear() // dirty after the flush that failed and the one that did not: nothing
+		r.dev[last].Fail(errors.New("gone"))
+		if r.dev[last].Stale() {
+			t.Fatal("stale, though the group has it nowhere else")
+		}
+	})
+}
+
+// TestUnflushedIsStale: a device that goes out for any reason may have lost what no flush covered.
+func TestUnflushedIsStale(t *testing.T) {
+	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
+		r := newRig(t, sh, rng, 0)
+		r.must(r.write(0, 1))
+		r.must(r.Flush())
+		r.must(r.write(int(2*r.unitRows), 1))
+		d := r.dev[rng.IntN(sh.n)]
+		d.Fail(errors.New("gone"))
+		if d.IsStale(0) || d.IsStale(1) || !d.IsStale(2) {
+			t.Fatal(d.StaleUnits())
+		}
+	})
+}
+
+// TestBadSectors: unreadable blocks are served from the others, rewritten and counted; a device full of them goes out.
+func TestBadSectors(t *testing.T) {
+	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
+		r := newRig(t, sh, rng, 0)
+		r.fill()
+		for _, row := range rng.Perm(r.rows())[:6] {
+			for _, i := range r.pick(sh.p) {
+				r.mem[i].BadSectors(testBase+int64(row)*blockSize, blockSize)
+			}
+		}
+		for range 2 {
+			for off := int64(0); off < r.Size(); off += int64(r.unitRows) * int64(r.Row()) {
+				r.must(r.get(off, int(r.unitRows)*r.Row()))
+			}
+		}
+		if _, err := r.heal(); err != nil {
+			t.Fatal(err)
+		}
+		r.exact()
+		var reads uint64
+		for _, d := range r.dev {
+			n, _, _ := d.Errors()
+			if reads += n; d.State() != Online {
+				t.Fatal(d.Cause())
+			}
+		}
+		if reads == 0 {
+			t.Fatal("no read error was counted")
+		}
+		bad := rng.IntN(sh.n)
+		r.mem[bad].Inject(disk.Faults{FailRead: true})
+		for i := 0; r.dev[bad].State() == Online; i++ {
+			if i > 100 {
+				t.Fatal("still online")
+			}
+			off, n := r.some()
+			r.must(r.get(off, n))
+			if _, err := r.Heal(0, int64(r.Row()), r.bad(0)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+// TestBadSectorsApart: unreadable blocks of more devices than parity, each in another row of one read.
+func TestBadSectorsApart(t *testing.T) {
+	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
+		r := newRig(t, sh, rng, 0)
+		r.fill()
+		for i := range sh.n {
+			r.mem[i].BadSectors(testBase+int64(i*2)*blockSize, blockSize)
+		}
+		r.must(r.get(0, 2*sh.n*r.Row()))
+		for i := range sh.n {
+			r.mem[i].BadSectors(testBase+int64(i*2)*blockSize, blockSize)
+		}
+		if _, err := r.heal(); err != nil {
+			t.Fatal(err)
+		}
+		r.exact()
+	})
+}
+
+// TestReplace: a column is replaced under writes, with the old device alive, dead, or lying.
+func TestReplace(t *testing.T) {
+	forShapes(t, false, func(t *testing.T, sh shape, rng *rand.Rand) {
+		for _, old := range []string{"alive", "dead", "lies"} {
+			if sh.p == 0 && old != "alive" {
+				continue
+			}
+			r := newRig(t, sh, rng, 0)
+			r.fill()
+			r.must(r.Flush())
+			c := rng.IntN(sh.n)
+			switch old {
+			case "dead":
+				r.mem[c].Disappear()
+				r.dev[c].Fail(syscall.ENODEV)
+			case "lies":
+				r.lie(c)
+			}
+			mem := disk.NewMem("new", r.mem[0].Size())
+			dev := NewDevice(r.dev[c].GUID(), mem)
+			if err := r.Replace(c, NewDevice(dev.GUID(), disk.NewMem("small", testBase))); err == nil {
+				t.Fatal("a small device was taken")
+			}
+			r.must(r.Replace(c, dev))
+			if dev.StaleCount() != testUnits {
+				t.Fatal(dev.StaleCount())
+			}
+			if _, err := r.Promote(c); err == nil {
+				t.Fatal("promoted while stale")
+			}
+			r.must(r.write(3, 5))
+			off, n := r.some()
+			r.must(r.get(off, n))
+			for u := range testUnits {
+				size := int64(r.unitRows) * int64(r.Row())
+				off := int64(u) * size
+				if _, err := r.Heal(off, size, r.bad(off)); err != nil {
+					t.Fatal(old, err)
+				}
+				dev.ClearStale(u)
+			}
+			r.must(r.write(60, 9))
+			was, err := r.Promote(c)
+			r.must(err)
+			if was != r.dev[c] {
+				t.Fatal("another device left")
+			}
+			r.must(r.write(100, 30))
+			r.exact()
+			if r.State() != Healthy {
+				t.Fatal(r.State())
+			}
+		}
+	})
+}
+
+// TestReplacementHelps: where the new device is complete and the old one gone, it is read.
+func TestReplacementHelps(t *testing.T) {
+	forShapes(t, false, func(t *testing.T, sh shape, rng *rand.Rand) {
+		r := newRig(t, sh, rng, 0)
+		r.fill()
+		c := rng.IntN(sh.n)
+		dev := NewDevice(r.dev[c].GUID(), disk.NewMem("new", r.mem[0].Size()))
+		r.must(r.Replace(c, dev))
+		size := int64(r.unitRows) * int64(r.Row())
+		if _, err := r.Heal(size, size, r.bad(size)); err != nil {
+			t.Fatal(err)
+		}
+		dev.ClearStale(1)
+		r.mem[c].Corrupt(testBase+testUnit, testUnit, rng) // the new one is the only one that tells the truth here
+		others := r.pick(sh.n)
+		k := 0
+		for _, i := range others {
+			if i != c && k < sh.p {
+				r.mem[i].Corrupt(testBase+testUnit, testUnit, rng)
+				k++
+			}
+		}
+		b := make([]byte, 2*r.Row())
+		r.must(r.RecoverBlocks(b, size, r.bad(size)))
+		if !bytes.Equal(b, r.want(size, len(b))) {
+			t.Fatal("wrong bytes")
+		}
+		r.dev[c].Fail(fmt.Errorf("test"))
+		if sh.p == 0 {
+			r.must(r.Read(b, size))
+			if !bytes.Equal(b, r.want(size, len(b))) {
+				t.Fatal("wrong bytes")
+			}
+		}
+	})
+}
