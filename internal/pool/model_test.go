@@ -424,7 +424,9 @@ func (m *modelTest) crash(all bool) {
 		m.log[i](state)
 	}
 	for k, v := range state { // numbers are never handed out twice
-		v.n, v.epoch = m.now[k].n+1, m.now[k].epoch+1
+		if now := m.now[k]; now != nil {
+			v.n, v.epoch = now.n+1, now.epoch+1
+		}
 	}
 	m.now = state
 	m.synced() // what a crash left is stable from then on: readers may have seen it
