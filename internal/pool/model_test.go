@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,7 +16,7 @@ import (
 
 var (
 	modelSeed  = flag.Uint64("model.seed", 0, "run the model test with this seed only")
-	modelSeeds = flag.Int("model.seeds", 6, "number of seeds of the model test")
+	modelSeeds = flag.Int("model.seeds", 1, "number of seeds of the model test for each layout")
 	modelOps   = flag.Int("model.ops", 1200, "operations per seed")
 )
 
@@ -119,7 +120,9 @@ func (m *modelReplica) diff(r *Replica) string {
 type modelTest struct {
 	t      *testing.T
 	rng    *rand.Rand
+	layout layout
 	mems   []*disk.Mem
+	away   map[int]bool // devices that are not there
 	opt    Options
 	p      *Pool
 	now    map[string]*modelReplica
@@ -127,6 +130,9 @@ type modelTest struct {
 	log    []func(map[string]*modelReplica) // since stable
 	trace  []string
 	full   int
+
+	lost, stale, degraded, lies int // devices that went, came back, opens without all, corrupted pieces
+	sum                         Stats
 }
 
 func (m *modelTest) note(format string, a ...any) {
@@ -158,7 +164,9 @@ func (m *modelTest) synced() {
 
 func (m *modelTest) devices() (d []disk.Device) {
 	for _, i := range m.rng.Perm(len(m.mems)) {
-		d = append(d, m.mems[i])
+		if !m.away[i] {
+			d = append(d, m.mems[i])
+		}
 	}
 	return d
 }
@@ -336,28 +344,28 @@ func (m *modelTest) step() {
 	case k < 29:
 		m.note("close and open")
 		must(m.t, m.p.Close())
-		for _, d := range m.mems {
-			d.Reopen()
-		}
+		reopenAll(m.mems)
+		m.someReturn()
 		m.open()
 		m.synced()
 		m.check()
 	case k < 31:
 		m.note("kill")
-		for i, d := range m.mems {
-			m.mems[i] = d.Kill()
-		}
+		m.mems = disk.KillAll(m.mems)
 		m.crash(true)
 	case k < 35:
-		fate := disk.Fate(m.rng.IntN(4))
-		if len(m.mems) > 1 && fate == disk.Prefix {
-			fate = disk.Torn
+		fates := make([]disk.Fate, len(m.mems))
+		for i := range fates {
+			if fates[i] = fates[0]; i == 0 || m.rng.IntN(2) == 0 {
+				fates[i] = disk.Fate(m.rng.IntN(4))
+			}
 		}
-		m.note("power cut, fate %d", fate)
-		for i, d := range m.mems {
-			m.mems[i] = d.PowerCut(fate, m.rng)
-		}
-		m.crash(fate == disk.Kept)
+		all := !slices.ContainsFunc(fates, func(f disk.Fate) bool { return f != disk.Kept })
+		m.note("power cut, fates %d", fates)
+		m.mems = disk.PowerCutAll(m.mems, func(i int) disk.Fate { return fates[i] }, m.rng)
+		m.crash(all)
+	case k < 37:
+		m.fault()
 	case k < 40:
 		r := m.pick()
 		if d := r.diff(m.p.Replica(r.name)); d != "" {
@@ -369,16 +377,34 @@ func (m *modelTest) step() {
 }
 
 func (m *modelTest) open() {
+	m.tally()
 	p, err := Open(m.devices(), m.opt)
 	if err != nil {
 		m.fatalf("open: %v", err)
 	}
 	m.p = p
+	if len(m.away) > 0 {
+		m.degraded++
+		if h := p.Stats().Health; h != HealthDegraded {
+			m.fatalf("%d devices are away, and the pool is %s", len(m.away), h)
+		}
+	}
+}
+
+// tally adds up what happened while the pool was open.
+func (m *modelTest) tally() {
+	s := m.p.Stats()
+	m.sum.Checkpoints += s.Checkpoints
+	m.sum.PagesWritten += s.PagesWritten
+	m.sum.BlocksRepaired += s.BlocksRepaired
+	m.sum.BlocksMoved += s.BlocksMoved
+	m.sum.Replayed += s.Replayed
 }
 
 // crash opens the pool after the devices went away under it and finds the prefix of the events that is there.
 func (m *modelTest) crash(all bool) {
 	m.p.Close() // fails, since the devices are gone; stops the background
+	m.someReturn()
 	m.open()
 	state := map[string]*modelReplica{}
 	for k, v := range m.stable {
@@ -398,7 +424,9 @@ func (m *modelTest) crash(all bool) {
 		m.log[i](state)
 	}
 	for k, v := range state { // numbers are never handed out twice
-		v.n, v.epoch = m.now[k].n+1, m.now[k].epoch+1
+		if now := m.now[k]; now != nil {
+			v.n, v.epoch = now.n+1, now.epoch+1
+		}
 	}
 	m.now = state
 	m.synced() // what a crash left is stable from then on: readers may have seen it
@@ -424,32 +452,66 @@ func (m *modelTest) check() {
 	}
 }
 
-// TestModel runs random operations with crashes against the reference model.
-func TestModel(t *testing.T) {
-	seeds := []uint64{*modelSeed}
-	if *modelSeed == 0 {
-		base := uint64(time.Now().UnixNano()) % 1e9
-		seeds = nil
-		for i := range *modelSeeds {
-			seeds = append(seeds, base+uint64(i))
-		}
+// fault lets something happen to devices that their groups can do without.
+func (m *modelTest) fault() {
+	victims := m.layout.victims()
+	if len(victims) == 0 {
+		return
 	}
-	for _, seed := range seeds {
-		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
-			t.Parallel()
-			runModel(t, seed)
-		})
+	i := victims[m.rng.IntN(len(victims))]
+	if m.rng.IntN(3) > 0 {
+		size := m.mems[i].Size() - 2<<20
+		at := 1<<20 + m.rng.Int64N(size)&^4095
+		n := min(int64(1+m.rng.IntN(64))<<12, size+1<<20-at)
+		m.note("device %d lies: %d bytes at %d", i, n, at)
+		m.mems[i].Corrupt(at, n, m.rng)
+		m.lies++
+		return
+	}
+	if !m.away[i] {
+		m.note("device %d goes", i)
+		m.mems[i].Disappear()
+		m.away[i] = true
+		m.lost++
 	}
 }
 
-func runModel(t *testing.T, seed uint64) {
-	rng := rand.New(rand.NewPCG(seed, 1))
-	m := &modelTest{t: t, rng: rng, now: map[string]*modelReplica{}}
-	m.opt = Options{DeltaEntries: 4096 << (3 * rng.IntN(2)), SegmentBytes: 256 << 10, PageCacheBytes: 64 << 10, CheckpointBytes: int64(1+rng.IntN(8)) << 20, FlushBytes: int64(1+rng.IntN(4)) << 20, NoDiscard: rng.IntN(2) == 0}
-	for i := range 1 + rng.IntN(3) {
-		m.mems = append(m.mems, disk.NewMem(fmt.Sprint("mem", i), int64(11+rng.IntN(8)*rng.IntN(8))<<20))
+// someReturn decides which devices are there when the pool is opened next.
+func (m *modelTest) someReturn() {
+	for i := range m.mems {
+		if m.away[i] && m.rng.IntN(2) == 0 {
+			m.note("device %d is back", i)
+			m.mems[i].Reappear()
+			delete(m.away, i)
+			m.stale++
+		}
 	}
-	p, err := Create(Stripe(m.devices()...), Config{Name: "model"}, m.opt)
+}
+
+// TestModel runs random operations with crashes against the reference model, on every layout.
+func TestModel(t *testing.T) {
+	base := *modelSeed
+	if base == 0 {
+		base = uint64(time.Now().UnixNano()) % 1e9
+	}
+	forLayouts(t, func(t *testing.T, l layout) {
+		for i := range *modelSeeds {
+			seed := base + uint64(i)
+			t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
+				t.Parallel()
+				runModel(t, l, seed)
+			})
+		}
+	})
+}
+
+func runModel(t *testing.T, l layout, seed uint64) {
+	rng := rand.New(rand.NewPCG(seed, 1))
+	m := &modelTest{t: t, rng: rng, now: map[string]*modelReplica{}, layout: l, away: map[int]bool{}}
+	m.opt = Options{DeltaEntries: 4096 << (3 * rng.IntN(2)), SegmentBytes: 256 << 10, PageCacheBytes: 64 << 10, CheckpointBytes: int64(1+rng.IntN(8)) << 20, FlushBytes: int64(1+rng.IntN(4)) << 20, NoDiscard: rng.IntN(2) == 0}
+	mems, groups := l.make(func() int64 { return int64(12+rng.IntN(8)*rng.IntN(8)) << 20 })
+	m.mems = mems
+	p, err := Create(groups, Config{Name: "model"}, m.opt)
 	must(t, err)
 	m.p = p
 	fresh := p.Stats()
@@ -471,7 +533,8 @@ func runModel(t *testing.T, seed uint64) {
 	if s := m.p.Stats(); s.Allocated > fresh.Allocated+1<<20 || s.FreeSegments < fresh.FreeSegments-8 {
 		m.fatalf("not empty: %+v, fresh %+v", s, fresh)
 	}
-	s := m.p.Stats()
-	t.Logf("%d segments, %d checkpoints, %d pages, full %d times", s.Segments, s.Checkpoints, s.PagesWritten, m.full)
+	m.tally()
+	t.Logf("%d segments, %d checkpoints, %d pages, %d batches replayed, %d blocks moved, full %d times; %d devices lost, %d back, %d opens without all, %d lies, %d repaired",
+		m.p.Stats().Segments, m.sum.Checkpoints, m.sum.PagesWritten, m.sum.Replayed, m.sum.BlocksMoved, m.full, m.lost, m.stale, m.degraded, m.lies, m.sum.BlocksRepaired)
 	must(t, m.p.Close())
 }

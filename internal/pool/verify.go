@@ -142,21 +142,32 @@ func (c *checker) segments() {
 	if c.meta != p.metaLive {
 		c.errorf("root: %d bytes, %d known", c.meta, p.metaLive)
 	}
-	free := 0
+	free := map[*groupState]int{}
 	for i := range p.seg.kind {
 		if uint64(p.seg.pageLive[i]) != c.page[i] || uint64(p.seg.deltaLive[i]) != c.delta[i] {
 			c.errorf("segment %d: live %d+%d bytes, %d+%d known", i, c.page[i], c.delta[i], p.seg.pageLive[i], p.seg.deltaLive[i])
 		}
 		isFree := p.seg.free[i/64]>>(i%64)&1 != 0
 		if isFree {
-			free++
+			free[p.seg.where.Load().span(uint32(i)).group]++
 		}
 		if isFree != (p.seg.kind[i] == segFree) || isFree && (c.page[i]+c.delta[i] > 0 || p.seg.pinned[i]) {
 			c.errorf("segment %d: free %t, kind %d, live %d, pinned %t", i, isFree, p.seg.kind[i], c.page[i]+c.delta[i], p.seg.pinned[i])
 		}
 	}
-	if free != p.seg.nFree {
-		c.errorf("%d segments are free, %d known", free, p.seg.nFree)
+	data, cache := 0, 0
+	for _, g := range p.seg.where.Load().groups {
+		if g.free != free[g] {
+			c.errorf("%s: %d segments are free, %d known", g.name(), free[g], g.free)
+		}
+		if g.cache {
+			cache += free[g]
+		} else {
+			data += free[g]
+		}
+	}
+	if data != p.seg.nFree || cache != p.seg.nCache {
+		c.errorf("%d+%d segments are free, %d+%d known", data, cache, p.seg.nFree, p.seg.nCache)
 	}
 	if p.log.chain[0] != p.drain.from.seg {
 		c.errorf("the log is kept from segment %d on, a replay begins in %d", p.log.chain[0], p.drain.from.seg)
