@@ -138,7 +138,7 @@ func (r *Reconciler) reconcile(ctx context.Context, cluster *cstorv1.CStorPoolCl
 		return r.Resync, nil
 	}
 	if cluster.DeletionTimestamp != nil {
-		w, err := r.gather(ctx, cluster)
+		w, err := r.gather(ctx, r.Client, cluster)
 		if err != nil {
 			return 0, err
 		}
@@ -157,12 +157,15 @@ func (r *Reconciler) reconcile(ctx context.Context, cluster *cstorv1.CStorPoolCl
 		return r.Resync, nil
 	}
 
-	w, err := r.gather(ctx, cluster)
+	w, err := r.gather(ctx, r.Client, cluster)
 	if err != nil {
 		return 0, err
 	}
 	// Trouble with one step must not keep the others from reporting; the first is what the caller hears of.
 	err = r.cleanup(ctx, w)
+	if err == nil {
+		err = r.releaseStrays(ctx, w)
+	}
 	if err == nil {
 		err = r.change(ctx, w)
 	}
@@ -196,6 +199,17 @@ func (r *Reconciler) change(ctx context.Context, w *world) error {
 		r.Events.Say(w.cluster, lag, corev1.EventTypeNormal, "ScaleDown", "De-provisioning pool "+in.Name)
 		if err := object.Delete(ctx, r.Client, in); err != nil {
 			r.warn(w.cluster, "DownScale", err.Error())
+			return err
+		}
+	}
+	for _, p := range w.pools {
+		if p.instance == nil || p.instance.Annotations[cstorv1.AnnotationDisable] == "true" {
+			continue
+		}
+		if err := r.regroup(ctx, w, p); err != nil {
+			if !object.IsWaiting(err) {
+				r.warn(w.cluster, "Update", err.Error())
+			}
 			return err
 		}
 	}

@@ -18,8 +18,9 @@ import (
 // claimName is the name of a device's claim.
 func claimName(d *ndmv1.BlockDevice) string { return "bdc-cstor-" + string(d.UID) }
 
-// claim makes a device the cluster's. Where a node disk manager runs it binds claims; here the operator does.
-func (r *Reconciler) claim(ctx context.Context, cluster *cstorv1.CStorPoolCluster, d *ndmv1.BlockDevice) error {
+// claim makes a device the cluster's. Where a node disk manager runs it binds claims; here the operator does. The claim of
+// a device that replaces another names that one, until the pool has its data on the new one.
+func (r *Reconciler) claim(ctx context.Context, cluster *cstorv1.CStorPoolCluster, d *ndmv1.BlockDevice, predecessor string) error {
 	c := &ndmv1.BlockDeviceClaim{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace:  cluster.Namespace,
@@ -42,10 +43,24 @@ func (r *Reconciler) claim(ctx context.Context, cluster *cstorv1.CStorPoolCluste
 	if _, err := object.Ensure(ctx, r.Client, r.Live, cluster, c); err != nil {
 		return err
 	}
+	// Before the pool hears of the device: it must not take a substitute for an addition, nor the other way round.
+	err := object.Update(ctx, r.Client, c, func(c *ndmv1.BlockDeviceClaim) {
+		if predecessor == "" {
+			delete(c.Annotations, cstorv1.AnnotationPredecessor)
+			return
+		}
+		if c.Annotations == nil {
+			c.Annotations = map[string]string{}
+		}
+		c.Annotations[cstorv1.AnnotationPredecessor] = predecessor
+	})
+	if err != nil {
+		return err
+	}
 	if ref := d.Spec.ClaimRef; d.Status.ClaimState == ndmv1.Claimed && ref != nil && ref.UID != c.UID {
 		return fmt.Errorf("can't use claimed blockdevice %s: claim %s holds it", d.Name, ref.Name)
 	}
-	err := object.Update(ctx, r.Client, d, func(d *ndmv1.BlockDevice) {
+	err = object.Update(ctx, r.Client, d, func(d *ndmv1.BlockDevice) {
 		d.Spec.ClaimRef = &corev1.ObjectReference{
 			APIVersion: ndmv1.GroupVersion.String(), Kind: "BlockDeviceClaim", Namespace: c.Namespace, Name: c.Name, UID: c.UID}
 		d.Status.ClaimState = ndmv1.Claimed

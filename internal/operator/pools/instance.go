@@ -15,8 +15,8 @@ import (
 
 // provision claims the devices of an entry that was found valid and makes the instance.
 func (r *Reconciler) provision(ctx context.Context, w *world, entry *cstorv1.PoolSpec) (created bool, err error) {
-	for _, name := range sets.List(devicesOf(entry.DataRaidGroups)) {
-		if err := r.claim(ctx, w.cluster, w.devices[name]); err != nil {
+	for _, name := range sets.List(devicesOf(entry.DataRaidGroups, entry.WriteCacheRaidGroups)) {
+		if err := r.claim(ctx, w.cluster, w.devices[name], ""); err != nil {
 			return false, err
 		}
 	}
@@ -41,14 +41,10 @@ func (w *world) newInstance(entry *cstorv1.PoolSpec) *cstorv1.CStorPoolInstance 
 	if w.cluster.Annotations[cstorv1.AnnotationDisableDependants] == "true" {
 		in.Annotations = map[string]string{cstorv1.AnnotationDisable: "true"}
 	}
-	for _, g := range entry.DataRaidGroups {
-		var group cstorv1.RaidGroup
-		for _, d := range g.BlockDevices {
-			d.Capacity = w.devices[d.BlockDeviceName].Spec.Capacity.Storage
-			d.DevLink = devLink(w.devices[d.BlockDeviceName])
-			group.BlockDevices = append(group.BlockDevices, d)
-		}
-		in.Spec.DataRaidGroups = append(in.Spec.DataRaidGroups, group)
+	listed := entry.DeepCopy()
+	in.Spec.DataRaidGroups, in.Spec.WriteCacheRaidGroups = listed.DataRaidGroups, listed.WriteCacheRaidGroups
+	for _, groups := range [][]cstorv1.RaidGroup{in.Spec.DataRaidGroups, in.Spec.WriteCacheRaidGroups} {
+		w.describe(groups, devicesOf(groups))
 	}
 	w.configure(in, entry)
 	return in
@@ -111,7 +107,7 @@ func (r *Reconciler) sync(ctx context.Context, w *world) (first error) {
 
 func (r *Reconciler) syncPool(ctx context.Context, w *world, p pool) error {
 	in := p.instance
-	if raidProblem(p.entry) == nil && changeProblem(p.entry, in) == nil {
+	if _, err := w.changeOf(p); err == nil && raidProblem(p.entry) == nil {
 		err := object.Update(ctx, r.Client, in, func(in *cstorv1.CStorPoolInstance) { w.configure(in, p.entry) })
 		if err != nil {
 			return err

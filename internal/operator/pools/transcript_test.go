@@ -2,10 +2,9 @@ package pools
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -15,6 +14,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
@@ -34,15 +34,21 @@ import (
 // TestTranscripts replays testdata/*.txt. Pools are called by their nodes.
 //
 //	node NAME...
-//	bd NAME node=NODE [fs=TYPE] [tag=TAG|none] [state=Active] [claimed]
-//	cspc [type=stripe] [tags=TAG] [disabled] NODE=BD...     creates or replaces the cluster's specification
+//	bd NAME node=NODE [gib=10] [fs=TYPE] [tag=TAG|none] [state=Active] [claimed]
+//	bd NAME gone | state=STATE      it is removed, or changes its state
+//	cspc [type=stripe] [tags=TAG] [disabled] [cachetype=TYPE] [compression=X] [ro=N] NODE=(BD,...,/,BD,...) [NODE.cache=(BD,...)]
+//	                      creates or replaces the cluster's specification; a slash begins another raid group
+//	resilvered BD         the pool's process has its data on a device that replaces another
 //	up NODE...            the pool's process makes it, reports ONLINE, and is ready
 //	back NODE             it reports ONLINE again, and is not known to be ready yet
 //	down NODE...          it is killed
 //	renew NODE            its Lease
 //	volume NODE [gone]    a volume has a replica on the pool
 //	destroyed NODE        the pool's process has destroyed it
+//	refused               reconcile, which must change nothing but counters; prints the events alone
 //	reconcile, delete, advance DURATION
+//	broken [no]           the API server takes no new pools
+//	cache marks=hidden|shown   what the operator's cache shows of a replacement
 func TestTranscripts(t *testing.T) {
 	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
 		s := newScene(t)
@@ -59,6 +65,8 @@ type scene struct {
 	events *record.FakeRecorder
 	now    time.Time
 	uids   int
+	broken bool // the API server takes no new CStorPoolInstances
+	hidden bool // the operator's cache does not show annotations of claims yet
 }
 
 func newScene(t *testing.T) *scene {
@@ -72,18 +80,37 @@ func newScene(t *testing.T) *scene {
 	}
 	s.c = interceptor.NewClient(fake.NewClientBuilder().WithScheme(scheme).Build(), interceptor.Funcs{
 		Create: func(ctx context.Context, c client.WithWatch, obj client.Object, opts ...client.CreateOption) error {
+			if _, ok := obj.(*cstorv1.CStorPoolInstance); ok && s.broken {
+				return apierrors.NewInternalError(errors.New("broken"))
+			}
 			s.uids++
 			obj.SetUID(types.UID(fmt.Sprintf("uid-%d", s.uids)))
 			obj.SetCreationTimestamp(metav1.NewTime(s.now))
 			return c.Create(ctx, obj, opts...)
 		},
 	})
+	cached := interceptor.NewClient(s.c.(client.WithWatch), interceptor.Funcs{
+		List: func(ctx context.Context, c client.WithWatch, into client.ObjectList, opts ...client.ListOption) error {
+			err := c.List(ctx, into, opts...)
+			if claims, ok := into.(*ndmv1.BlockDeviceClaimList); ok && s.hidden {
+				for i := range claims.Items {
+					claims.Items[i].Annotations = nil
+				}
+			}
+			return err
+		},
+	})
 	now := func() time.Time { return s.now }
 	s.r = &Reconciler{
-		Client: s.c, Live: s.c, Image: "cstor:test", Resync: 30 * time.Second, Now: now,
-		Events: &object.Repeater{Recorder: s.events, Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Now: now},
+		Client: cached, Live: s.c, Image: "cstor:test", Resync: 30 * time.Second, Now: now,
 	}
+	s.forget()
 	return s
+}
+
+// forget makes everything that was said new again.
+func (s *scene) forget() {
+	s.r.Events = &object.Repeater{Recorder: s.events, Log: slog.New(slog.DiscardHandler), Now: s.r.Now}
 }
 
 func (s *scene) must(err error) {
@@ -125,6 +152,15 @@ func (s *scene) run(t *testing.T, d *datadriven.TestData) string {
 		s.device(d, words[0])
 	case "cspc":
 		s.specify(d)
+	case "resilvered":
+		var claims ndmv1.BlockDeviceClaimList
+		s.must(s.c.List(ctx, &claims))
+		for _, c := range claims.Items {
+			if c.Spec.BlockDeviceName == words[0] {
+				delete(c.Annotations, cstorv1.AnnotationPredecessor)
+				s.must(s.c.Update(ctx, &c))
+			}
+		}
 	case "up", "down":
 		for _, n := range words {
 			s.process(n, d.Cmd == "up")
@@ -155,6 +191,14 @@ func (s *scene) run(t *testing.T, d *datadriven.TestData) string {
 		s.must(s.c.Update(ctx, in))
 	case "reconcile":
 		return s.reconcile()
+	case "broken":
+		s.broken = !d.HasArg("no")
+	case "cache":
+		var marks string
+		d.ScanArgs(t, "marks", &marks)
+		s.hidden = marks == "hidden"
+	case "refused":
+		return s.refused()
 	case "delete":
 		s.must(s.c.Delete(ctx, &cstorv1.CStorPoolCluster{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: clusterName}}))
 	case "advance":
@@ -168,13 +212,26 @@ func (s *scene) run(t *testing.T, d *datadriven.TestData) string {
 }
 
 func (s *scene) device(d *datadriven.TestData, name string) {
-	node, fs, state, tag := "", "", string(ndmv1.DeviceActive), ""
+	node, fs, state, tag, gib := "", "", string(ndmv1.DeviceActive), "", int64(10)
+	if !d.HasArg("node") {
+		b := &ndmv1.BlockDevice{}
+		s.must(s.c.Get(context.Background(), client.ObjectKey{Namespace: namespace, Name: name}, b))
+		if d.HasArg("gone") {
+			s.must(s.c.Delete(context.Background(), b))
+			return
+		}
+		d.ScanArgs(s.t, "state", &state)
+		b.Status.State = ndmv1.DeviceState(state)
+		s.must(s.c.Update(context.Background(), b))
+		return
+	}
 	d.ScanArgs(s.t, "node", &node)
+	d.MaybeScanArgs(s.t, "gib", &gib)
 	d.MaybeScanArgs(s.t, "fs", &fs)
 	d.MaybeScanArgs(s.t, "state", &state)
 	b := &ndmv1.BlockDevice{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: map[string]string{cstorv1.LabelHostName: node}}}
 	b.Spec.NodeAttributes.NodeName = node
-	b.Spec.Path, b.Spec.Capacity.Storage, b.Spec.FileSystem.Type = "/dev/"+name, 10<<30, fs
+	b.Spec.Path, b.Spec.Capacity.Storage, b.Spec.FileSystem.Type = "/dev/"+name, gib<<30, fs
 	b.Status.ClaimState, b.Status.State = ndmv1.Unclaimed, ndmv1.DeviceState(state)
 	if d.MaybeScanArgs(s.t, "tag", &tag) {
 		b.Labels[ndmv1.LabelTag] = strings.TrimPrefix(tag, "none")
@@ -191,22 +248,28 @@ func (s *scene) specify(d *datadriven.TestData) {
 	exists := err == nil
 	c.Namespace, c.Name = namespace, clusterName
 	c.Spec.Pools, c.Annotations = nil, map[string]string{}
-	kind := cstorv1.RaidStripe
-	d.MaybeScanArgs(s.t, "type", &kind)
+	var cfg cstorv1.PoolConfig
+	cfg.DataRaidGroupType = cstorv1.RaidStripe
+	d.MaybeScanArgs(s.t, "type", &cfg.DataRaidGroupType)
+	d.MaybeScanArgs(s.t, "cachetype", &cfg.WriteCacheGroupType)
+	d.MaybeScanArgs(s.t, "compression", &cfg.Compression)
+	if d.HasArg("ro") {
+		cfg.ROThresholdLimit = new(int)
+		d.ScanArgs(s.t, "ro", cfg.ROThresholdLimit)
+	}
 	for _, a := range d.CmdArgs {
+		node, cache := strings.CutSuffix(a.Key, ".cache")
 		switch {
 		case a.Key == "tags":
 			c.Annotations[cstorv1.AnnotationAllowedTags] = a.Vals[0]
 		case a.Key == "disabled":
 			c.Annotations[cstorv1.AnnotationDisable] = "true"
-		case a.Key != "type":
-			e := cstorv1.PoolSpec{NodeSelector: map[string]string{cstorv1.LabelHostName: a.Key}, DataRaidGroups: []cstorv1.RaidGroup{{}}}
-			e.PoolConfig.DataRaidGroupType = kind
-			for _, bd := range a.Vals {
-				g := &e.DataRaidGroups[0]
-				g.BlockDevices = append(g.BlockDevices, cstorv1.CStorPoolInstanceBlockDevice{BlockDeviceName: bd})
-			}
-			c.Spec.Pools = append(c.Spec.Pools, e)
+		case slices.Contains([]string{"type", "cachetype", "compression", "ro"}, a.Key):
+		case cache:
+			c.Spec.Pools[len(c.Spec.Pools)-1].WriteCacheRaidGroups = groups(a.Vals)
+		default:
+			c.Spec.Pools = append(c.Spec.Pools, cstorv1.PoolSpec{
+				NodeSelector: map[string]string{cstorv1.LabelHostName: node}, DataRaidGroups: groups(a.Vals), PoolConfig: cfg})
 		}
 	}
 	if exists {
@@ -214,6 +277,20 @@ func (s *scene) specify(d *datadriven.TestData) {
 	} else {
 		s.must(s.c.Create(context.Background(), c))
 	}
+}
+
+// groups reads the names of devices, with slashes between groups.
+func groups(names []string) []cstorv1.RaidGroup {
+	list := []cstorv1.RaidGroup{{}}
+	for _, name := range names {
+		if name == "/" {
+			list = append(list, cstorv1.RaidGroup{})
+			continue
+		}
+		g := &list[len(list)-1]
+		g.BlockDevices = append(g.BlockDevices, cstorv1.CStorPoolInstanceBlockDevice{BlockDeviceName: name})
+	}
+	return list
 }
 
 // process does what the process of a pool does when it starts, or what is seen of it when it is killed.
@@ -262,6 +339,29 @@ func (s *scene) reconcile() string {
 	return out.String() + s.show()
 }
 
+// refused reconciles what must be refused.
+func (s *scene) refused() string {
+	s.forget()
+	before := s.made()
+	shown := s.reconcile()
+	if after := s.made(); after != before {
+		s.t.Errorf("was changed from\n%sto\n%s", before, after)
+	}
+	var events strings.Builder
+	for line := range strings.Lines(shown) {
+		if strings.HasPrefix(line, "event: ") {
+			events.WriteString(line)
+		}
+	}
+	return events.String()
+}
+
+// made shows everything but the cluster itself.
+func (s *scene) made() string {
+	_, rest, _ := strings.Cut(s.show(), "\ncspi: ")
+	return rest
+}
+
 func (s *scene) show() string {
 	var out strings.Builder
 	ctx := context.Background()
@@ -281,7 +381,14 @@ func (s *scene) show() string {
 		if n := in.Status.HealthyReplicas; n > 0 {
 			healthy = fmt.Sprintf(" healthy=%d", n)
 		}
-		fmt.Fprintf(&out, "cspi: %s %s %s %q%s%s\n", in.Name, in.Spec.HostName, slices.Sorted(maps.Keys(devicesOf(in.Spec.DataRaidGroups))), in.Status.Phase, healthy, leaving(&in))
+		var made []string
+		for _, g := range in.Spec.DataRaidGroups {
+			made = append(made, fmt.Sprint(order(g)))
+		}
+		for _, g := range in.Spec.WriteCacheRaidGroups {
+			made = append(made, "cache "+fmt.Sprint(order(g)))
+		}
+		fmt.Fprintf(&out, "cspi: %s %s %s %q%s%s\n", in.Name, in.Spec.HostName, strings.Join(made, " "), in.Status.Phase, healthy, leaving(&in))
 		for _, k := range in.Status.Conditions {
 			fmt.Fprintf(&out, "  %s=%s %s: %s\n", k.Type, k.Status, k.Reason, k.Message)
 		}
@@ -299,7 +406,11 @@ func (s *scene) show() string {
 	var claims ndmv1.BlockDeviceClaimList
 	s.must(s.c.List(ctx, &claims))
 	for _, c := range claims.Items {
-		fmt.Fprintf(&out, "bdc: %s %s %s%s\n", c.Name, c.Spec.BlockDeviceName, c.Status.Phase, leaving(&c))
+		instead := ""
+		if old := c.Annotations[cstorv1.AnnotationPredecessor]; old != "" {
+			instead = " instead of " + old
+		}
+		fmt.Fprintf(&out, "bdc: %s %s %s%s%s\n", c.Name, c.Spec.BlockDeviceName, c.Status.Phase, instead, leaving(&c))
 	}
 	var replicas cstorv1.CStorVolumeReplicaList
 	s.must(s.c.List(ctx, &replicas))

@@ -40,16 +40,7 @@ func (w *world) problem() error {
 			return fmt.Errorf("invalid cspc: duplicate node %s entry", host)
 		}
 		hosts[host] = true
-		if err := raidProblem(entry); err != nil {
-			return fmt.Errorf("pool on node %s: %w", host, err)
-		}
-		var err error
-		if in := w.pools[i].instance; in != nil {
-			err = changeProblem(entry, in)
-		} else {
-			err = w.devicesProblem(entry, host)
-		}
-		if err != nil {
+		if err := w.entryProblem(w.pools[i], host); err != nil {
 			return fmt.Errorf("pool on node %s: %w", host, err)
 		}
 	}
@@ -61,73 +52,35 @@ func (w *world) problem() error {
 	return nil
 }
 
-var compressions = []string{"", "on", "off", "lzjb", "gzip", "zle", "lz4"}
-
-// raidProblem checks what an entry says about raid groups.
-func raidProblem(entry *cstorv1.PoolSpec) error {
-	cfg := &entry.PoolConfig
-	switch cfg.DataRaidGroupType {
-	case "":
-		return fmt.Errorf("invalid pool spec: missing dataRaidGroupType")
-	case cstorv1.RaidStripe:
-	case cstorv1.RaidMirror, cstorv1.RaidZ, cstorv1.RaidZ2:
-		return fmt.Errorf("unsupported dataRaidGroupType '%s' specified: this release makes pools of type stripe only", cfg.DataRaidGroupType)
-	default:
-		return fmt.Errorf("unsupported dataRaidGroupType '%s' specified", cfg.DataRaidGroupType)
+// entryProblem checks an entry for a node and what it asks of the pool that was made of it.
+func (w *world) entryProblem(p pool, host string) error {
+	if err := raidProblem(p.entry); err != nil {
+		return fmt.Errorf("invalid pool spec: %w", err)
 	}
-	if !slices.Contains(compressions, cfg.Compression) {
-		return fmt.Errorf("unsupported compression '%s' specified", cfg.Compression)
+	if p.instance != nil {
+		_, err := w.changeOf(p)
+		return err
 	}
-	if l := cfg.ROThresholdLimit; l != nil && (*l < 0 || *l > 100) {
-		return fmt.Errorf("roThresholdLimit %d is not between 0 and 100", *l)
-	}
-	if len(entry.WriteCacheRaidGroups) > 0 {
-		return fmt.Errorf("writeCacheRaidGroups are not supported by this release: remove them")
-	}
-	switch groups := entry.DataRaidGroups; {
-	case len(groups) == 0:
-		return fmt.Errorf("at least one raid group should be present on dataRaidGroups")
-	case len(groups) != 1:
-		return fmt.Errorf("stripe dataRaidGroups should have exactly one raidGroup")
-	case len(groups[0].BlockDevices) == 0:
-		return fmt.Errorf("number of block devices honouring raid type should be specified: stripe needs at least one")
-	}
-	return nil
-}
-
-// changeProblem checks that an entry still lists the devices of the pool that was made of it.
-func changeProblem(entry *cstorv1.PoolSpec, in *cstorv1.CStorPoolInstance) error {
-	want, have := devicesOf(entry.DataRaidGroups), devicesOf(in.Spec.DataRaidGroups)
-	added, removed := sets.List(want.Difference(have)), sets.List(have.Difference(want))
-	switch {
-	case len(added) > 0 && len(removed) > 0:
-		return fmt.Errorf("cannot replace  blockdevice in stripe raid group of pool %s: put back %s", in.Name, strings.Join(removed, ", "))
-	case len(removed) > 0:
-		return fmt.Errorf("removing block device from stripe raid group is not valid operation: put back %s", strings.Join(removed, ", "))
-	case len(added) > 0:
-		return fmt.Errorf("adding block devices to existing stripe raid group is not valid operation in this release: remove %s", strings.Join(added, ", "))
-	}
-	return nil
-}
-
-// devicesProblem checks the devices of an entry of which a pool is to be made.
-func (w *world) devicesProblem(entry *cstorv1.PoolSpec, host string) error {
-	for _, name := range sets.List(devicesOf(entry.DataRaidGroups)) {
-		if name == "" {
-			return fmt.Errorf("block device name is empty")
+	for _, name := range sets.List(devicesOf(p.entry.DataRaidGroups, p.entry.WriteCacheRaidGroups)) {
+		if err := w.newcomerProblem(name, ""); err != nil {
+			return err
 		}
-		d := w.devices[name]
-		if d == nil {
-			return fmt.Errorf("block device %q not found: `kubectl get bd -n %s` lists what there is", name, w.cluster.Namespace)
-		}
-		if err := w.deviceProblem(d, host); err != nil {
+		if err := w.deviceProblem(name, host); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (w *world) deviceProblem(d *ndmv1.BlockDevice, host string) error {
+// deviceProblem checks a device that is to become part of a pool on a node.
+func (w *world) deviceProblem(name, host string) error {
+	if name == "" {
+		return fmt.Errorf("block device name cannot be empty")
+	}
+	d := w.devices[name]
+	if d == nil {
+		return fmt.Errorf("block device %q not found: `kubectl get bd -n %s` lists what there is", name, w.cluster.Namespace)
+	}
 	tag, tagged := d.Labels[ndmv1.LabelTag]
 	switch {
 	case d.Status.State != ndmv1.DeviceActive:

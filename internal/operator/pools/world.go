@@ -35,7 +35,8 @@ type pool struct {
 	instance *cstorv1.CStorPoolInstance
 }
 
-func (r *Reconciler) gather(ctx context.Context, cluster *cstorv1.CStorPoolCluster) (*world, error) {
+// gather reads what decides about a cluster from a cache, or from the API server itself.
+func (r *Reconciler) gather(ctx context.Context, from client.Reader, cluster *cstorv1.CStorPoolCluster) (*world, error) {
 	w := &world{
 		cluster:     cluster,
 		devices:     map[string]*ndmv1.BlockDevice{},
@@ -54,12 +55,12 @@ func (r *Reconciler) gather(ctx context.Context, cluster *cstorv1.CStorPoolClust
 		instances   cstorv1.CStorPoolInstanceList
 	)
 	for _, read := range []error{
-		r.List(ctx, &nodes),
-		r.List(ctx, &devices, here),
-		r.List(ctx, &claims, here),
-		r.List(ctx, &deployments, here, ours),
-		r.List(ctx, &replicas, here),
-		r.List(ctx, &instances, here, ours),
+		from.List(ctx, &nodes),
+		from.List(ctx, &devices, here),
+		from.List(ctx, &claims, here),
+		from.List(ctx, &deployments, here, ours),
+		from.List(ctx, &replicas, here),
+		from.List(ctx, &instances, here, ours),
 	} {
 		if read != nil {
 			return nil, read
