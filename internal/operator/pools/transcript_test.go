@@ -47,7 +47,7 @@ import (
 //	destroyed NODE        the pool's process has destroyed it
 //	refused               reconcile, which must change nothing but counters; prints the events alone
 //	reconcile, delete, advance DURATION
-//	broken [no]           the API server takes no new pools
+//	broken [no]           the API server takes neither new pools nor changes of them
 //	cache marks=hidden|shown   what the operator's cache shows of a replacement
 func TestTranscripts(t *testing.T) {
 	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
@@ -65,7 +65,7 @@ type scene struct {
 	events *record.FakeRecorder
 	now    time.Time
 	uids   int
-	broken bool // the API server takes no new CStorPoolInstances
+	broken bool // the API server takes no change of a CStorPoolInstance by the operator
 	hidden bool // the operator's cache does not show annotations of claims yet
 }
 
@@ -87,6 +87,12 @@ func newScene(t *testing.T) *scene {
 			obj.SetUID(types.UID(fmt.Sprintf("uid-%d", s.uids)))
 			obj.SetCreationTimestamp(metav1.NewTime(s.now))
 			return c.Create(ctx, obj, opts...)
+		},
+		Patch: func(ctx context.Context, c client.WithWatch, obj client.Object, patch client.Patch, opts ...client.PatchOption) error {
+			if _, ok := obj.(*cstorv1.CStorPoolInstance); ok && s.broken {
+				return apierrors.NewInternalError(errors.New("broken"))
+			}
+			return c.Patch(ctx, obj, patch, opts...)
 		},
 	})
 	cached := interceptor.NewClient(s.c.(client.WithWatch), interceptor.Funcs{
