@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/spf13/cobra"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -19,7 +20,13 @@ import (
 // poolMemory is what a pool's process keeps to: its index caches, buffers of rebuilds, and room for garbage.
 const poolMemory = 256 << 20
 
-type poolFlags struct{ instance, namespace, listen string }
+type poolFlags struct {
+	instance, namespace, listen string
+	scrubEvery                  time.Duration
+}
+
+// scrubEvery is how often a pool reads everything that it holds, unless it is told otherwise.
+const scrubEvery = 30 * 24 * time.Hour
 
 func poolCommand() *cobra.Command {
 	var f poolFlags
@@ -27,9 +34,10 @@ func poolCommand() *cobra.Command {
 		Use:   "pool --cspi=NAME --namespace=NAMESPACE --listen=IP",
 		Short: "Run one pool: its devices and the replicas on them",
 		Long: `Runs the pool of one CStorPoolInstance on the node that has its devices. It imports the pool if the devices carry it,
-and creates it only if the pool never existed and every device is blank; a device with anything else on it is refused
-by name and never written to. Then it serves the pool's replicas (CStorVolumeReplica) to their targets, and reports
-capacity, health and rebuild progress.
+also when some are missing that its raid groups can do without, and creates it only if the pool never existed and every
+device is blank; a device with anything else on it is refused by name and never written to. Then it serves the pool's
+replicas (CStorVolumeReplica) to their targets, gives devices that come back to the pool, replaces and adds those that
+the CStorPoolInstance says, and reports capacity, health, and the progress of rebuilds and resilvers.
 
 Needs: the API server (KUBECONFIG or a service account), read and write access to the devices. Takes the pod's name and
 node from POD_NAME and NODE_NAME. Listens on port 3233 (other replicas pull from here) and 9500 (/healthz, /readyz,
@@ -51,6 +59,7 @@ node from POD_NAME and NODE_NAME. Listens on port 3233 (other replicas pull from
 	cmd.Flags().StringVar(&f.instance, "cspi", "", "name of the CStorPoolInstance")
 	cmd.Flags().StringVar(&f.namespace, "namespace", "", "namespace of the cStor resources")
 	cmd.Flags().StringVar(&f.listen, "listen", "", "address of this pod, by which targets and other pools reach it")
+	cmd.Flags().DurationVar(&f.scrubEvery, "scrub-every", scrubEvery, "how often all data is read and checked against its checksums; 0: never")
 	return cmd
 }
 
@@ -64,8 +73,9 @@ func runPool(ctx context.Context, client client.WithWatch, f poolFlags) error {
 	defer fail(nil)
 	server := &replicaServer{listen: f.listen, log: log, fail: fail}
 	a := agent.New(agent.Config{
-		Client: client, Storage: agent.Disks{Serve: server.serve, Stop: server.stop},
+		Client: client, Storage: &agent.Disks{Serve: server.serve, Stop: server.stop},
 		Namespace: f.namespace, Instance: f.instance, Node: nodeName(), Identity: podName(), Log: log,
+		ScrubEvery: f.scrubEvery,
 	})
 	var wg sync.WaitGroup
 	defer wg.Wait()

@@ -14,6 +14,7 @@ import (
 
 	cstorv1 "github.com/cstor-go/cstor/api/cstor/v1"
 	"github.com/cstor-go/cstor/internal/agent/kube"
+	"github.com/cstor-go/cstor/internal/block"
 	engine "github.com/cstor-go/cstor/internal/pool"
 	"github.com/cstor-go/cstor/internal/replica"
 )
@@ -31,11 +32,18 @@ const (
 	goodbye       = 4 * time.Second // time to say OFFLINE before the process ends
 )
 
-// Engine is an open pool, as far as the agent needs it.
+// Engine is an open pool, as far as the agent needs it. Devices are named by their paths on this node.
 type Engine interface {
 	Stats() engine.Stats
 	Names() []string // of all replicas in the pool
-	Destroy() error  // gives the devices back, blank; the pool is closed then
+	Devices() []DeviceInfo
+	Activity() Activity
+	Replace(old block.GUID, device string) error // in the background; the old device stays in use as long as it can
+	Return(device string) error                  // a device of the pool is there again
+	AddGroups([]Group) error
+	Expand() error // takes the room of devices that became larger
+	SetReadOnlyPercent(int)
+	Destroy() error // gives the devices back, blank; the pool is closed then
 	Close() error
 }
 
@@ -52,9 +60,20 @@ type Replicas interface {
 type Storage interface {
 	// Probe says what a device carries; errors as of the engine's Probe.
 	Probe(device string) (*engine.Label, error)
-	// Create formats blank devices, Open takes those of an existing pool; both begin to serve its replicas.
-	Create(devices []string, cfg engine.Config, opt engine.Options) (Engine, Replicas, error)
-	Open(devices []string, opt engine.Options) (Engine, Replicas, error)
+	// Size returns how many bytes a device has now.
+	Size(device string) (int64, error)
+	// Create formats blank devices; Open takes those of an existing pool, of which some may be missing. Both begin to
+	// serve its replicas.
+	Create(groups []Group, cfg engine.Config, set Settings) (Engine, Replicas, error)
+	Open(devices []string, set Settings) (Engine, Replicas, error)
+}
+
+// Settings are what the pool's object and the process' flags say about how a pool works.
+type Settings struct {
+	ReadOnlyPercent int
+	Compression     string        // of what is written from now on: lz4, zstd or off
+	ScrubEvery      time.Duration // zero: never by itself
+	Log             *slog.Logger
 }
 
 // Config is what an Agent works with.
@@ -67,6 +86,8 @@ type Config struct {
 	Identity  string // holder of the lease: the pod
 	Log       *slog.Logger
 	Now       func() time.Time // default time.Now
+
+	ScrubEvery time.Duration // zero: no scrub by itself
 }
 
 // Agent runs one pool. Run does the work; Ready and the metrics may be asked from any goroutine meanwhile.
@@ -81,11 +102,13 @@ type Agent struct {
 	reported reported
 	farewell farewell
 	renewed  time.Time // the lease
+	disks    inventory
 
 	mu       sync.Mutex // guards what Ready and Collect read
 	engine   Engine
 	replicas Replicas
-	why      string // why the pool is not open
+	names    map[block.GUID]string // of the BlockDevices that the pool's devices are
+	why      string                // why the pool is not open
 }
 
 // New returns an agent that has not begun.
@@ -184,7 +207,7 @@ func (a *Agent) Pass(ctx context.Context, reread bool) error {
 		eng, replicas = a.open()
 	}
 	if eng != nil {
-		errs = append(errs, a.syncReplicas(ctx, eng, replicas), a.report(ctx, eng, replicas))
+		errs = append(errs, a.syncDevices(ctx, eng), a.syncReplicas(ctx, eng, replicas), a.report(ctx, eng, replicas))
 	}
 	errs = append(errs, a.renewLease(ctx))
 	if a.instance.DeletionTimestamp != nil {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	cstorv1 "github.com/cstor-go/cstor/api/cstor/v1"
@@ -72,15 +73,15 @@ func (a *Agent) mayHoldData(ctx context.Context) (left, err error) {
 	if !made(a.instance.Status.Phase) {
 		return nil, nil
 	}
-	devices, err := a.findDevices(ctx)
+	devices, err := a.findDevices(ctx, nil)
 	if err != nil {
-		return nil, client.IgnoreNotFound(err)
+		return nil, err
 	}
 	var errs []error
 	for _, d := range devices {
 		var foreign *engine.ErrForeign
 		switch {
-		case errors.Is(d.err, engine.ErrBlank), errors.As(d.err, &foreign):
+		case errors.Is(d.err, engine.ErrBlank), errors.As(d.err, &foreign), apierrors.IsNotFound(d.err):
 		case d.err == nil && d.label.Owner != string(a.instance.UID):
 		case d.err == nil:
 			errs = append(errs, fmt.Errorf("%s: device %s holds the pool, which could not be opened: %s", d.name, d.path, a.why))

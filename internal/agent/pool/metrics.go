@@ -1,6 +1,12 @@
 package pool
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"slices"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	cstorv1 "github.com/cstor-go/cstor/api/cstor/v1"
+)
 
 var (
 	poolCapacity  = prometheus.NewDesc("cstor_pool_capacity_bytes", "Size of the pool.", nil, nil)
@@ -9,6 +15,21 @@ var (
 	poolUp        = prometheus.NewDesc("cstor_pool_online", "1 while the pool is open and takes writes.", nil, nil)
 	poolReadOnly  = prometheus.NewDesc("cstor_pool_read_only", "1 while the pool is too full for writes.", nil, nil)
 	poolChecksums = prometheus.NewDesc("cstor_pool_checksum_errors_total", "Reads that found damaged data.", nil, nil)
+
+	poolState = prometheus.NewDesc("cstor_pool_state", "1 for the state that the pool is in: ONLINE, DEGRADED, FAULTED.", []string{"state"}, nil)
+
+	deviceLabels = []string{"blockdevice", "guid", "device"}
+	deviceState  = prometheus.NewDesc("cstor_pool_device_state", "1 for the state that the device is in.", append(slices.Clone(deviceLabels), "state"), nil)
+	deviceErrors = prometheus.NewDesc("cstor_pool_device_errors_total", "Operations of the device that failed, by kind: read, write, checksum.",
+		append(slices.Clone(deviceLabels), "kind"), nil)
+	deviceBehind = prometheus.NewDesc("cstor_pool_device_resilver_bytes", "Bytes that the device lacks.", deviceLabels, nil)
+
+	activityLabels   = []string{"activity"} // scrub, resilver
+	activityDone     = prometheus.NewDesc("cstor_pool_activity_done_bytes", "Bytes that the scrub or resilver has been through.", activityLabels, nil)
+	activityTotal    = prometheus.NewDesc("cstor_pool_activity_total_bytes", "Bytes that it goes through in all.", activityLabels, nil)
+	activityRate     = prometheus.NewDesc("cstor_pool_activity_bytes_per_second", "Its speed.", activityLabels, nil)
+	activityRepaired = prometheus.NewDesc("cstor_pool_activity_repaired", "What it repaired.", activityLabels, nil)
+	activityErrors   = prometheus.NewDesc("cstor_pool_activity_errors", "What it found damaged and could not repair.", activityLabels, nil)
 
 	replicaLabels    = []string{"replica"}
 	replicaConnected = prometheus.NewDesc("cstor_replica_connected", "1 while the replica has a session with its target.", replicaLabels, nil)
@@ -23,7 +44,8 @@ var (
 // Describe implements prometheus.Collector.
 func (a *Agent) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		poolCapacity, poolAllocated, poolFree, poolUp, poolReadOnly, poolChecksums, replicaConnected, replicaInSync,
+		poolCapacity, poolAllocated, poolFree, poolUp, poolReadOnly, poolChecksums, poolState, deviceState, deviceErrors, deviceBehind,
+		activityDone, activityTotal, activityRate, activityRepaired, activityErrors, replicaConnected, replicaInSync,
 		replicaUsed, replicaAllocated, rebuildDone, rebuildTotal, rebuildRate,
 	} {
 		ch <- d
@@ -47,6 +69,29 @@ func (a *Agent) Collect(ch chan<- prometheus.Metric) {
 	gauge(poolFree, float64(st.Free))
 	gauge(poolReadOnly, number(st.ReadOnly))
 	ch <- prometheus.MustNewConstMetric(poolChecksums, prometheus.CounterValue, float64(st.ChecksumErrors))
+	for _, state := range []cstorv1.PoolPhase{cstorv1.PoolOnline, cstorv1.PoolDegraded, cstorv1.PoolFaulted} {
+		gauge(poolState, number(poolPhase(st.Health) == state), string(state))
+	}
+	a.mu.Lock()
+	names := a.names
+	a.mu.Unlock()
+	for _, d := range eng.Devices() {
+		labels := []string{names[d.GUID], d.GUID.String(), d.Name}
+		with := func(l string) []string { return append(slices.Clone(labels), l) }
+		gauge(deviceState, 1, with(d.State)...)
+		for kind, n := range map[string]uint64{"read": d.ReadErrors, "write": d.WriteErrors, "checksum": d.ChecksumErrors} {
+			ch <- prometheus.MustNewConstMetric(deviceErrors, prometheus.CounterValue, float64(n), with(kind)...)
+		}
+		gauge(deviceBehind, float64(d.ToResilver), labels...)
+	}
+	activity := eng.Activity()
+	for name, p := range map[string]Progress{"scrub": activity.Scrub, "resilver": activity.Resilver} {
+		gauge(activityDone, float64(p.Done), name)
+		gauge(activityTotal, float64(p.Total), name)
+		gauge(activityRate, float64(p.Rate), name)
+		gauge(activityRepaired, float64(p.Repaired), name)
+		gauge(activityErrors, float64(p.Errors), name)
+	}
 	for _, s := range replicas.Status() {
 		gauge(replicaConnected, number(s.Connected), s.Name)
 		gauge(replicaInSync, number(s.Connected && s.Complete && s.InSync && s.Member), s.Name)

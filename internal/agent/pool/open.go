@@ -6,67 +6,89 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
+
+	"github.com/google/uuid"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 
 	cstorv1 "github.com/cstor-go/cstor/api/cstor/v1"
 	openebsv1alpha1 "github.com/cstor-go/cstor/api/openebs/v1alpha1"
 	"github.com/cstor-go/cstor/internal/agent/kube"
+	"github.com/cstor-go/cstor/internal/block"
 	engine "github.com/cstor-go/cstor/internal/pool"
+	"github.com/cstor-go/cstor/internal/pool/label"
 )
-
-// device is a disk of the pool and what was found on it.
-type device struct {
-	name  string // of the BlockDevice
-	path  string // on this node
-	label *engine.Label
-	err   error // of finding or probing it
-}
 
 // verdict is what may be done with a pool's devices.
 type verdict int
 
 const (
 	impossible verdict = iota
-	create             // all blank, and the pool was never made
-	imports            // all carry this pool
+	create             // all blank, or left by a creation that was interrupted, and the pool was never made
+	imports            // some carry this pool: whether they are enough is for the engine to say
 )
 
 // judge decides from what is on the devices. made says that the pool existed before; a pool that did is never made
-// again, whatever the devices look like. The error says why nothing can be done, and what could.
-func judge(devices []device, owner string, made bool) (verdict, error) {
-	var blank, ours []string
+// again, whatever the devices look like. It returns the devices that carry the pool, and what is wrong with the others;
+// the latter is why nothing can be done, if that is the verdict.
+func judge(devices []listed, owner string, made bool) (what verdict, ours []listed, wrong error) {
+	var blank, newest []listed
 	var errs []error
 	for _, d := range devices {
 		switch {
 		case errors.Is(d.err, engine.ErrBlank):
-			blank = append(blank, d.name)
+			blank = append(blank, d)
 		case d.err != nil:
 			errs = append(errs, fmt.Errorf("%s: %w", d.name, d.err))
 		case d.label.Owner != owner:
 			errs = append(errs, fmt.Errorf("%s: device %s belongs to pool %q of another owner (%s); wipe it if it may be used",
 				d.name, d.path, d.label.Name, d.label.Owner))
 		default:
-			ours = append(ours, d.name)
+			ours = append(ours, d)
+			if len(newest) == 0 || d.label.Generation > newest[0].label.Generation {
+				newest = []listed{d}
+			}
 		}
 	}
-	switch {
-	case len(errs) > 0:
-		return impossible, errors.Join(errs...)
-	case len(devices) == 0:
-		return impossible, errors.New("the pool lists no devices")
-	case len(ours) == len(devices):
-		return imports, nil
-	case len(ours) > 0:
-		return impossible, fmt.Errorf("%s carry the pool but %s are blank; put the missing devices back", strings.Join(ours, ", "), strings.Join(blank, ", "))
-	case made:
-		return impossible, fmt.Errorf("%s are blank, but the pool was made before and its data was on them; put the right devices back", strings.Join(blank, ", "))
-	default:
-		return create, nil
+	// A device that the newest labels do not know was replaced; it would keep the engine from opening the others.
+	for i := 0; i < len(ours); i++ {
+		if d := ours[i]; !isMember(newest[0].label, d.label.Device) {
+			errs = append(errs, fmt.Errorf("%s: device %s is not a member of pool %q any more; wipe it if it may be used", d.name, d.path, d.label.Name))
+			ours = slices.Delete(ours, i, i+1)
+			i--
+		}
 	}
+	blank = slices.DeleteFunc(blank, func(d listed) bool { return d.leaving })
+	names := func(list []listed) string {
+		var all []string
+		for _, d := range list {
+			all = append(all, d.name)
+		}
+		return strings.Join(all, ", ")
+	}
+	switch {
+	case len(devices) == 0:
+		return impossible, nil, errors.New("the pool lists no devices")
+	case len(ours) > 0 && (made || len(blank) == 0):
+		if made {
+			for _, d := range blank {
+				errs = append(errs, fmt.Errorf("%s: device %s is blank", d.name, d.path))
+			}
+		}
+		return imports, ours, errors.Join(errs...)
+	case len(errs) > 0:
+		return impossible, nil, errors.Join(errs...)
+	case made:
+		return impossible, nil, fmt.Errorf("%s are blank, but the pool was made before and its data was on them; put the right devices back", names(blank))
+	}
+	return create, ours, nil
+}
+
+func isMember(l *engine.Label, device block.GUID) bool {
+	return slices.ContainsFunc(l.Members, func(m label.Member) bool { return m.GUID == device })
 }
 
 // openPool makes or imports the pool, and reports what came of it.
@@ -75,39 +97,59 @@ func (a *Agent) openPool(ctx context.Context) error {
 	if cr.DeletionTimestamp != nil && !made(cr.Status.Phase) {
 		return nil // destroy has nothing to do
 	}
-	if kind := cr.Spec.PoolConfig.DataRaidGroupType; kind != cstorv1.RaidStripe {
-		return a.openFailed(ctx, fmt.Errorf("raid group type %q is not supported by this release, use %q", kind, cstorv1.RaidStripe))
-	}
-	devices, err := a.findDevices(ctx)
+	devices, err := a.findDevices(ctx, nil)
 	if err != nil {
 		return err // the API server, not the devices
 	}
-	what, err := judge(devices, string(cr.UID), made(cr.Status.Phase))
-	if err != nil {
-		return a.openFailed(ctx, err)
-	}
-	paths := make([]string, len(devices))
-	for i, d := range devices {
-		paths[i] = d.path
-	}
-	opt := engine.Options{ReadOnlyPercent: readOnlyLimit(cr), Log: a.Log}
+	what, ours, wrong := judge(devices, string(cr.UID), made(cr.Status.Phase))
 	var eng Engine
 	var replicas Replicas
 	reason, message := "Pool Imported", "Pool Import successful: "+poolName(cr)
-	if what == create {
+	switch what {
+	case impossible:
+		return a.openFailed(ctx, wrong)
+	case imports:
+		paths := make([]string, len(ours))
+		for i, d := range ours {
+			paths[i] = d.path
+		}
+		eng, replicas, err = a.Storage.Open(paths, a.settings())
+		if err == nil || made(cr.Status.Phase) || !errors.Is(err, engine.ErrDamaged) {
+			break
+		}
+		fallthrough // labels without a checkpoint: the creation was interrupted
+	case create:
 		reason, message = "Created", "Pool created successfully"
-		eng, replicas, err = a.Storage.Create(paths, engine.Config{Name: poolName(cr), Owner: string(cr.UID)}, opt)
-	} else {
-		eng, replicas, err = a.Storage.Open(paths, opt)
+		cfg := engine.Config{Name: poolName(cr), Owner: string(cr.UID), GUID: poolGUID(cr)}
+		eng, replicas, err = a.Storage.Create(groupsOf(devices), cfg, a.settings())
 	}
 	if err != nil {
-		return a.openFailed(ctx, err)
+		return a.openFailed(ctx, errors.Join(err, wrong))
 	}
 	a.setOpen(eng, replicas, "")
+	a.disks = inventory{limit: readOnlyLimit(cr)}
 	a.backoff.Reset()
-	a.Log.Info("pool is served", "pool", poolName(cr), "how", reason, "devices", paths)
+	a.Log.Info("pool is served", "pool", poolName(cr), "how", reason, "devices", len(devices), "wrong", wrong)
 	a.poolEvents.Event(ctx, cr, corev1.EventTypeNormal, reason, message)
 	return a.clearLost(ctx)
+}
+
+// settings are those of the pool's object.
+func (a *Agent) settings() Settings {
+	return Settings{
+		ReadOnlyPercent: readOnlyLimit(a.instance), Compression: compression(a.instance.Spec.PoolConfig.Compression),
+		ScrubEvery: a.ScrubEvery, Log: a.Log,
+	}
+}
+
+// compression is what the engine does for a value of the pool's configuration. The algorithms that it does not have are
+// of the kind of lz4.
+func compression(value string) string {
+	switch value {
+	case "off", "zstd":
+		return value
+	}
+	return "lz4"
 }
 
 // openFailed reports why the pool is not there, and sets the time of the next attempt.
@@ -148,23 +190,6 @@ func made(phase cstorv1.PoolPhase) bool {
 	return true
 }
 
-// findDevices resolves the pool's BlockDevices to paths on this node and probes them.
-func (a *Agent) findDevices(ctx context.Context) ([]device, error) {
-	var found []device
-	for _, group := range a.instance.Spec.DataRaidGroups {
-		for _, bd := range group.BlockDevices {
-			cr := &openebsv1alpha1.BlockDevice{}
-			if err := a.Client.Get(ctx, types.NamespacedName{Namespace: a.Namespace, Name: bd.BlockDeviceName}, cr); err != nil {
-				return nil, fmt.Errorf("read BlockDevice %s: %w", bd.BlockDeviceName, err)
-			}
-			d := device{name: cr.Name, path: devicePath(cr)}
-			d.label, d.err = a.Storage.Probe(d.path)
-			found = append(found, d)
-		}
-	}
-	return found, nil
-}
-
 // devicePath prefers a by-id link that exists: it survives the renaming of devices at boot.
 func devicePath(bd *openebsv1alpha1.BlockDevice) string {
 	for _, l := range bd.Spec.DevLinks {
@@ -190,6 +215,15 @@ func poolName(cr *cstorv1.CStorPoolInstance) string {
 		return "cstor-" + string(cr.UID)
 	}
 	return "cstor-" + string(owner.UID)
+}
+
+// poolGUID follows from the pool's object, so that a creation that was interrupted can be done again on the same devices.
+func poolGUID(cr *cstorv1.CStorPoolInstance) block.GUID {
+	id, err := uuid.Parse(string(cr.UID))
+	if err != nil {
+		return block.GUID{} // a fresh one
+	}
+	return block.GUID(id)
 }
 
 func readOnlyLimit(cr *cstorv1.CStorPoolInstance) int {

@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -11,37 +12,54 @@ import (
 
 	cstorv1 "github.com/cstor-go/cstor/api/cstor/v1"
 	"github.com/cstor-go/cstor/internal/agent/kube"
+	"github.com/cstor-go/cstor/internal/block"
 	engine "github.com/cstor-go/cstor/internal/pool"
+	"github.com/cstor-go/cstor/internal/pool/label"
 )
 
-var (
-	ours    = &engine.Label{Name: "cstor-cspc-uid", Owner: cspiUID}
-	foreign = &engine.ErrForeign{Device: "/dev/sdb", Found: "xfs filesystem"}
-)
+var foreign = &engine.ErrForeign{Device: "/dev/sdb", Found: "xfs filesystem"}
 
 func TestJudge(t *testing.T) {
-	blank := func(n string) device { return device{name: n, err: engine.ErrBlank} }
-	mine := func(n string) device { return device{name: n, label: ours} }
+	blank := func(n string) listed { return listed{name: n, err: engine.ErrBlank} }
+	gone := func(n string) listed { return listed{name: n, err: errors.New("no such file")} }
+	mine := func(n string, generation uint64, members ...byte) listed {
+		l := &engine.Label{Owner: cspiUID, Device: block.GUID{n[0]}, Generation: generation}
+		for _, m := range members {
+			l.Members = append(l.Members, label.Member{GUID: block.GUID{m}})
+		}
+		return listed{name: n, label: l}
+	}
+	other := listed{name: "c", label: &engine.Label{Name: "cstor-x", Owner: "y"}}
 	for _, c := range []struct {
 		name    string
-		devices []device
+		devices []listed
 		made    bool
 		want    verdict
+		ours    int
 		why     string
 	}{
-		{"new", []device{blank("a"), blank("b")}, false, create, ""},
-		{"known", []device{mine("a"), mine("b")}, true, imports, ""},
-		{"created, but the process died before it said so", []device{mine("a")}, false, imports, ""},
-		{"disks replaced by blank ones", []device{blank("a")}, true, impossible, "a are blank, but the pool was made before"},
-		{"one disk missing", []device{mine("a"), blank("b")}, true, impossible, "a carry the pool but b are blank"},
-		{"foreign", []device{blank("a"), {name: "b", err: foreign}}, false, impossible, "xfs filesystem"},
-		{"damaged", []device{{name: "a", err: engine.ErrDamaged}}, false, impossible, "damaged"},
-		{"another pool", []device{{name: "a", label: &engine.Label{Name: "cstor-x", Owner: "y"}}}, false, impossible, `pool "cstor-x" of another owner`},
-		{"no disks", nil, false, impossible, "lists no devices"},
+		{"new", []listed{blank("a"), blank("b")}, false, create, 0, ""},
+		{"known", []listed{mine("a", 1, 'a', 'b'), mine("b", 1, 'a', 'b')}, true, imports, 2, ""},
+		{"created, but the process died before it said so", []listed{mine("a", 1, 'a')}, false, imports, 1, ""},
+		{"died while it created", []listed{mine("a", 1, 'a', 'b'), blank("b")}, false, create, 1, ""},
+		{"died while it created, and a disk went away", []listed{mine("a", 1, 'a', 'b'), blank("b"), gone("c")}, false, impossible, 0, "c: no such file"},
+		{"not all there to create", []listed{blank("a"), gone("b")}, false, impossible, 0, "b: no such file"},
+		{"disks replaced by blank ones", []listed{blank("a")}, true, impossible, 0, "a are blank, but the pool was made before"},
+		{"one disk replaced by a blank one", []listed{mine("a", 1, 'a', 'b'), blank("b")}, true, imports, 1, "b: device  is blank"},
+		{"one disk gone", []listed{mine("a", 1, 'a', 'b'), gone("b")}, true, imports, 1, "b: no such file"},
+		{"one disk gone of a pool that did not say yet that it was made", []listed{mine("a", 1, 'a', 'b'), gone("b")}, false, imports, 1, "b: no such file"},
+		{"all disks gone", []listed{gone("a"), gone("b")}, true, impossible, 0, "b: no such file"},
+		{"one that was replaced is listed again", []listed{mine("x", 1, 'a', 'x'), mine("a", 2, 'a', 'b'), mine("b", 2, 'a', 'b')}, true, imports, 2, "x: device  is not a member of pool"},
+		{"one that was replaced is blank by now", []listed{mine("a", 2, 'a'), {name: "x", leaving: true, err: engine.ErrBlank}}, true, imports, 1, ""},
+		{"foreign", []listed{blank("a"), {name: "b", err: foreign}}, false, impossible, 0, "xfs filesystem"},
+		{"damaged", []listed{{name: "a", err: engine.ErrDamaged}}, false, impossible, 0, "damaged"},
+		{"another pool", []listed{other}, false, impossible, 0, `pool "cstor-x" of another owner`},
+		{"one of another pool", []listed{mine("a", 1, 'a'), other}, true, imports, 1, `pool "cstor-x" of another owner`},
+		{"no disks", nil, false, impossible, 0, "lists no devices"},
 	} {
-		got, err := judge(c.devices, cspiUID, c.made)
-		if got != c.want || (err != nil) != (c.why != "") || err != nil && !strings.Contains(err.Error(), c.why) {
-			t.Errorf("%s: %v, %v", c.name, got, err)
+		got, ours, err := judge(c.devices, cspiUID, c.made)
+		if got != c.want || len(ours) != c.ours || (err != nil) != (c.why != "") || err != nil && !strings.Contains(err.Error(), c.why) {
+			t.Errorf("%s: %v, %d devices, %v", c.name, got, len(ours), err)
 		}
 	}
 }
@@ -124,20 +142,6 @@ func TestLostPoolIsNotMadeAnew(t *testing.T) {
 	if cr := w.instance(); cr.Status.Phase != cstorv1.PoolOnline || len(cr.Status.Conditions) != 0 {
 		t.Errorf("after its return: %+v", cr.Status)
 	}
-}
-
-func TestUnsupportedLayoutIsRefused(t *testing.T) {
-	w := newWorld(t, "", engine.ErrBlank)
-	cr := w.instance()
-	cr.Spec.PoolConfig.DataRaidGroupType = "raidz"
-	if err := w.client.Update(w.ctx, cr); err != nil {
-		t.Fatal(err)
-	}
-	w.pass()
-	if w.disks.created != 0 {
-		t.Fatal("pool was made as a stripe")
-	}
-	w.wantEvents(`Warning FailCreate Failed to create pool due to 'raid group type "raidz" is not supported`)
 }
 
 func TestPoolThatFailsIsNotOnline(t *testing.T) {

@@ -202,7 +202,7 @@ func (a *Agent) report(ctx context.Context, eng Engine, replicas Replicas) error
 		a.reported.phase.said(phase, now)
 	}
 	a.readOnlyEvent(ctx, st.ReadOnly, st.Allocated, st.Free)
-	return errors.Join(a.clearLost(ctx), a.disksCondition(ctx, st.Failure))
+	return a.clearLost(ctx)
 }
 
 // poolPhase is the phase of an open pool in that health.

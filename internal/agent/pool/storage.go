@@ -2,10 +2,13 @@ package pool
 
 import (
 	"errors"
+	"fmt"
+	"sync"
+	"time"
 
 	engine "github.com/cstor-go/cstor/internal/pool"
 	"github.com/cstor-go/cstor/internal/pool/disk"
-	"github.com/cstor-go/cstor/internal/pool/label"
+	"github.com/cstor-go/cstor/internal/pool/raid"
 )
 
 // Disks is the Storage of the node: raw block devices, or regular files.
@@ -13,105 +16,142 @@ type Disks struct {
 	// Serve begins to serve the replicas of a pool that was opened, and Stop ends that before the pool is closed.
 	Serve func(*engine.Pool) (Replicas, error)
 	Stop  func()
+
+	mu   sync.Mutex
+	hung map[string]bool // devices that have not answered yet
 }
 
+// patience is how long a device that is looked at may take to answer.
+const patience = 5 * time.Second
+
+var errHung = errors.New("it does not answer")
+
 // Probe implements Storage.
-func (d Disks) Probe(path string) (*engine.Label, error) {
-	dev, err := disk.Open(path, disk.Options{ReadOnly: true})
-	if err != nil {
-		return nil, err
+func (d *Disks) Probe(path string) (*engine.Label, error) {
+	return look(d, path, engine.Probe)
+}
+
+// Size implements Storage.
+func (d *Disks) Size(path string) (int64, error) {
+	return look(d, path, func(dev disk.Device) (int64, error) { return dev.Size(), nil })
+}
+
+// look looks at a device. One that hangs costs patience once; until it answers it is not asked again.
+func look[T any](d *Disks, path string, at func(disk.Device) (T, error)) (none T, err error) {
+	type answer struct {
+		found T
+		err   error
 	}
-	defer dev.Close()
-	return engine.Probe(dev)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.hung[path] {
+		return none, fmt.Errorf("device %s: %w", path, errHung)
+	}
+	answers := make(chan answer, 1)
+	go func() {
+		var a answer
+		dev, err := disk.Open(path, disk.Options{ReadOnly: true})
+		if a.err = err; err == nil {
+			a.found, a.err = at(dev)
+			dev.Close()
+		}
+		answers <- a
+	}()
+	limit := time.NewTimer(patience)
+	defer limit.Stop()
+	select {
+	case a := <-answers:
+		return a.found, a.err
+	case <-limit.C:
+	}
+	if d.hung == nil {
+		d.hung = map[string]bool{}
+	}
+	d.hung[path] = true
+	go func() {
+		<-answers
+		d.mu.Lock()
+		delete(d.hung, path)
+		d.mu.Unlock()
+	}()
+	return none, fmt.Errorf("device %s: %w", path, errHung)
 }
 
 // Create implements Storage.
-func (d Disks) Create(devices []string, cfg engine.Config, opt engine.Options) (Engine, Replicas, error) {
-	return d.with(devices, func(devs []disk.Device) (*engine.Pool, error) { return engine.Create(engine.Stripe(devs...), cfg, opt) })
+func (d *Disks) Create(groups []Group, cfg engine.Config, set Settings) (Engine, Replicas, error) {
+	made, paths, err := openGroups(groups)
+	if err != nil {
+		return nil, nil, err
+	}
+	return d.serve(paths, devicesOf(made), func() (*engine.Pool, error) { return engine.Create(made, cfg, options(set)) })
 }
 
 // Open implements Storage.
-func (d Disks) Open(devices []string, opt engine.Options) (Engine, Replicas, error) {
-	return d.with(devices, func(devs []disk.Device) (*engine.Pool, error) { return engine.Open(devs, opt) })
+func (d *Disks) Open(paths []string, set Settings) (Engine, Replicas, error) {
+	devs, err := openAll(paths)
+	if err != nil {
+		return nil, nil, err
+	}
+	return d.serve(paths, devs, func() (*engine.Pool, error) { return engine.Open(devs, options(set)) })
 }
 
-func (d Disks) with(paths []string, open func([]disk.Device) (*engine.Pool, error)) (Engine, Replicas, error) {
-	devs := make([]disk.Device, 0, len(paths))
-	closeAll := func() {
-		for _, dev := range devs {
-			dev.Close()
-		}
-	}
-	for _, path := range paths {
-		dev, err := disk.Open(path, disk.Options{})
-		if err != nil {
-			closeAll()
-			return nil, nil, err
-		}
-		devs = append(devs, dev)
-	}
-	p, err := open(devs)
+func options(set Settings) engine.Options {
+	return engine.Options{ReadOnlyPercent: set.ReadOnlyPercent, Log: set.Log}
+}
+
+// serve opens a pool, which takes the devices over if that works, and begins to serve its replicas.
+func (d *Disks) serve(paths []string, devs []disk.Device, open func() (*engine.Pool, error)) (Engine, Replicas, error) {
+	p, err := open()
 	if err != nil {
-		closeAll()
+		closeAll(devs)
 		return nil, nil, err
 	}
 	replicas, err := d.Serve(p)
 	if err != nil {
 		return nil, nil, errors.Join(err, p.Close())
 	}
-	return opened{p, d.Stop, paths}, replicas, nil
+	return &opened{Pool: p, disks: d, paths: paths}, replicas, nil
 }
 
-// opened is an engine's pool as the agent wants to see it.
-type opened struct {
-	*engine.Pool
-	stop  func()
-	paths []string
-}
-
-// Names implements Engine.
-func (o opened) Names() []string {
-	var names []string
-	for _, r := range o.Replicas() {
-		names = append(names, r.Name())
-	}
-	return names
-}
-
-// Close implements Engine.
-func (o opened) Close() error {
-	o.stop()
-	return o.Pool.Close()
-}
-
-// Destroy implements Engine. Without labels a device is blank to everybody; the log between them is garbage.
-func (o opened) Destroy() error {
-	if err := o.Close(); err != nil && !errors.Is(err, engine.ErrClosed) {
-		return err
-	}
-	for _, path := range o.paths {
-		if err := blank(path); err != nil {
-			return err
+// openAll opens devices for a pool; all or none.
+func openAll(paths []string) (devs []disk.Device, err error) {
+	for _, path := range paths {
+		dev, err := disk.Open(path, disk.Options{})
+		if err != nil {
+			closeAll(devs)
+			return nil, err
 		}
+		devs = append(devs, dev)
 	}
-	return nil
+	return devs, nil
 }
 
-// blank clears the labels of a device that was this pool's, and gives its space back.
-func blank(path string) error {
-	dev, err := disk.Open(path, disk.Options{})
-	if err != nil {
-		return err
-	}
-	defer dev.Close()
-	size := dev.Size()
-	for off, n := range map[int64]int64{0: label.HeadBytes, size - label.TailBytes: label.TailBytes} {
-		if err := dev.WritevAt([][]byte{make([]byte, n)}, off); err != nil {
-			return err
+// openGroups opens the devices of raid groups that are to be made; all or none.
+func openGroups(groups []Group) (made []engine.Group, paths []string, err error) {
+	for _, g := range groups {
+		kind, err := raid.ParseKind(g.Kind)
+		var devs []disk.Device
+		if err == nil {
+			devs, err = openAll(g.Devices)
 		}
+		if err != nil {
+			closeAll(devicesOf(made))
+			return nil, nil, err
+		}
+		made, paths = append(made, engine.Group{Kind: kind, Cache: g.Cache, Devices: devs}), append(paths, g.Devices...)
 	}
-	if err := dev.Discard(label.HeadBytes, size-label.HeadBytes-label.TailBytes); err != nil {
-		return err
+	return made, paths, nil
+}
+
+func devicesOf(groups []engine.Group) (devs []disk.Device) {
+	for _, g := range groups {
+		devs = append(devs, g.Devices...)
 	}
-	return dev.Flush()
+	return devs
+}
+
+func closeAll(devs []disk.Device) {
+	for _, dev := range devs {
+		dev.Close()
+	}
 }

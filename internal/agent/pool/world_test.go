@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +24,7 @@ import (
 	"github.com/cstor-go/cstor/internal/agent/kube"
 	"github.com/cstor-go/cstor/internal/block"
 	engine "github.com/cstor-go/cstor/internal/pool"
+	"github.com/cstor-go/cstor/internal/pool/label"
 	"github.com/cstor-go/cstor/internal/replica"
 )
 
@@ -39,7 +41,10 @@ const (
 // disks is a node's devices, and the pool on them.
 type disks struct {
 	content map[string]any // by path: an error of Probe, or a *engine.Label
-	pool    *memPool       // what Open finds
+	sizes   map[string]int64
+	set     Settings // of the last Create or Open
+	labels  []*engine.Label
+	pool    *memPool // what Open finds
 	created int
 }
 
@@ -53,26 +58,62 @@ func (d *disks) Probe(path string) (*engine.Label, error) {
 	return nil, fmt.Errorf("device %s: no such file", path)
 }
 
-func (d *disks) Create(paths []string, cfg engine.Config, _ engine.Options) (Engine, Replicas, error) {
+func (d *disks) Size(path string) (int64, error) {
+	if d.content[path] == nil {
+		return 0, fmt.Errorf("device %s: no such file", path)
+	}
+	return cmp.Or(d.sizes[path], poolSize), nil
+}
+
+func (d *disks) Create(groups []Group, cfg engine.Config, set Settings) (Engine, Replicas, error) {
 	d.created++
+	d.set = set
 	d.pool = &memPool{
-		disks: d, stats: engine.Stats{Allocated: 230 << 10, Free: poolSize - 230<<10, Capacity: poolSize, Health: "ONLINE"},
+		disks: d, cfg: cfg, stats: engine.Stats{Allocated: 230 << 10, Free: poolSize - 230<<10, Capacity: poolSize, Health: "ONLINE"},
 		replicas: map[string]*replica.Status{},
 	}
-	for _, p := range paths {
-		d.content[p] = &engine.Label{Name: cfg.Name, Owner: cfg.Owner}
+	return d.pool, server{d.pool}, d.pool.AddGroups(groups)
+}
+
+func (d *disks) Open(paths []string, set Settings) (Engine, Replicas, error) {
+	d.set = set
+	d.pool.attached = map[string]replica.Spec{}
+	missing := map[int]int{}
+	for i := range d.pool.devices {
+		m := &d.pool.devices[i]
+		at := slices.IndexFunc(paths, func(p string) bool {
+			l, ok := d.content[p].(*engine.Label)
+			return ok && l.Device == m.GUID
+		})
+		switch {
+		case at < 0:
+			m.State = stateUnavailable
+			missing[m.Group]++
+		case m.State != stateResilvering:
+			m.State = stateOnline
+			fallthrough
+		default:
+			m.Name = paths[at]
+		}
+		if missing[m.Group] > redundancy[m.Kind] {
+			return nil, nil, errors.New("too many devices are missing")
+		}
 	}
 	return d.pool, server{d.pool}, nil
 }
 
-func (d *disks) Open([]string, engine.Options) (Engine, Replicas, error) {
-	d.pool.attached = map[string]replica.Spec{}
-	return d.pool, server{d.pool}, nil
-}
+var redundancy = map[string]int{"mirror": 1, "raidz": 1, "raidz2": 2}
 
 // memPool is a pool and its replica server.
 type memPool struct {
 	disks      *disks
+	cfg        engine.Config
+	devices    []DeviceInfo
+	resilver   Progress
+	limit      int
+	calls      []string // Replace, Return, AddGroups, Expand
+	refuse     error    // of these
+	generation uint64
 	stats      engine.Stats
 	replicas   map[string]*replica.Status
 	attached   map[string]replica.Spec
@@ -91,6 +132,105 @@ func (p *memPool) Destroy() error {
 		p.disks.content[path] = engine.ErrBlank
 	}
 	return nil
+}
+
+func (p *memPool) Devices() []DeviceInfo     { return slices.Clone(p.devices) }
+func (p *memPool) Activity() Activity        { return Activity{Resilver: p.resilver} }
+func (p *memPool) SetReadOnlyPercent(n int)  { p.limit = n }
+func (p *memPool) called(f string, a ...any) { p.calls = append(p.calls, fmt.Sprintf(f, a...)) }
+func (p *memPool) state(path, state string)  { p.device(path).State = state }
+func (p *memPool) device(path string) *DeviceInfo {
+	for i := range p.devices {
+		if p.devices[i].Name == path {
+			return &p.devices[i]
+		}
+	}
+	panic("no device " + path)
+}
+
+// add makes a device of the pool.
+func (p *memPool) add(path, state string, like DeviceInfo) {
+	like.GUID, like.Name, like.State, like.Size = block.GUID{byte(len(p.disks.labels) + 1)}, path, state, poolSize
+	p.devices = append(p.devices, like)
+	l := &engine.Label{Name: p.cfg.Name, Owner: p.cfg.Owner, Device: like.GUID}
+	p.disks.labels = append(p.disks.labels, l)
+	p.disks.content[path] = l
+	p.label()
+}
+
+// label writes new labels on the devices that are there.
+func (p *memPool) label() {
+	var members []label.Member
+	for _, m := range p.devices {
+		members = append(members, label.Member{GUID: m.GUID})
+	}
+	p.generation++
+	for _, c := range p.disks.content {
+		if l, ok := c.(*engine.Label); ok && l.Owner == p.cfg.Owner && slices.ContainsFunc(members, func(m label.Member) bool { return m.GUID == l.Device }) {
+			l.Generation, l.Members = p.generation, members
+		}
+	}
+}
+
+func (p *memPool) AddGroups(groups []Group) error {
+	if p.refuse != nil {
+		return p.refuse
+	}
+	for _, g := range groups {
+		p.called("add %s %v", g.Kind, g.Devices)
+		at := 0
+		for _, m := range p.devices {
+			at = max(at, m.Group+1)
+		}
+		for i, path := range g.Devices {
+			p.add(path, stateOnline, DeviceInfo{Group: at, Column: i, Kind: g.Kind, Cache: g.Cache})
+		}
+	}
+	return nil
+}
+
+func (p *memPool) Replace(old block.GUID, path string) error {
+	if p.refuse != nil {
+		return p.refuse
+	}
+	for _, m := range p.devices {
+		if m.GUID == old {
+			p.called("replace %s with %s", m.Name, path)
+			p.add(path, stateResilvering, m)
+			return nil
+		}
+	}
+	return fmt.Errorf("no device %v", old)
+}
+
+// resilvered is the end of what Replace began.
+func (p *memPool) resilvered(old, fresh string) {
+	p.state(fresh, stateOnline)
+	p.devices = slices.DeleteFunc(p.devices, func(m DeviceInfo) bool { return m.Name == old })
+	if p.disks.content[old] != nil {
+		p.disks.content[old] = engine.ErrBlank
+	}
+	p.label()
+}
+
+func (p *memPool) Return(path string) error {
+	p.called("return %s", path)
+	l := p.disks.content[path].(*engine.Label)
+	for i := range p.devices {
+		if p.devices[i].GUID == l.Device && p.refuse == nil {
+			p.devices[i].State, p.devices[i].Name = stateOnline, path
+		}
+	}
+	return p.refuse
+}
+
+func (p *memPool) Expand() error {
+	p.called("expand")
+	for i := range p.devices {
+		p.devices[i].Size = cmp.Or(p.disks.sizes[p.devices[i].Name], poolSize)
+	}
+	p.stats.Capacity += gib
+	return p.refuse
 }
 
 func (p *memPool) Attach(s replica.Spec) error {
@@ -137,7 +277,7 @@ type world struct {
 func newWorld(t *testing.T, phase cstorv1.PoolPhase, content any) *world {
 	w := &world{t: t, ctx: t.Context(), now: time.Unix(1_800_000_000, 0), disks: &disks{content: map[string]any{"/dev/sdb": content}}}
 	instance := &cstorv1.CStorPoolInstance{
-		ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: cspi, UID: cspiUID, OwnerReferences: []metav1.OwnerReference{{
+		ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: cspi, UID: cspiUID, Labels: map[string]string{cstorv1.LabelPoolCluster: "cspc"}, OwnerReferences: []metav1.OwnerReference{{
 			APIVersion: "cstor.openebs.io/v1", Kind: "CStorPoolCluster", Name: "cspc", UID: "cspc-uid",
 		}}},
 		Spec: cstorv1.CStorPoolInstanceSpec{

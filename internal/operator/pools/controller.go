@@ -207,7 +207,7 @@ func (r *Reconciler) change(ctx context.Context, w *world) error {
 			continue
 		}
 		if err := r.regroup(ctx, w, p); err != nil {
-			if !object.IsWaiting(err) {
+			if !object.IsWaiting(err) && !apierrors.IsConflict(err) {
 				r.warn(w.cluster, "Update", err.Error())
 			}
 			return err
