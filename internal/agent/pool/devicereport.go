@@ -11,6 +11,7 @@ import (
 
 	cstorv1 "github.com/cstor-go/cstor/api/cstor/v1"
 	"github.com/cstor-go/cstor/internal/block"
+	engine "github.com/cstor-go/cstor/internal/pool"
 )
 
 // deviceEvent records an event about a device of the pool once, until another one about the device is due.
@@ -113,11 +114,17 @@ func (a *Agent) reportDevices(ctx context.Context, eng Engine, l *layout) error 
 		if !d.leaving {
 			names = append(names, d.name)
 		}
-		if d.err != nil {
+		switch {
+		case d.err != nil:
 			why = append(why, fmt.Sprintf("%s: %v", d.name, d.err))
+		case m != nil && m.Cause != nil:
+			why = append(why, fmt.Sprintf("%s: %v", d.name, m.Cause))
 		}
 	}
-	message := eng.Stats().Failure
+	var message string
+	if st := eng.Stats(); st.Health == engine.HealthFaulted {
+		message = st.Failure
+	}
 	if len(names) > 0 {
 		slices.Sort(names)
 		message = fmt.Sprintf("Following disks %v are unavailable/faulted", names)

@@ -30,6 +30,7 @@ type DeviceInfo struct {
 	Kind          string
 	Cache         bool
 	State         string
+	Cause         error // why it is not ONLINE, if the engine knows
 	Size          int64 // bytes that the pool uses
 
 	ReadErrors, WriteErrors, ChecksumErrors uint64

@@ -63,7 +63,7 @@ func (a *Agent) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	st := eng.Stats()
-	gauge(poolUp, number(st.Failure == ""))
+	gauge(poolUp, number(poolPhase(st.Health) != cstorv1.PoolFaulted))
 	gauge(poolCapacity, float64(st.Capacity))
 	gauge(poolAllocated, float64(st.Allocated))
 	gauge(poolFree, float64(st.Free))

@@ -35,7 +35,7 @@ func (o *opened) Devices() []DeviceInfo {
 	var all []DeviceInfo
 	for _, d := range o.Pool.Devices() {
 		x := DeviceInfo{
-			GUID: d.GUID, Name: d.Name, Group: d.Group, Column: d.Column, Kind: d.Kind.String(), Cache: d.Cache, State: d.State.String(),
+			GUID: d.GUID, Name: d.Name, Group: d.Group, Column: d.Column, Kind: d.Kind.String(), Cache: d.Cache, State: d.State.String(), Cause: d.Cause,
 			Size: d.Size, ReadErrors: d.ReadErrors, WriteErrors: d.WriteErrors, ChecksumErrors: d.ChecksumErrors,
 		}
 		if d.Units > 0 {
