@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -59,6 +60,7 @@ func command() *cobra.Command {
 	}
 	c.PersistentFlags().StringVar(&root, "root", defaultRoot(), "directory of the repository")
 	c.PersistentFlags().StringVar(&cfg.Dir, "dir", "", "directory of the cluster, removed with it (default: a new one below $TMPDIR or .run)")
+	c.PersistentFlags().StringVar(&cfg.Raid, "raid", lab.RaidTypes[0], "type of the pools' raid groups: "+strings.Join(lab.RaidTypes, ", "))
 	c.Flags().BoolVar(&cfg.Keep, "keep", false, "leave the cluster running at the end, also when something failed")
 	c.Flags().BoolVar(&cfg.Update, "update", false, "make this run's transcript the expected one")
 	c.Flags().Uint64Var(&cfg.Seed, "seed", 1, "seed of the application's choices")
@@ -71,7 +73,7 @@ func command() *cobra.Command {
 				if cfg.Dir, err = directory(root, cfg.Dir); err != nil {
 					return err
 				}
-				return up(c.Context(), root, cfg.Dir)
+				return up(c.Context(), root, cfg.Dir, cfg.Raid)
 			},
 		},
 		&cobra.Command{
@@ -105,8 +107,8 @@ func directory(root, dir string) (string, error) {
 }
 
 // up starts a cluster with pools and leaves it running.
-func up(ctx context.Context, root, dir string) error {
-	l, err := lab.Start(ctx, lab.Options{Root: root, Dir: dir, Detach: true, Progress: os.Stdout})
+func up(ctx context.Context, root, dir, raid string) error {
+	l, err := lab.Start(ctx, lab.Options{Root: root, Dir: dir, Raid: raid, Detach: true, Progress: os.Stdout})
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -40,6 +41,7 @@ const Image = "cstor:dev"
 type Options struct {
 	Root     string    // of the repository: bin/, deploy/, examples/
 	Dir      string    // of the cluster: empty or absent; it is removed with the cluster
+	Raid     string    // type of the pools' raid groups; empty: stripe
 	Detach   bool      // the cluster outlives this process; Close leaves it alone
 	Progress io.Writer // what is going on while the cluster starts
 }
@@ -56,6 +58,9 @@ type Lab struct {
 func Start(ctx context.Context, opts Options) (*Lab, error) {
 	if opts.Progress == nil {
 		opts.Progress = io.Discard
+	}
+	if opts.Raid != "" && !slices.Contains(RaidTypes, opts.Raid) {
+		return nil, fmt.Errorf("raid type %q: there are %s", opts.Raid, strings.Join(RaidTypes, ", "))
 	}
 	l := &Lab{opts: opts, Kubeconfig: filepath.Join(opts.Dir, "kubeconfig")}
 	for _, program := range []string{l.devcluster(), l.binary()} {

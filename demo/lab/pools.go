@@ -22,24 +22,32 @@ import (
 // diskBytes is the size of each node's disk, a sparse file.
 const diskBytes = 10 << 30
 
-// DeployDir and PoolsFile are the manifests that a production cluster would get, below the repository's root.
-const (
-	DeployDir = "deploy/"
-	PoolsFile = "examples/cspc.yaml"
-)
+// DeployDir has the manifests that a production cluster would get, below the repository's root.
+const DeployDir = "deploy/"
+
+// RaidTypes are those that there are manifests of pools for.
+var RaidTypes = []string{cstorv1.RaidStripe, cstorv1.RaidMirror, cstorv1.RaidZ, cstorv1.RaidZ2}
+
+// PoolsFile is the manifest of the pools, below the repository's root.
+func (l *Lab) PoolsFile() string {
+	if l.opts.Raid == "" || l.opts.Raid == cstorv1.RaidStripe {
+		return "examples/cspc.yaml"
+	}
+	return "examples/cspc-" + l.opts.Raid + ".yaml"
+}
 
 // RootPath returns a path below the repository's root.
 func (l *Lab) RootPath(path string) string { return filepath.Join(l.opts.Root, path) }
 
 // PoolCluster reads the pools' manifest.
 func (l *Lab) PoolCluster() (*cstorv1.CStorPoolCluster, error) {
-	text, err := os.ReadFile(l.RootPath(PoolsFile))
+	text, err := os.ReadFile(l.RootPath(l.PoolsFile()))
 	if err != nil {
 		return nil, fmt.Errorf("reading the pools' manifest: %w", err)
 	}
 	c := &cstorv1.CStorPoolCluster{}
 	if err := yaml.UnmarshalStrict(text, c); err != nil {
-		return nil, fmt.Errorf("reading %s: %w", PoolsFile, err)
+		return nil, fmt.Errorf("reading %s: %w", l.PoolsFile(), err)
 	}
 	return c, nil
 }
@@ -83,7 +91,7 @@ func waitingReason(p *corev1.Pod) string {
 	return ""
 }
 
-// AddDisks gives each node a sparse file as its disk and makes the BlockDevices that the node disk manager would make
+// AddDisks gives each node sparse files as its disks and makes the BlockDevices that the node disk manager would make
 // of them, under the names that the pools' manifest uses.
 func (l *Lab) AddDisks(ctx context.Context) error {
 	pools, err := l.PoolCluster()
@@ -92,9 +100,9 @@ func (l *Lab) AddDisks(ctx context.Context) error {
 	}
 	for _, p := range pools.Spec.Pools {
 		node := p.NodeSelector[cstorv1.LabelHostName]
-		for _, g := range p.DataRaidGroups {
+		for _, g := range slices.Concat(p.DataRaidGroups, p.WriteCacheRaidGroups) {
 			for _, d := range g.BlockDevices {
-				if err := l.addDisk(ctx, node, d.BlockDeviceName); err != nil {
+				if err := l.AddDisk(ctx, node, d.BlockDeviceName); err != nil {
 					return err
 				}
 			}
@@ -103,8 +111,14 @@ func (l *Lab) AddDisks(ctx context.Context) error {
 	return nil
 }
 
-func (l *Lab) addDisk(ctx context.Context, node, name string) error {
-	path := filepath.Join(l.opts.Dir, "disks", node, name+".img")
+// Disk is the file that is a disk of a node.
+func (l *Lab) Disk(node, name string) string {
+	return filepath.Join(l.opts.Dir, "disks", node, name+".img")
+}
+
+// AddDisk gives a node one more disk.
+func (l *Lab) AddDisk(ctx context.Context, node, name string) error {
+	path := l.Disk(node, name)
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("making a disk: %w", err)
 	}
@@ -187,7 +201,7 @@ func (l *Lab) Prepare(ctx context.Context) error {
 	if err := l.AddDisks(ctx); err != nil {
 		return err
 	}
-	if _, err := l.Kubectl(ctx, "apply", "-f", l.RootPath(PoolsFile)); err != nil {
+	if _, err := l.Kubectl(ctx, "apply", "-f", l.RootPath(l.PoolsFile())); err != nil {
 		return err
 	}
 	pools, err := l.PoolCluster()

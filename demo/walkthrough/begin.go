@@ -13,7 +13,7 @@ import (
 // startCluster is step 1.
 func (w *walk) startCluster(ctx context.Context) (err error) {
 	w.Screen.Say("etcd, kube-apiserver, kube-controller-manager and kube-scheduler start as local processes.")
-	w.lab, err = lab.Start(ctx, lab.Options{Root: w.Root, Dir: w.Dir, Detach: w.Keep, Progress: w.Screen})
+	w.lab, err = lab.Start(ctx, lab.Options{Root: w.Root, Dir: w.Dir, Raid: w.Raid, Detach: w.Keep, Progress: w.Screen})
 	if err != nil {
 		return err
 	}
@@ -37,23 +37,27 @@ func (w *walk) install(ctx context.Context) error {
 
 // createPools is step 3.
 func (w *walk) createPools(ctx context.Context) error {
-	w.Screen.Say("Each node gets a sparse file of 10 GiB and a BlockDevice that describes it.\n")
+	pools, err := w.lab.PoolCluster()
+	if err != nil {
+		return err
+	}
+	w.cluster = pools.Name
+	disks := "a sparse file of 10 GiB and a BlockDevice that describes it"
+	if n := len(pools.Spec.Pools[0].DataRaidGroups[0].BlockDevices); n > 1 {
+		disks = fmt.Sprintf("%d sparse files of 10 GiB and BlockDevices that describe them", n)
+	}
+	w.Screen.Say("Each node gets %s.\n", disks)
 	if err := w.lab.AddDisks(ctx); err != nil {
 		return err
 	}
 	if err := w.show(ctx, inNamespace("get", "bd")...); err != nil {
 		return err
 	}
-	pools, err := w.lab.PoolCluster()
+	out, err := w.lab.Kubectl(ctx, "apply", "-f", w.lab.RootPath(w.lab.PoolsFile()))
 	if err != nil {
 		return err
 	}
-	w.cluster = pools.Name
-	out, err := w.lab.Kubectl(ctx, "apply", "-f", w.lab.RootPath(lab.PoolsFile))
-	if err != nil {
-		return err
-	}
-	w.Screen.Command("kubectl apply -f "+lab.PoolsFile, out)
+	w.Screen.Command("kubectl apply -f "+w.lab.PoolsFile(), out)
 	if err := w.lab.WaitPools(ctx, w.cluster); err != nil {
 		return err
 	}

@@ -24,6 +24,7 @@ import (
 type Config struct {
 	Root     string         // of the repository
 	Dir      string         // of the cluster
+	Raid     string         // type of the pools' raid groups; empty: stripe
 	Screen   *screen.Screen // what people see
 	Keep     bool           // leave the cluster running at the end
 	Expected string         // file with the expected transcript
@@ -36,7 +37,11 @@ type Config struct {
 // Defaults fills in what is not set.
 func (c Config) Defaults() Config {
 	if c.Expected == "" {
-		c.Expected = filepath.Join(c.Root, "demo", "testdata", "transcript.txt")
+		name := "transcript.txt"
+		if c.Raid != "" && c.Raid != cstorv1.RaidStripe {
+			name = "transcript-" + c.Raid + ".txt"
+		}
+		c.Expected = filepath.Join(c.Root, "demo", "testdata", name)
 	}
 	if c.Load.Depth == 0 {
 		c.Load = workload.Load{Depth: 8, Rate: 600}
