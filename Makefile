@@ -75,9 +75,9 @@ test-devcluster: ## Run the tests of the control plane and the process runtime
 	@cd devcluster && nice go test -timeout 20m $(TESTFLAGS) ./...
 
 .PHONY: test-e2e
-test-e2e: build ## Run the walk-through and the kill tests
+test-e2e: build ## Run the walk-through, the kill tests and the disk tests
 	@echo "== go test ./e2e"
-	@go test -v -count=1 -timeout 20m $(TESTFLAGS) ./e2e
+	@go test -v -count=1 -timeout 45m $(TESTFLAGS) ./e2e
 
 .PHONY: bench
 bench: build ## Measure, side by side: raw file, network, one and three replicas, rebuild

@@ -1,6 +1,6 @@
 // Package e2e tests the whole: a real Kubernetes control plane, the operator and the data plane as processes of pods, and
 // an application that checks every block it reads. It holds the walk-through as the demo shows it, kills of every process
-// in the middle of a reconstruction, and the proof that an interrupted start leaves nothing behind.
+// in the middle of a reconstruction, disks that go, come back, are replaced and added, and the proof that an interrupted start leaves nothing behind.
 package e2e
 
 import (
@@ -42,14 +42,18 @@ func interruptible(t *testing.T) context.Context {
 	return ctx
 }
 
-// TestWalkthrough runs what `make demo` shows, the comparison of its transcript included.
+// TestWalkthrough runs what `make demo` shows with pools of each raid type, the comparison of its transcript included.
 func TestWalkthrough(t *testing.T) {
 	root := need(t)
-	err := walkthrough.Run(interruptible(t), walkthrough.Config{
-		Root: root, Dir: newDir(t, root), Screen: screen.New(os.Stdout),
-	})
-	if err != nil {
-		t.Fatal(err)
+	for _, kind := range lab.RaidTypes {
+		t.Run(kind, func(t *testing.T) {
+			err := walkthrough.Run(interruptible(t), walkthrough.Config{
+				Root: root, Dir: newDir(t, root), Screen: screen.New(os.Stdout), Raid: kind,
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		})
 	}
 }
 

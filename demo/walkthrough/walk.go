@@ -88,7 +88,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}{
 		{"A Kubernetes control plane and three nodes", w.startCluster},
 		{"cStor: the manifests that any cluster gets", w.install},
-		{"A disk for each node, and a pool on each disk", w.createPools},
+		{"Disks for the nodes, and pools on them", w.createPools},
 		{"A volume of 5 GiB with two replicas", w.createVolume},
 		{"An application writes, reads, discards and flushes, and checks every block", w.startApplication},
 		{"Scale up: a third replica, on the pool that has none", w.scaleUp},

@@ -105,7 +105,7 @@ type PoolConfig struct {
 	WriteCacheGroupType string `json:"writeCacheGroupType,omitempty"`
 	// +optional
 	ThickProvision bool `json:"thickProvision,omitempty"`
-	// Compression is on, off, lzjb, gzip, zle, lz4 or empty.
+	// Compression is lz4, zstd or off; on, lzjb, gzip, zle and nothing mean lz4.
 	// +optional
 	Compression string `json:"compression,omitempty"`
 	// Resources of the cstor-pool container; falls back to the cluster's.

@@ -27,7 +27,7 @@ func unusable(p *cstorv1.CStorPoolInstance) string {
 		return "is being deleted"
 	case p.Status.Phase == cstorv1.PoolEmpty:
 		return "is not made yet"
-	case p.Status.Phase != cstorv1.PoolOnline:
+	case p.Status.Phase != cstorv1.PoolOnline && p.Status.Phase != cstorv1.PoolDegraded: // which has all its data
 		return "is " + string(p.Status.Phase)
 	case p.Status.ReadOnly:
 		return "is read-only because it is nearly full"
@@ -47,8 +47,8 @@ type placement struct {
 }
 
 // choose returns the pools, the existing ones first. The same world gives the same choice: pools on hosts that have no
-// replica of the volume yet come first, of those the ones with the most space that nobody has been promised, then those
-// with the fewest replicas.
+// replica of the volume yet come first, of those the ones that lack no redundancy, then those with the most space that nobody has
+// been promised, then those with the fewest replicas.
 func (p *placement) choose() ([]string, error) {
 	candidates := slices.DeleteFunc(slices.Clone(p.pools), func(c cstorv1.CStorPoolInstance) bool {
 		return c.Labels[cstorv1.LabelPoolCluster] != p.cluster
@@ -105,6 +105,7 @@ func (p *placement) choose() ([]string, error) {
 			}
 			return cmp.Or(near,
 				cmp.Compare(hosts[a.Spec.HostName], hosts[b.Spec.HostName]),
+				cmp.Compare(lacking(a), lacking(b)),
 				cmp.Compare(free[b.Name], free[a.Name]),
 				cmp.Compare(count[a.Name], count[b.Name]),
 				cmp.Compare(a.Spec.HostName, b.Spec.HostName), // pools' names are random
@@ -123,6 +124,14 @@ func away(p cstorv1.CStorPoolInstance, node string) int {
 		return 0
 	}
 	return 1
+}
+
+// lacking is 1 for a pool some of whose disks are missing or being copied to.
+func lacking(p cstorv1.CStorPoolInstance) int {
+	if p.Status.Phase == cstorv1.PoolDegraded {
+		return 1
+	}
+	return 0
 }
 
 // unpromised returns each pool's free bytes less what its thin replicas may still grow by. It may be negative: pools may

@@ -1,0 +1,275 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	cstorv1 "github.com/cstor-go/cstor/api/cstor/v1"
+	openebsv1alpha1 "github.com/cstor-go/cstor/api/openebs/v1alpha1"
+	"github.com/cstor-go/cstor/demo/lab"
+	"github.com/cstor-go/cstor/demo/workload"
+	"github.com/cstor-go/cstor/internal/block"
+	engine "github.com/cstor-go/cstor/internal/pool"
+	"github.com/cstor-go/cstor/internal/pool/disk"
+)
+
+// diskLimit is how long a pool may take to notice what happened to its disks, and to copy a few hundred MiB.
+const diskLimit = 2 * time.Minute
+
+// TestDisks takes disks away from pools of each type that has some to spare, brings one back, and replaces another, while
+// an application works on a volume of two replicas.
+func TestDisks(t *testing.T) {
+	for _, kind := range lab.RaidTypes[1:] {
+		t.Run(kind, func(t *testing.T) {
+			d := newDisks(interruptible(t), t, kind)
+			d.application(t)
+			ok := t.Run("goes and comes back", d.goesAndComesBack) && t.Run("is replaced", d.isReplaced) && t.Run("pool grows", d.grows)
+			if ok {
+				d.verify(t)
+			}
+		})
+	}
+}
+
+// TestStripeGrows adds a disk to a stripe.
+func TestStripeGrows(t *testing.T) {
+	d := newDisks(interruptible(t), t, cstorv1.RaidStripe)
+	d.application(t)
+	d.grows(t)
+	d.verify(t)
+}
+
+// disks is a cluster of pools of which one is looked at.
+type disks struct {
+	ctx   context.Context
+	lab   *lab.Lab
+	pool  string
+	node  string
+	names []string // of the BlockDevices of the first raid group
+
+	app  *workload.App
+	load *workload.Running
+}
+
+func newDisks(ctx context.Context, t *testing.T, kind string) *disks {
+	t.Helper()
+	root := need(t)
+	l, err := lab.Start(ctx, lab.Options{Root: root, Dir: newDir(t, root), Raid: kind})
+	check(t, err)
+	t.Cleanup(func() { check(t, l.Close()) })
+	check(t, l.Prepare(ctx))
+	d := &disks{ctx: ctx, lab: l}
+	t.Cleanup(func() {
+		if t.Failed() {
+			d.explain(t)
+		}
+	})
+	return d
+}
+
+// application starts one on a volume of which the pool has a replica.
+func (d *disks) application(t *testing.T) {
+	name, manifest, err := d.lab.NewVolume()
+	check(t, err)
+	check(t, d.lab.CreateVolume(d.ctx, manifest))
+	check(t, d.lab.WaitBound(d.ctx, name))
+	v := &cstorv1.CStorVolume{}
+	check(t, d.lab.Get(d.ctx, name, v))
+	session, err := lab.Attach(d.ctx, v)
+	check(t, err)
+	t.Cleanup(session.Close)
+	d.app = workload.New(workload.Config{
+		Device: session, Extents: workload.Spread(session.Size(), 64<<20, 4), Seed: 1, Phase: "disks",
+	})
+	check(t, d.app.Fill(d.ctx, nil))
+	d.load = d.app.Start(d.ctx, workload.Load{Depth: 4, Rate: 200})
+
+	p, err := d.lab.Placement(d.ctx, name)
+	check(t, err)
+	d.pool, d.node = p.Used[0].Name, p.Used[0].Spec.HostName
+	for _, bd := range p.Used[0].Spec.DataRaidGroups[0].BlockDevices {
+		d.names = append(d.names, bd.BlockDeviceName)
+	}
+}
+
+func (d *disks) verify(t *testing.T) {
+	d.load.Stop()
+	check(t, d.app.Err())
+	check(t, d.app.Verify(d.ctx, nil))
+}
+
+// take takes a disk away, as if the machine had been started without it: a process that has a file open would not notice.
+func (d *disks) take(t *testing.T, name string) {
+	t.Helper()
+	path := d.lab.Disk(d.node, name)
+	check(t, os.Rename(path, path+".away"))
+	p, err := d.lab.Process(d.ctx, d.pool+"-")
+	check(t, err)
+	check(t, p.Kill())
+}
+
+func (d *disks) goesAndComesBack(t *testing.T) {
+	last := d.names[len(d.names)-1]
+	d.take(t, last)
+	d.await(t, cstorv1.PoolDegraded, cstorv1.DiskUnavailable, corev1.ConditionTrue, cstorv1.ReasonDisksUnavailable)
+	d.event(t, corev1.EventTypeWarning, "DeviceState", last+" device was in UNAVAIL state")
+
+	needEngine(t)
+	path := d.lab.Disk(d.node, last)
+	check(t, os.Rename(path+".away", path))
+	d.await(t, cstorv1.PoolOnline, cstorv1.DiskUnavailable, corev1.ConditionFalse, cstorv1.ReasonDisksAvailable)
+}
+
+func (d *disks) isReplaced(t *testing.T) {
+	needEngine(t)
+	old, fresh := d.names[0], "blockdevice-"+d.node+"-new"
+	d.take(t, old)
+	d.await(t, cstorv1.PoolDegraded, cstorv1.DiskUnavailable, corev1.ConditionTrue, cstorv1.ReasonDisksUnavailable)
+	was := &openebsv1alpha1.BlockDevice{}
+	check(t, d.lab.Get(d.ctx, old, was))
+	claim := was.Spec.ClaimRef.Name
+
+	check(t, d.lab.AddDisk(d.ctx, d.node, fresh))
+	d.edit(t, func(p *cstorv1.PoolSpec) { p.DataRaidGroups[0].BlockDevices[0].BlockDeviceName = fresh })
+	d.event(t, corev1.EventTypeNormal, "BlockDevice Replacement", fmt.Sprintf("Replacement of %s BlockDevice with %s BlockDevice is in-Progress", old, fresh))
+	d.await(t, cstorv1.PoolOnline, cstorv1.DiskReplacement, corev1.ConditionFalse, cstorv1.ReasonReplacementSucceeded)
+	d.event(t, corev1.EventTypeNormal, "BlockDevice Replacement", "Resilvering is successfull on BlockDevice "+fresh)
+	check(t, lab.Until(d.ctx, diskLimit, "the claim of "+old+" to be gone", func(ctx context.Context) (bool, string, error) {
+		err := d.lab.Get(ctx, claim, &openebsv1alpha1.BlockDeviceClaim{})
+		return apierrors.IsNotFound(err), "it exists", client.IgnoreNotFound(err)
+	}))
+	now := &openebsv1alpha1.BlockDevice{}
+	check(t, d.lab.Get(d.ctx, old, now))
+	if now.Status.ClaimState != openebsv1alpha1.Unclaimed {
+		t.Errorf("block device %s is %s", old, now.Status.ClaimState)
+	}
+	check(t, d.lab.Get(d.ctx, fresh, now))
+	bdc := &openebsv1alpha1.BlockDeviceClaim{}
+	check(t, d.lab.Get(d.ctx, now.Spec.ClaimRef.Name, bdc))
+	if old := bdc.Annotations[cstorv1.AnnotationPredecessor]; old != "" {
+		t.Errorf("claim %s still says that it replaces %s", bdc.Name, old)
+	}
+}
+
+func (d *disks) grows(t *testing.T) {
+	needEngine(t)
+	before := d.instance(t)
+	var names []string
+	n := len(before.Spec.DataRaidGroups[0].BlockDevices)
+	for i := range n {
+		names = append(names, fmt.Sprintf("blockdevice-%s-more%d", d.node, i))
+		check(t, d.lab.AddDisk(d.ctx, d.node, names[i]))
+	}
+	d.edit(t, func(p *cstorv1.PoolSpec) {
+		var more []cstorv1.CStorPoolInstanceBlockDevice
+		for _, name := range names {
+			more = append(more, cstorv1.CStorPoolInstanceBlockDevice{BlockDeviceName: name})
+		}
+		if p.PoolConfig.DataRaidGroupType == cstorv1.RaidStripe {
+			p.DataRaidGroups[0].BlockDevices = append(p.DataRaidGroups[0].BlockDevices, more...)
+		} else {
+			p.DataRaidGroups = append(p.DataRaidGroups, cstorv1.RaidGroup{BlockDevices: more})
+		}
+	})
+	d.await(t, cstorv1.PoolOnline, cstorv1.PoolExpansion, corev1.ConditionFalse, cstorv1.ReasonExpansionSuccessful)
+	was := cstorv1.PoolBytes(before.Status.Capacity.Total)
+	check(t, lab.Until(d.ctx, diskLimit, "the pool to be larger", func(ctx context.Context) (bool, string, error) {
+		in := &cstorv1.CStorPoolInstance{}
+		err := d.lab.Get(ctx, d.pool, in)
+		return cstorv1.PoolBytes(in.Status.Capacity.Total) > was*3/2, in.Status.Capacity.Total.String(), err
+	}))
+}
+
+// needEngine skips what the engine cannot do yet.
+func needEngine(t *testing.T) {
+	t.Helper()
+	if _, ok := any((*engine.Pool)(nil)).(interface {
+		Replace(block.GUID, disk.Device) error
+		Return(disk.Device) error
+		AddGroups([]engine.Group) error
+	}); !ok {
+		t.Skip("the pool engine neither takes devices back nor replaces or adds them")
+	}
+}
+
+func (d *disks) instance(t *testing.T) *cstorv1.CStorPoolInstance {
+	t.Helper()
+	in := &cstorv1.CStorPoolInstance{}
+	check(t, d.lab.Get(d.ctx, d.pool, in))
+	return in
+}
+
+// edit changes the pool's entry, as kubectl edit does.
+func (d *disks) edit(t *testing.T, change func(*cstorv1.PoolSpec)) {
+	t.Helper()
+	c := &cstorv1.CStorPoolCluster{}
+	check(t, d.lab.Get(d.ctx, d.instance(t).Labels[cstorv1.LabelPoolCluster], c))
+	for i := range c.Spec.Pools {
+		if c.Spec.Pools[i].NodeSelector[cstorv1.LabelHostName] == d.node {
+			change(&c.Spec.Pools[i])
+		}
+	}
+	patch, err := json.Marshal(map[string]any{"spec": map[string]any{"pools": c.Spec.Pools}})
+	check(t, err)
+	check(t, d.lab.Client.Patch(d.ctx, c, client.RawPatch("application/merge-patch+json", patch)))
+}
+
+// await waits until the pool is in that phase and has that condition.
+func (d *disks) await(t *testing.T, phase cstorv1.PoolPhase, kind string, status corev1.ConditionStatus, reason string) {
+	t.Helper()
+	what := fmt.Sprintf("the pool to be %s with %s=%s %s", phase, kind, status, reason)
+	check(t, lab.Until(d.ctx, diskLimit, what, func(ctx context.Context) (bool, string, error) {
+		in := &cstorv1.CStorPoolInstance{}
+		if err := d.lab.Get(ctx, d.pool, in); err != nil {
+			return false, "", err
+		}
+		has := slices.ContainsFunc(in.Status.Conditions, func(c cstorv1.CStorPoolInstanceCondition) bool {
+			return c.Type == kind && c.Status == status && c.Reason == reason
+		})
+		return in.Status.Phase == phase && has, fmt.Sprintf("%s %+v", in.Status.Phase, in.Status.Conditions), d.app.Err()
+	}))
+}
+
+// event waits for an event about the pool.
+func (d *disks) event(t *testing.T, kind, reason, message string) {
+	t.Helper()
+	check(t, lab.Until(d.ctx, diskLimit, "the event "+message, func(ctx context.Context) (bool, string, error) {
+		list := &corev1.EventList{}
+		if err := d.lab.Client.List(ctx, list, client.InNamespace(lab.Namespace)); err != nil {
+			return false, "", err
+		}
+		var others []string
+		for _, e := range list.Items {
+			if e.InvolvedObject.Name != d.pool {
+				continue
+			}
+			if e.Type == kind && e.Reason == reason && e.Message == message {
+				return true, "", nil
+			}
+			others = append(others, e.Reason+" "+e.Message)
+		}
+		return false, strings.Join(others, "; "), nil
+	}))
+}
+
+// explain logs what the cluster says about a pool whose test failed.
+func (d *disks) explain(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	if out, err := d.lab.Kubectl(ctx, "describe", "cspc,cspi,bd,bdc", "-n", lab.Namespace); err == nil {
+		t.Log(out)
+	}
+	if logs, err := d.lab.Logs(ctx, "", 40); err == nil {
+		t.Log(logs)
+	}
+}
