@@ -92,6 +92,9 @@ var varying = map[string]string{
 	"PROGRESS": "<n>", "RATE": "<n>", "ETA": "<n>", "RESTARTS": "<n>",
 }
 
+// late are columns that are filled a moment after the one before them.
+var late = []string{"RATE", "ETA"}
+
 func (t *Transcript) mask(text string) string {
 	// Longer names first, since one may begin with another.
 	names := slices.SortedFunc(maps.Keys(t.names), func(a, b string) int {
@@ -118,6 +121,9 @@ func (t *Transcript) table(lines []string) {
 	for i, line := range lines {
 		row := cells(line, starts)
 		for j := range row {
+			if i > 0 && j > 0 && row[j] == "" && row[j-1] != "" && slices.Contains(late, cellAt(rows, 0, j)) {
+				row[j] = "?"
+			}
 			if as, ok := varying[cellAt(rows, 0, j)]; i > 0 && ok && row[j] != "" && strings.Trim(row[j], "-") != "" {
 				row[j] = as
 			}

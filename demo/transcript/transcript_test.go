@@ -59,3 +59,22 @@ func TestDiff(t *testing.T) {
 		t.Errorf("diff is %q", d)
 	}
 }
+
+// What a rebuild has not said yet in one run it may have said in another.
+func TestRatesThatComeLate(t *testing.T) {
+	tr := &Transcript{}
+	tr.Command("kubectl get cvr", `NAME   STATUS                     AGE   PROGRESS   RATE     ETA
+a      ReconstructingNewReplica   3m    6%         98M/s    15s
+b      ReconstructingNewReplica   3m    0%                  
+c      Healthy                    3m                        
+`)
+	want := `$ kubectl get cvr
+NAME   STATUS                     AGE     PROGRESS   RATE   ETA
+a      ReconstructingNewReplica   <age>   <n>        <n>    <n>
+b      ReconstructingNewReplica   <age>   <n>        <n>    <n>
+c      Healthy                    <age>
+`
+	if got := tr.String(); got != want {
+		t.Errorf("got:\n%swant:\n%s", got, want)
+	}
+}
