@@ -320,3 +320,38 @@ func TestShape(t *testing.T) {
 		t.Error("kind 0 has a shape")
 	}
 }
+
+// TestRecoverPart has both copies of a block damaged, each in another part: what is verified is repaired, and nothing
+// beside it is.
+func TestRecoverPart(t *testing.T) {
+	r := newRig(t, shape{Mirror, 2, 1, 1}, newSeed(t), 0)
+	want := make([]byte, 4*blockSize)
+	for i := range want {
+		want[i] = byte(i * 7 >> 3)
+	}
+	if err := r.Write([][]byte{want}, 0); err != nil {
+		t.Fatal(err)
+	}
+	block := want[blockSize : 2*blockSize]
+	at := r.devOff(1)
+	r.mem[0].FlipBit(at+100, 1)
+	r.mem[1].FlipBit(at+3000, 1)
+	for i, x := range [][2]int{{0, 1024}, {2048, blockSize}} {
+		b := make([]byte, blockSize)
+		ok := func(b []byte) bool { return bytes.Equal(b[x[0]:x[1]], block[x[0]:x[1]]) }
+		if err := r.RecoverPart(b, blockSize, x[0], x[1], ok); err != nil || !ok(b) {
+			t.Fatal(err)
+		}
+		for j, m := range r.mem {
+			if err := m.ReadAt(b, at); err != nil {
+				t.Fatal(err)
+			}
+			if right := j <= i; bytes.Equal(b, block) != right {
+				t.Fatalf("after part %d: device %d is right: %t, want %t", i, j, !right, right)
+			}
+			if _, _, sums := r.dev[j].Errors(); (sums > 0) != (j <= i) {
+				t.Fatalf("after part %d: device %d counts %d checksum errors", i, j, sums)
+			}
+		}
+	}
+}

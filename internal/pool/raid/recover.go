@@ -16,21 +16,27 @@ const maxGuesses = 1 << 14
 // nothing satisfies ok it returns an error that wraps ErrUnrecoverable, and b is undefined. What ok is given is valid
 // during the call only.
 func (g *Group) Recover(b []byte, off int64, ok func([]byte) bool) error {
-	return g.recover(b, off, func(s *rowset, part []byte, sus []int64) bool { return s.guess(part, sus, ok) }, ok)
+	return g.RecoverPart(b, off, 0, len(b), ok)
+}
+
+// RecoverPart is Recover when ok looks at b[from:to] only, multiples of 64. Whatever lies beside that is not rewritten:
+// a guess that is right for a part of a row says nothing about the rest of it.
+func (g *Group) RecoverPart(b []byte, off int64, from, to int, ok func([]byte) bool) error {
+	return g.recover(b, off, from, to, func(s *rowset, part []byte, sus []int64) bool { return s.guess(part, sus, ok) }, ok)
 }
 
 // RecoverBlocks is Recover for blocks that can be checked one by one, which finds any number of bad ones: bad returns
 // the indexes of the 4096-byte blocks that are known to be wrong.
 func (g *Group) RecoverBlocks(b []byte, off int64, bad func([]byte) []int) error {
 	ok := func(b []byte) bool { return len(bad(b)) == 0 }
-	return g.recover(b, off, func(s *rowset, part []byte, _ []int64) bool {
+	return g.recover(b, off, 0, len(b), func(s *rowset, part []byte, _ []int64) bool {
 		skip := (off/blockSize - s.row*int64(g.data))
 		lost := s.sort(func() map[int64]bool { return s.rowsOf(bad(part), skip) })
 		return len(lost) == 0
 	}, ok)
 }
 
-func (g *Group) recover(b []byte, off int64, try func(s *rowset, part []byte, sus []int64) bool, ok func([]byte) bool) error {
+func (g *Group) recover(b []byte, off int64, lo, hi int, try func(s *rowset, part []byte, sus []int64) bool, ok func([]byte) bool) error {
 	if err := g.checkRange(off, int64(len(b)), blockSize); err != nil {
 		return fmt.Errorf("recover of %w", err)
 	}
@@ -66,11 +72,12 @@ func (g *Group) recover(b []byte, off int64, try func(s *rowset, part []byte, su
 	}
 	copy(b, part)
 	s.use(0)
+	s.verified(int(skip)+lo, int(skip)+hi)
 	for _, m := range s.copies {
 		lied := 0
 		changed := func(i int64) bool {
-			from, to := max(i*int64(g.Row())-skip, 0), min((i+1)*int64(g.Row())-skip, int64(len(b)))
-			return !bytes.Equal(before[from:to], part[from:to]) || d == 1 && !bytes.Equal(given[from:to], part[from:to])
+			from, to := max(i*int64(g.Row())-skip, int64(lo)), min((i+1)*int64(g.Row())-skip, int64(hi))
+			return from < to && (!bytes.Equal(before[from:to], part[from:to]) || d == 1 && !bytes.Equal(given[from:to], part[from:to]))
 		}
 		// In a row in which nothing changed, blocks outside b have not been verified: they stay as they are.
 		_, err := s.write(m, func(i int64) bool {
@@ -170,7 +177,7 @@ func (s *rowset) sort(bad func() map[int64]bool) map[int64]bool {
 			return nil
 		}
 	}
-	return wrong
+	return s.pairs(wrong, bad)
 }
 
 // guess finds the right data where there is one check for everything: first as if the same columns were wrong in all

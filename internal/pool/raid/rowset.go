@@ -18,7 +18,8 @@ type rowset struct {
 	data      []byte   // what is believed, as in the linear space
 	clean     []bool   // per row: all columns are readable and agree with data
 	shards    [][]byte
-	tmp       []byte // one row of all shards
+	tmp       []byte   // one row of all shards
+	only      []uint64 // per row: the parts of a column's block that may be rewritten; nil: all, see verified
 }
 
 // replica is what one device says about the rows of its column.
@@ -273,7 +274,7 @@ func (s *rowset) write(m *replica, want func(row int64) bool) (written int, err 
 		for end < s.rows && end-i < maxRepairRows && want(end) {
 			end++
 		}
-		if e := s.g.repair(m.dev, s.row+i, int(end-i), func(k int, dst []byte) { s.right(i+int64(k), m.col, dst) }); e == nil {
+		if e := s.g.repair(m.dev, s.row+i, int(end-i), func(k int, dst []byte) { s.wanted(m, i+int64(k), dst) }); e == nil {
 			written += int(end - i)
 		} else if err == nil && m.dev.online() {
 			err = e
@@ -317,9 +318,6 @@ func (s *rowset) differs(m *replica, row int64) bool {
 		return false
 	}
 	is, buf := s.part(m.buf, row), s.tmp[:blockSize:blockSize]
-	if s.g.data == 1 {
-		return !bytes.Equal(is, s.rowData(row))
-	}
-	s.right(row, m.col, buf)
+	s.wanted(m, row, buf)
 	return !bytes.Equal(is, buf)
 }
