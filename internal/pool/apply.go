@@ -126,7 +126,7 @@ func (r *Replica) applyUnit(ops []Op, entries uint64) error {
 		switch o.Kind {
 		case OpWrite:
 			data += int(o.Count)
-			header += 4 * int(o.Count)
+			header += 5 * int(o.Count)
 			if o.Sums == nil {
 				sums += int(o.Count)
 			}
@@ -148,11 +148,24 @@ func (r *Replica) applyUnit(ops []Op, entries uint64) error {
 		}
 		*s = own
 	}
-	if err := p.begin(r, int(entries), data, header, data > 0); err != nil {
+	pk := getPacker()
+	defer pk.release()
+	given := own
+	for i := range ops {
+		switch o := &ops[i]; {
+		case o.Kind != OpWrite:
+		case o.Sums != nil:
+			pk.add(r, o.Data, o.Sums)
+		default:
+			pk.add(r, o.Data, given[:o.Count])
+			given = given[o.Count:]
+		}
+	}
+	if err := p.begin(r, int(entries), pk.seal(), header, data > 0); err != nil {
 		return err
 	}
 	defer p.end(int(entries))
-	given := own
+	given = own
 	for i := range ops {
 		o := &ops[i]
 		rec := wal.Record{Kind: walKind[o.Kind], Slot: r.slot, Block: o.Block, Count: o.Count, Version: o.Version, Sums: o.Sums}
@@ -164,7 +177,11 @@ func (r *Replica) applyUnit(ops []Op, entries uint64) error {
 		case o.Sums == nil:
 			rec.Sums, given = given[:o.Count], given[o.Count:]
 		}
-		if err := p.add(&rec, o.Data, i); err != nil {
+		var packed []byte
+		if o.Kind == OpWrite {
+			rec.Lens, packed = pk.next(int(o.Count))
+		}
+		if err := p.addPacked(&rec, o.Data, packed, i); err != nil {
 			return err
 		}
 	}
@@ -173,6 +190,7 @@ func (r *Replica) applyUnit(ops []Op, entries uint64) error {
 	}
 	p.indexOps(r, ops, own)
 	p.count.blocksWritten.Add(uint64(data))
+	pk.count(&p.count)
 	if discards {
 		p.freeable.Store(true)
 	}
@@ -199,7 +217,7 @@ func (p *Pool) indexOps(r *Replica, ops []Op, own []uint32) {
 			}
 			for len(parts) > 0 && parts[0].rec == i {
 				x := &parts[0]
-				p.insertData(r, o.Block+uint64(x.first), x.at, sums[x.first:x.first+x.count], o.Version)
+				p.insertData(r, o.Block+uint64(x.first), x.area, x.lens, sums[x.first:x.first+x.count], o.Version)
 				parts = parts[1:]
 			}
 			held += int(o.Count)

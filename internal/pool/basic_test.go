@@ -3,6 +3,7 @@ package pool
 import (
 	"bytes"
 	"errors"
+	"math/rand/v2"
 	"testing"
 
 	"github.com/cstor-go/cstor/internal/block"
@@ -15,6 +16,46 @@ func fill(n int, seed uint64) []byte {
 	for i := 0; i < len(b); i += 8 {
 		seed = seed*6364136223846793005 + 1442695040888963407
 		b[i], b[i+1], b[i+2] = byte(seed>>56), byte(seed>>48), byte(seed>>40)
+	}
+	return b
+}
+
+// noise returns n blocks that do not compress.
+func noise(n int, seed uint64) []byte {
+	b := make([]byte, n*block.Size)
+	rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), byte(seed >> 16), byte(seed >> 24), byte(seed >> 32)}).Read(b)
+	return b
+}
+
+// half returns n blocks of which one half is noise and the other the same byte.
+func half(n int, seed uint64) []byte {
+	b := noise(n, seed)
+	for i := 0; i < len(b); i += 512 {
+		for j := range b[i : i+256] {
+			b[i+j] = byte(seed)
+		}
+	}
+	return b
+}
+
+// mixed returns n blocks, in runs of noise, of what shrinks more or less, and of zeroes.
+func mixed(rng *rand.Rand, n int) []byte {
+	var b []byte
+	for n > 0 {
+		k := min(n, 1+rng.IntN(1+rng.IntN(20)))
+		switch rng.IntN(5) {
+		case 0:
+			b = append(b, noise(k, rng.Uint64())...)
+		case 1:
+			b = append(b, make([]byte, k*block.Size)...)
+		case 2:
+			b = append(b, half(k, rng.Uint64())...)
+		case 3:
+			b = append(b, bytes.Repeat([]byte{byte(rng.IntN(256))}, k*block.Size)...)
+		default:
+			b = append(b, fill(k, rng.Uint64())...)
+		}
+		n -= k
 	}
 	return b
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/compress"
 	"github.com/cstor-go/cstor/internal/pool/disk"
 )
 
@@ -56,13 +57,73 @@ func benchOps(batch, blocksPerOp int, blocks uint64, data []byte, sums []uint32)
 	}
 }
 
-func benchData(blocks int) ([]byte, []uint32) {
-	data := fill(blocks, 1)
+func benchData(blocks int) ([]byte, []uint32) { return withSums(noise(blocks, 1)) }
+
+func withSums(data []byte) ([]byte, []uint32) {
+	blocks := len(data) / block.Size
 	sums := make([]uint32, blocks)
 	for i := range sums {
 		sums[i] = block.Sum(data[i*block.Size : (i+1)*block.Size])
 	}
 	return data, sums
+}
+
+// compressions are what is compared: noise, and data of which one half is, compressed or not.
+var compressions = []struct {
+	name string
+	how  compress.Algorithm
+	data func(n int, seed uint64) []byte
+}{
+	{"noise-off", compress.Off, noise}, {"noise-lz4", compress.LZ4, noise}, {"noise-zstd", compress.Zstd, noise},
+	{"half-lz4", compress.LZ4, half}, {"half-zstd", compress.Zstd, half}, {"zeroes", compress.LZ4, func(n int, _ uint64) []byte { return make([]byte, n*block.Size) }},
+}
+
+// BenchmarkCompress reports the time per 4 KiB block of random writes in batches of 32, and of reads of 4 and 128 KiB of
+// what was written in order, in batches of 128 KiB.
+func BenchmarkCompress(b *testing.B) {
+	for _, c := range compressions {
+		p, _ := benchPool(b, 32<<30, Options{Compression: c.how})
+		data, sums := withSums(c.data(256, 1))
+		b.Run("write/"+c.name, func(b *testing.B) {
+			r, err := p.CreateReplica(fmt.Sprint("w", b.N), 4<<30)
+			must(b, err)
+			next := benchOps(32, 1, 1<<20, data, sums)
+			b.ReportAllocs()
+			b.ResetTimer()
+			cpu := cpuTime()
+			for n := 0; n < b.N; n += 32 {
+				if err := r.Apply(next()); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.StopTimer()
+			b.ReportMetric(float64(cpuTime()-cpu)/float64(b.N), "cpu-ns/block")
+			s := r.Stats()
+			b.ReportMetric(s.CompressRatio(), "ratio")
+		})
+		r, err := p.CreateReplica("r", 256<<20)
+		must(b, err)
+		for i := range uint64(2048) {
+			at := i % 8 * 32
+			must(b, r.Apply([]Op{{Kind: OpWrite, Block: i * 32, Count: 32, Version: ver(i + 1), Data: data[at*block.Size : (at+32)*block.Size], Sums: sums[at : at+32]}}))
+		}
+		must(b, p.cycle())
+		for _, blocks := range []int{1, 32} {
+			b.Run(fmt.Sprintf("read-kib=%d/%s", 4*blocks, c.name), func(b *testing.B) {
+				dst, got := make([]byte, blocks*block.Size), make([]uint32, blocks)
+				rng := rand.New(rand.NewPCG(1, 2))
+				b.ReportAllocs()
+				b.ResetTimer()
+				cpu := cpuTime()
+				for n := 0; n < b.N; n += blocks {
+					if err := r.Read(rng.Uint64N(65536/uint64(blocks))*uint64(blocks), dst, got); err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.ReportMetric(float64(cpuTime()-cpu)/float64(b.N), "cpu-ns/block")
+			})
+		}
+	}
 }
 
 // BenchmarkApply reports the time per 4 KiB block of random writes to a 4 GiB volume, drains and checkpoints included.

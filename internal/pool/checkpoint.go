@@ -159,6 +159,8 @@ func (p *Pool) encodeDir(b []byte, d *dirBlock) []byte {
 		if c.page != 0 {
 			b = le.AppendUint64(b, c.page)
 			b = le.AppendUint64(b, c.id)
+			b = le.AppendUint16(b, c.count)
+			b = le.AppendUint32(b, c.data)
 		} else {
 			b = le.AppendUint64(b, c.tomb.Epoch)
 			b = le.AppendUint64(b, c.tomb.N)
@@ -202,6 +204,14 @@ func decodeDir(b []byte, limit uint64, segShift uint, dst []decodedRef) ([]decod
 			if a := d.ref.pageAddr(); n == 0 || n > index.MaxPage || a >= limit || a>>segShift != (a+n-1)>>segShift {
 				return nil, fmt.Errorf("directory block: page at %#x+%d: %w", a, n, ErrDamaged)
 			}
+			if len(b) < 6 {
+				return nil, fmt.Errorf("directory block: size of the data of a page: %w", ErrDamaged)
+			}
+			d.ref.count, d.ref.data = le.Uint16(b), le.Uint32(b[2:])
+			if c := uint32(d.ref.count); c > block.ChunkBlocks || d.ref.data > c*block.Size || d.ref.data < c*index.Granule || d.ref.data%index.Granule != 0 {
+				return nil, fmt.Errorf("directory block: page of %d blocks in %d bytes: %w", c, d.ref.data, ErrDamaged)
+			}
+			b = b[6:]
 		} else {
 			d.ref.tomb = block.Version{Epoch: x, N: y}
 		}

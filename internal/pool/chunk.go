@@ -158,18 +158,11 @@ func (r *Replica) ReadChunk(number uint64, have []block.Version, c *Chunk) error
 		c.Data = c.Data[:n]
 	}
 	var places [block.ChunkBlocks]place
-	for at := 0; at < len(c.DataOf); { // neighbours together, so that fetch can name the block that is damaged
-		n := 0
-		for at+n < len(c.DataOf) && int(c.DataOf[at+n]) == int(c.DataOf[at])+n {
-			i := c.DataOf[at+n]
-			places[n] = place{loc: v.page.Loc[i], sum: v.page.Sum[i], stored: true}
-			n++
-		}
-		first := number*block.ChunkBlocks + uint64(c.DataOf[at])
-		if err := r.fetch(places[:n], first, c.Data[at*block.Size:(at+n)*block.Size]); err != nil {
-			return r.wrap("read chunk", err)
-		}
-		at += n
+	for n, i := range c.DataOf {
+		places[n] = place{loc: v.page.Loc[i], sum: v.page.Sum[i], at: i, stored: true}
+	}
+	if err := r.fetch(places[:len(c.DataOf)], number, c.Data); err != nil {
+		return r.wrap("read chunk", err)
 	}
 	r.p.count.blocksRead.Add(uint64(len(c.DataOf)))
 	return nil

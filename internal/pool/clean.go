@@ -48,7 +48,7 @@ func (p *Pool) clean() error {
 	if len(victims) == 0 {
 		return nil
 	}
-	c := &cleaner{p: p, log: p.newLogReader(), buf: disk.Buffer(cleanGroup * block.Size)}
+	c := &cleaner{p: p, log: p.newLogReader(), buf: disk.Buffer(3 * cleanGroup * block.Size)}
 	for _, seg := range victims {
 		err := c.segment(seg)
 		switch {
@@ -106,18 +106,27 @@ func (c *cleaner) segment(seg uint32) error {
 		if err != nil {
 			return err
 		}
-		at := uint64(seg)<<c.p.seg.shift + uint64(int(b)+h.HeaderBlocks)*block.Size
+		area := wal.MakeArea(uint64(seg)<<c.p.seg.shift+uint64(int(b)+h.HeaderBlocks)*block.Size, h.RawBlocks)
 		var it wal.Records
 		var rec wal.Record
 		for it.Reset(raw, &h); it.Next(&rec); {
-			if rec.Kind == wal.Write || rec.Kind == wal.MergeWrite || rec.Kind == wal.Move {
-				for i := range rec.Sums {
-					if err := c.consider(&rec, rec.Block+uint64(i), index.RawAt(at+uint64(i)*block.Size)); err != nil {
-						return err
-					}
+			if rec.Kind != wal.Write && rec.Kind != wal.MergeWrite && rec.Kind != wal.Move {
+				area.Skip(rec.Kind, rec.Count, rec.Lens)
+				continue
+			}
+			for i := range rec.Sums {
+				length := uint8(wal.MaxLen)
+				if rec.Lens != nil {
+					length = rec.Lens[i]
+				}
+				at := area.Next(length)
+				if length == 0 {
+					continue
+				}
+				if err := c.consider(&rec, rec.Block+uint64(i), index.MakeLoc(at, int(length)*wal.Granule)); err != nil {
+					return err
 				}
 			}
-			at += uint64(wal.DataBlocks(rec.Kind, rec.Count)) * block.Size
 		}
 		b += padded(&h, row)
 	}
@@ -194,23 +203,31 @@ func (c *cleaner) flush() error {
 // copy moves blocks of one replica.
 func (c *cleaner) copy(moves []move) error {
 	p, r := c.p, moves[0].r
+	content := make([]byte, block.Size)
+	stored := make([][]byte, len(moves))
+	buf := c.buf
 	for i := 0; i < len(moves); {
 		n := 1
 		for i+n < len(moves) && moves[i+n].loc.Addr() == moves[i+n-1].loc.End() && p.seg.of(moves[i+n].loc) == p.seg.of(moves[i].loc) {
 			n++
 		}
-		b := c.buf[i*block.Size : (i+n)*block.Size]
-		if err := p.seg.readAt(b, moves[i].loc.Addr()); err != nil {
+		from := moves[i].loc.Addr() &^ (block.Size - 1)
+		to := (moves[i+n-1].loc.End() + block.Size - 1) &^ (block.Size - 1)
+		if err := p.seg.readAt(buf[:to-from], from); err != nil {
 			return err
 		}
-		for j := range n {
-			if !p.recoverBlock(b[j*block.Size:(j+1)*block.Size], moves[i+j].loc.Addr(), moves[i+j].sum) {
-				return r.damaged(moves[i+j].b, moves[i+j].loc)
+		for j := i; j < i+n; j++ {
+			m := &moves[j]
+			stored[j] = buf[m.loc.Addr()-from : m.loc.End()-from]
+			x := place{loc: m.loc, sum: m.sum}
+			if !p.content(&x, content, stored[j]) {
+				return r.damaged(m.b, m.loc)
 			}
 		}
+		buf = buf[to-from:]
 		i += n
 	}
-	if err := p.beginClean(len(moves), len(moves)*(wal.RecordLen+4)); err != nil {
+	if err := p.beginClean(len(moves), len(moves)*(wal.RecordLen+5)); err != nil {
 		return err
 	}
 	defer p.end(len(moves))
@@ -221,7 +238,14 @@ func (c *cleaner) copy(moves []move) error {
 			continue
 		}
 		rec := wal.Record{Kind: wal.Move, Slot: r.slot, Block: m.b, Count: 1, Version: m.ver, Sums: []uint32{m.sum}}
-		if err := p.add(&rec, c.buf[i*block.Size:(i+1)*block.Size], len(live)); err != nil {
+		var err error
+		if m.loc.Raw() {
+			err = p.add(&rec, stored[i], len(live))
+		} else {
+			rec.Lens = []uint8{uint8(m.loc.Len() / wal.Granule)}
+			err = p.addPacked(&rec, nil, stored[i], len(live))
+		}
+		if err != nil {
 			return err
 		}
 		live = append(live, *m)
@@ -235,8 +259,9 @@ func (c *cleaner) copy(moves []move) error {
 	}
 	p.idx.mu.Lock()
 	for i := range p.log.parts {
-		m := &live[p.log.parts[i].rec]
-		p.insertData(r, m.b, p.log.parts[i].at, []uint32{m.sum}, m.ver)
+		x := &p.log.parts[i]
+		m := &live[x.rec]
+		p.insertData(r, m.b, x.area, x.lens, []uint32{m.sum}, m.ver)
 	}
 	p.idx.mu.Unlock()
 	p.count.moved.Add(uint64(len(live)))

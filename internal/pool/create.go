@@ -130,6 +130,7 @@ func preparePool(l *label.Label, devs []disk.Device, opt Options) *Pool {
 		nextPageID: rand.Uint64(), unclean: map[uint32]bool{}, kick: make(chan struct{}, 1), quit: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	p.labels.now.Store(l.Clone())
+	p.compression.Store(uint32(opt.Compression))
 	p.read.gone = make(chan struct{}, 1)
 	p.flush.cond = sync.NewCond(&p.flush.mu)
 	p.cycles.cond = sync.NewCond(&p.cycles.mu)

@@ -23,20 +23,29 @@ type cycleSignal struct {
 // idleAfter is how long what was given back may wait for a cycle when nothing else asks for one.
 const idleAfter = time.Second
 
+// quietTicks is after how many times idleAfter without an append the delta is drained, so that what a pool at rest
+// shows is exact and little is left to replay.
+const quietTicks = 3
+
 // background runs cycles until Close: when the delta is half full, when the log has grown, when somebody waits for
-// space, and a second after something was given back.
+// space, a second after something was given back, and when the pool has come to rest.
 func (p *Pool) background() {
 	defer close(p.stopped)
 	timer := time.NewTimer(idleAfter)
 	defer timer.Stop()
+	ticks, last := 0, uint64(0)
 	for {
-		idle := false
+		idle, quiet := false, false
 		select {
 		case <-p.quit:
 			return
 		case <-p.kick:
 		case <-timer.C:
 			idle = true
+			if ticks++; last != p.appended.Load() {
+				ticks, last = 0, p.appended.Load()
+			}
+			quiet = ticks >= quietTicks
 			timer.Reset(idleAfter)
 		}
 		if p.failure() != nil {
@@ -44,7 +53,7 @@ func (p *Pool) background() {
 			<-p.quit
 			return
 		}
-		if p.due(idle) {
+		if p.due(idle, quiet) {
 			if err := p.cycle(); err != nil {
 				continue // the pool has failed and has said so
 			}
@@ -62,7 +71,7 @@ func (p *Pool) background() {
 }
 
 // due reports whether a cycle is to run now.
-func (p *Pool) due(idle bool) bool {
+func (p *Pool) due(idle, quiet bool) bool {
 	p.cycles.mu.Lock()
 	asked := p.cycles.asked > p.cycles.begun
 	p.cycles.mu.Unlock()
@@ -74,7 +83,7 @@ func (p *Pool) due(idle bool) bool {
 	dying := len(p.idx.bySlot) > 0 && p.anyDying()
 	p.idx.mu.RUnlock()
 	low := p.seg.freeCount() < p.lowWater() && idle
-	return asked || low || p.relabelDue.Load() || n > p.idx.soft || since >= uint64(p.opt.CheckpointBytes) || dying || idle && p.freeable.Load()
+	return asked || low || p.relabelDue.Load() || n > p.idx.soft || since >= uint64(p.opt.CheckpointBytes) || dying || idle && p.freeable.Load() || quiet && n > 0
 }
 
 func (p *Pool) anyDying() bool {
@@ -306,6 +315,9 @@ func (p *Pool) release(r *Replica) (done bool, err error) {
 				}
 			}
 			p.accountPage(r, old.page, -1)
+			r.data -= int64(d.data)
+			r.pending -= p.pendingOf(d)
+			r.stored -= int64(p.idx.bitmaps.count(d))
 			p.idx.bitmaps.drop(d, false)
 			*d = chunkRef{}
 			p.idx.mu.Unlock()
@@ -316,7 +328,7 @@ func (p *Pool) release(r *Replica) (done bool, err error) {
 		p.idx.mu.Unlock()
 	}
 	p.idx.mu.Lock()
-	r.dir, r.stored = nil, 0
+	r.dir = nil
 	p.idx.mu.Unlock()
 	return true, nil
 }

@@ -10,7 +10,7 @@ const (
 	dirSpan  = 1 << dirShift // chunks per directory block
 )
 
-// chunkRef is what memory knows about one chunk of a replica. page, id and tomb describe the state that is drained;
+// chunkRef is what memory knows about one chunk of a replica. page, id, data, count and tomb describe the state that is drained;
 // heads and disc lead to the updates in the two tables; newest and bitmap describe the present.
 type chunkRef struct {
 	page   uint64        // address of the index page / 64 << 16 | length / 64; 0: no page
@@ -19,6 +19,9 @@ type chunkRef struct {
 	tomb   block.Version // without a page: the version at which all blocks were discarded; zero: never written
 	heads  [2]uint32     // newest first entry of the chunk in each table; 0: none
 	disc   [2]uint32     // entry of the discard of the whole chunk in each table; 0: none
+	data   uint32        // bytes of the data that the page refers to
+	count  uint16        // blocks that have data there
+	fresh  uint16        // blocks that have data where the tables say
 	bitmap uint32        // in index.bitmaps: which blocks have data; 0: see full
 	full   bool          // without bitmap: all blocks have data (true) or none (false)
 }

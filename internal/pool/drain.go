@@ -48,6 +48,8 @@ type drained struct {
 	from   int // of buf
 	to     int
 	gone   int // end of its part of drainState.gone
+	count  int // blocks with data in the new page, and their bytes
+	data   uint32
 	forget bool
 }
 
@@ -131,6 +133,7 @@ func (p *Pool) drainChunk(key uint64) error {
 	x.mu.RUnlock()
 	if g.forget { // its pages are released when the whole directory is
 		g.page, g.id, g.tomb = g.old.page, g.old.id, g.old.tomb
+		g.count, g.data = int(g.old.count), g.old.data
 		g.gone = len(s.gone)
 		s.group = append(s.group, g)
 		return nil
@@ -148,6 +151,7 @@ func (p *Pool) drainChunk(key uint64) error {
 	}
 	p.merge(&s.page, &g.old)
 	g.gone = len(s.gone)
+	g.count, g.data = sizeOf(&s.page)
 	if v, ok := s.page.Uniform(); ok {
 		g.tomb = v
 	} else {
@@ -207,16 +211,12 @@ func (p *Pool) install() {
 	for i := range s.group {
 		g := &s.group[i]
 		d := g.r.touch(g.chunk)
-		for n := d.heads[s.frozen]; n != 0; n = t.At(n).Next {
+		for n := d.heads[s.frozen]; n != 0 && !g.forget; n = t.At(n).Next {
 			if e := t.At(n); e.State() == index.Stored {
-				seg, n := p.seg.of(e.Loc()), uint32(e.Loc().Len())
-				p.seg.deltaLive[seg] -= n
-				if !g.forget {
-					p.seg.pageLive[seg] += n
-				}
+				p.seg.pageLive[p.seg.of(e.Loc())] += uint32(e.Loc().Len())
 			}
 		}
-		d.heads[s.frozen], d.disc[s.frozen] = 0, 0
+		p.accountDrained(g.r, d, g.count, g.data)
 		for ; at < g.gone; at++ {
 			p.seg.pageLive[p.seg.of(s.gone[at])] -= uint32(s.gone[at].Len())
 		}

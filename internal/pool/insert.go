@@ -3,6 +3,7 @@ package pool
 import (
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/index"
+	"github.com/cstor-go/cstor/internal/pool/wal"
 )
 
 // The functions of this file put updates into the delta. Apply, Merge and replay use the same ones, so that what a
@@ -14,9 +15,11 @@ func (p *Pool) entry(r *Replica, d *chunkRef, b uint64) *index.Entry {
 	t := x.tables[x.active]
 	e, number := t.Insert(index.Key(r.slot, b))
 	if number != 0 {
+		p.hide(r, d, b)
 		p.chain(r, d, b, e, number)
 	} else if e.State() == index.Stored {
-		p.seg.deltaLive[p.seg.of(e.Loc())] -= uint32(e.Loc().Len())
+		d.fresh--
+		p.refer(r, e.Loc(), -1)
 	}
 	return e
 }
@@ -31,22 +34,45 @@ func (p *Pool) chain(r *Replica, d *chunkRef, b uint64, e *index.Entry, number u
 	d.heads[x.active] = number
 }
 
-// insertData records that blocks b … b+len(sums)-1 are stored as they are from address at on, with version v.
-func (p *Pool) insertData(r *Replica, b uint64, at uint64, sums []uint32, v block.Version) {
+// insertData records that blocks b … b+len(sums)-1 are stored where area and lens, as in wal.Record, say, with version v.
+// Blocks of zeroes become tombstones of that version.
+func (p *Pool) insertData(r *Replica, b uint64, area wal.Area, lens []uint8, sums []uint32, v block.Version) {
 	for len(sums) > 0 {
+		if len(lens) > 0 && lens[0] == 0 {
+			n := 1
+			for n < len(lens) && lens[n] == 0 {
+				n++
+			}
+			p.insertGone(r, b, uint64(n), index.Tombstone, v)
+			b, lens, sums = b+uint64(n), lens[n:], sums[n:]
+			continue
+		}
 		in := int(b % block.ChunkBlocks)
-		n := min(len(sums), block.ChunkBlocks-in)
+		most := min(len(sums), block.ChunkBlocks-in)
 		d := r.touch(b / block.ChunkBlocks)
-		for i := range n {
-			loc := index.RawAt(at + uint64(i)*block.Size)
-			p.entry(r, d, b+uint64(i)).Set(index.Stored, loc, sums[i], v)
-			p.seg.deltaLive[p.seg.of(loc)] += uint32(loc.Len())
+		r.pending -= p.pendingOf(d)
+		n := 0
+		for ; n < most; n++ {
+			length := uint8(wal.MaxLen)
+			if lens != nil {
+				if length = lens[n]; length == 0 {
+					break
+				}
+			}
+			loc := index.MakeLoc(area.Next(length), int(length)*wal.Granule)
+			p.entry(r, d, b+uint64(n)).Set(index.Stored, loc, sums[n], v)
+			d.fresh++
+			p.refer(r, loc, 1)
 		}
 		r.stored += int64(p.idx.bitmaps.set(d, in, n, true))
+		r.pending += p.pendingOf(d)
 		if d.newest.Less(v) {
 			d.newest = v
 		}
-		b, at, sums = b+uint64(n), at+uint64(n)*block.Size, sums[n:]
+		b, sums = b+uint64(n), sums[n:]
+		if lens != nil {
+			lens = lens[n:]
+		}
 	}
 }
 
@@ -56,6 +82,7 @@ func (p *Pool) insertGone(r *Replica, b, count uint64, state index.EntryState, v
 		in := int(b % block.ChunkBlocks)
 		n := int(min(count, uint64(block.ChunkBlocks-in)))
 		d := r.touch(b / block.ChunkBlocks)
+		r.pending -= p.pendingOf(d)
 		if n == block.ChunkBlocks && state == index.Tombstone {
 			p.insertChunkDiscard(r, d, b, v)
 		} else {
@@ -64,6 +91,7 @@ func (p *Pool) insertGone(r *Replica, b, count uint64, state index.EntryState, v
 			}
 		}
 		r.stored += int64(p.idx.bitmaps.set(d, in, n, false))
+		r.pending += p.pendingOf(d)
 		if d.newest.Less(v) {
 			d.newest = v
 		}
@@ -75,13 +103,15 @@ func (p *Pool) insertGone(r *Replica, b, count uint64, state index.EntryState, v
 func (p *Pool) insertChunkDiscard(r *Replica, d *chunkRef, b uint64, v block.Version) {
 	x := &p.idx
 	t := x.tables[x.active]
+	p.hideChunk(r, d)
 	for i := d.heads[x.active]; i != 0; i = t.At(i).Next {
 		e := t.At(i)
 		if i == d.disc[x.active] {
 			continue
 		}
 		if e.State() == index.Stored {
-			p.seg.deltaLive[p.seg.of(e.Loc())] -= uint32(e.Loc().Len())
+			d.fresh--
+			p.refer(r, e.Loc(), -1)
 		}
 		e.Set(index.Dead, 0, 0, block.Version{})
 	}

@@ -1,7 +1,9 @@
 package pool
 
 import (
+	"bytes"
 	"fmt"
+	"sort"
 	"sync"
 
 	"github.com/cstor-go/cstor/internal/block"
@@ -30,8 +32,11 @@ type logWriter struct {
 	spare   []uint32 // segments taken for the unit under way
 	hdr     []byte   // header of the open batch
 	records int
-	data    int      // data blocks of the open batch
-	iov     [][]byte // header, then data
+	raw     int      // data of the open batch: whole blocks
+	packed  int      // and bytes of compressed ones
+	iov     [][]byte // header, then whole blocks
+	pieces  [][]byte // compressed blocks
+	gather  []byte   // memory for pieces that are not whole blocks as they are
 	parts   []part   // of the unit
 	opened  int      // first part of the open batch
 }
@@ -41,11 +46,15 @@ type part struct {
 	rec   int // index of the record, as counted by the caller
 	first int // first of the record's blocks
 	count int
-	at    uint64 // address of the first; while the batch is open: offset within its data
+	area  wal.Area // where the first is; while the batch is open: offsets within its two kinds of data
+	lens  []uint8  // as in wal.Record
 }
 
 // zeroRow is what batches are padded with: to whole blocks and rows.
 var zeroRow = disk.Buffer(indexGroup)
+
+// maxGather is the largest memory for compressed blocks that is kept for the next batch.
+const maxGather = 4 << 20
 
 func (w *logWriter) init() {
 	w.hdr = disk.Buffer(wal.MaxHeaderBlocks * block.Size)[:wal.FixedLen]
@@ -59,16 +68,17 @@ func (p *Pool) reserveLog(data, header int, keep int) error {
 	segBlocks, row := int(p.seg.blocks()), int(p.seg.row(w.pos.seg))
 	left := segBlocks - row - int(w.pos.block)
 	split := header / (wal.MaxHeaderBlocks*block.Size - 4096) // times that a header is full
-	need := data + blocksFor(header+wal.FixedLen) + 2*(data/(segBlocks/2)) + split
+	// Each split takes another header, and leaves another block of compressed data that is filled in part.
+	need := data + blocksFor(header+wal.FixedLen) + 4*(data/(segBlocks/2)) + 2*split
 	if need+split*(row-1) <= left { // the padding of the last batch is there: left is whole rows
 		return nil
 	}
 	// What is left of the open segment may not be used when a record does not fit. A further segment loses one row to
-	// the link, at most 17 blocks (a state record) to what does not fit, and the padding of its batches to whole rows;
-	// its headers take their share.
+	// the link, at most 17 blocks (a state record) to what does not fit, one to compressed data that ends within a block, and
+	// the padding of its batches to whole rows; its headers take their share.
 	row = p.seg.maxRow()
 	headers := blocksFor(min(header, segBlocks*44))
-	usable := segBlocks - row - 1 - headers - min(16, segBlocks/4) - (row-1)*(1+headers/(wal.MaxHeaderBlocks-1))
+	usable := segBlocks - row - 1 - headers - min(16, segBlocks/4) - row*(1+headers/(wal.MaxHeaderBlocks-1))
 	n := (need + usable - 1) / usable
 	var ok bool
 	if w.spare, ok = p.seg.alloc(w.spare, n-len(w.spare), segLog, keep); n > len(w.spare) && !ok {
@@ -94,28 +104,36 @@ func (p *Pool) releaseSpare() {
 
 func blocksFor(bytes int) int { return (bytes + block.Size - 1) / block.Size }
 
-// add puts a record into the unit. data is the record's data: whole blocks, borrowed until finish. Records of data
-// kinds other than State are split where a segment or header ends. rec numbers the record for w.parts.
-func (p *Pool) add(r *wal.Record, data []byte, rec int) error {
+// add puts a record without lengths into the unit. data is the record's data: whole blocks, borrowed until finish.
+// Records of data kinds other than State are split where a segment or header ends. rec numbers the record for w.parts.
+func (p *Pool) add(r *wal.Record, data []byte, rec int) error { return p.addPacked(r, data, nil, rec) }
+
+// addPacked is add for a record with lengths: packed has its compressed blocks one after the other, and data, of which
+// only the others are used, all of its blocks.
+func (p *Pool) addPacked(r *wal.Record, data, packed []byte, rec int) error {
 	w := &p.log
 	blocks := wal.DataBlocks(r.Kind, r.Count)
 	splittable := blocks > 0 && r.Kind != wal.State
-	sums := r.Sums
-	for done := 0; ; {
-		left := blocks - done
-		space := p.room() - w.data // for header and this record's data
-		n := left
-		fits := func(n int) bool {
-			count := r.Count
-			if splittable {
-				count = uint32(n)
+	part_ := *r
+	cut := func(done, n int) { // part_ becomes n of the record's blocks
+		if splittable {
+			part_.Block, part_.Count, part_.Sums = r.Block+uint64(done), uint32(n), r.Sums[done:done+n]
+			if r.Lens != nil {
+				part_.Lens = r.Lens[done : done+n]
 			}
-			hb := blocksFor(len(w.hdr) + wal.Len(r.Kind, count, len(r.Name)))
-			return hb <= wal.MaxHeaderBlocks && hb+n <= space
 		}
+	}
+	for done := 0; ; {
+		space := p.room() // for header and data
+		fits := func(n int) bool {
+			cut(done, n)
+			raw, pk := wal.DataLen(part_.Kind, part_.Count, part_.Lens)
+			hb := blocksFor(len(w.hdr) + wal.Len(part_.Kind, part_.Count, len(part_.Name)) + len(part_.Lens))
+			return hb <= wal.MaxHeaderBlocks && hb+wal.AreaBlocks(w.raw+raw, w.packed+pk) <= space
+		}
+		n := blocks - done
 		if !fits(n) && splittable {
-			for n = min(n, max(space-1, 0)); n > 0 && !fits(n); n-- {
-			}
+			n = sort.Search(n, func(k int) bool { return !fits(k + 1) })
 		}
 		if (blocks > 0 && n == 0) || !fits(n) {
 			if err := p.makeRoom(); err != nil {
@@ -123,25 +141,77 @@ func (p *Pool) add(r *wal.Record, data []byte, rec int) error {
 			}
 			continue
 		}
-		part_ := *r
-		if splittable {
-			part_.Block, part_.Count, part_.Sums = r.Block+uint64(done), uint32(n), sums[done:done+n]
-		}
 		w.hdr = wal.Append(w.hdr, &part_)
 		w.records++
 		if n > 0 {
-			w.parts = append(w.parts, part{rec: rec, first: done, count: n, at: uint64(w.data) * block.Size})
-			from, to := done*block.Size, min((done+n)*block.Size, len(data))
-			w.iov = append(w.iov, data[from:to])
-			if pad := n*block.Size - (to - from); pad > 0 {
-				w.iov = append(w.iov, zeroRow[:pad])
-			}
-			w.data += n
+			w.parts = append(w.parts, part{
+				rec: rec, first: done, count: n, lens: part_.Lens, area: wal.Area{Raw: uint64(w.raw) * block.Size, Packed: uint64(w.packed)},
+			})
+			packed = packed[w.carry(&part_, data[min(done*block.Size, len(data)):], packed):]
 		}
 		if done += n; done == blocks {
 			return nil
 		}
 	}
+}
+
+// carry puts the data of a record into the open batch and returns how many bytes of packed it has.
+func (w *logWriter) carry(r *wal.Record, data, packed []byte) int {
+	raw, pk := wal.DataLen(r.Kind, r.Count, r.Lens)
+	w.raw += raw
+	w.packed += pk
+	if pk > 0 {
+		w.pieces = appendPiece(w.pieces, packed[:pk])
+	}
+	if r.Lens == nil {
+		n := raw * block.Size
+		w.iov = append(w.iov, data[:min(n, len(data))])
+		if pad := n - len(data); pad > 0 { // a state record
+			w.iov = append(w.iov, zeroRow[:pad])
+		}
+		return 0
+	}
+	for i := 0; i < len(r.Lens); {
+		n := 0
+		for i+n < len(r.Lens) && r.Lens[i+n] == wal.MaxLen {
+			n++
+		}
+		if n > 0 {
+			w.iov = append(w.iov, data[i*block.Size:(i+n)*block.Size])
+		}
+		i += max(n, 1)
+	}
+	return pk
+}
+
+// appendPiece appends b to pieces, or makes the last piece longer when b follows it in memory.
+func appendPiece(pieces [][]byte, b []byte) [][]byte {
+	if k := len(pieces) - 1; k >= 0 {
+		if l := pieces[k]; cap(l)-len(l) >= len(b) && &l[:len(l)+1][len(l)] == &b[0] {
+			pieces[k] = l[:len(l)+len(b)]
+			return pieces
+		}
+	}
+	return append(pieces, b)
+}
+
+// packedBlocks returns the compressed part of the open batch as whole blocks: the memory that it is in, when that goes
+// on with zeroes, or a copy.
+func (w *logWriter) packedBlocks() []byte {
+	full := blocksFor(w.packed) * block.Size
+	if b := w.pieces[0]; len(w.pieces) == 1 && cap(b) >= full && bytes.Equal(b[len(b):full], zeroRow[:full-len(b)]) {
+		return b[:full]
+	}
+	if cap(w.gather) < full {
+		w.gather = disk.Buffer(full)
+	}
+	b := w.gather[:0]
+	for _, x := range w.pieces {
+		b = append(b, x...)
+	}
+	b = b[:full]
+	clear(b[w.packed:])
+	return b
 }
 
 // makeRoom closes the open batch, which does not end the unit, and goes to another segment when this one is the
@@ -169,7 +239,7 @@ func (p *Pool) room() int {
 func (p *Pool) finish(flags uint16) error {
 	w := &p.log
 	h := wal.Header{
-		Flags: flags, DataBlocks: w.data, Records: w.records, Prev: w.pos.prev, Incarnation: w.pos.incarnation, Seq: w.pos.seq,
+		Flags: flags, DataBlocks: wal.AreaBlocks(w.raw, w.packed), Records: w.records, Prev: w.pos.prev, Incarnation: w.pos.incarnation, Seq: w.pos.seq,
 		Stable: p.flush.stable.Load(), Segment: w.pos.seg, Block: w.pos.block,
 	}
 	return p.writeBatch(&h)
@@ -179,7 +249,10 @@ func (p *Pool) writeBatch(h *wal.Header) error {
 	w := &p.log
 	hdr, sum := wal.Finish(w.hdr, h)
 	w.iov[0] = hdr
-	blocks := len(hdr)/block.Size + w.data
+	if w.packed > 0 {
+		w.iov = append(w.iov, w.packedBlocks())
+	}
+	blocks := len(hdr)/block.Size + h.DataBlocks
 	if pad := -blocks & (int(p.seg.row(w.pos.seg)) - 1); pad > 0 {
 		w.iov = append(w.iov, zeroRow[:pad*block.Size])
 		blocks += pad
@@ -187,11 +260,17 @@ func (p *Pool) writeBatch(h *wal.Header) error {
 	base := uint64(w.pos.seg)<<p.seg.shift + uint64(w.pos.block)<<block.Shift
 	err := p.seg.writevAt(w.iov, base)
 	clear(w.iov) // the caller's memory is borrowed only
+	clear(w.pieces)
+	if cap(w.gather) > maxGather {
+		w.gather = nil
+	}
+	area := wal.MakeArea(base+uint64(len(hdr)), w.raw)
 	for i := w.opened; i < len(w.parts); i++ {
-		w.parts[i].at += base + uint64(len(hdr))
+		w.parts[i].area.Raw += area.Raw
+		w.parts[i].area.Packed += area.Packed
 	}
 	w.opened = len(w.parts)
-	w.hdr, w.iov, w.records, w.data = w.hdr[:wal.FixedLen], w.iov[:1], 0, 0
+	w.hdr, w.iov, w.pieces, w.records, w.raw, w.packed = w.hdr[:wal.FixedLen], w.iov[:1], w.pieces[:0], 0, 0, 0
 	if err != nil {
 		return p.fail(fmt.Errorf("log: %w", err))
 	}

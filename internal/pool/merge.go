@@ -60,7 +60,12 @@ func (r *Replica) merge(c *Chunk) (res MergeResult, err error) {
 	}
 	// begin may wait for segments to be freed, which waits for readers.
 	p.read.leave(ticket)
-	err = p.begin(r, block.ChunkBlocks, len(c.DataOf), block.ChunkBlocks*(wal.RecordLen+4)+wal.RecordLen, len(c.DataOf) > 0)
+	pk := getPacker()
+	defer pk.release()
+	for i, b := range c.DataOf {
+		pk.add(r, c.Data[i*block.Size:(i+1)*block.Size], c.Sums[b:b+1])
+	}
+	err = p.begin(r, block.ChunkBlocks, pk.seal(), block.ChunkBlocks*(wal.RecordLen+5)+wal.RecordLen, len(c.DataOf) > 0)
 	ticket = p.read.enter()
 	if err != nil {
 		return res, err
@@ -115,22 +120,24 @@ func (r *Replica) merge(c *Chunk) (res MergeResult, err error) {
 		p.releaseSpare()
 		return res, nil
 	}
-	return res, r.appendMerge(c, base, runs, newest)
+	return res, r.appendMerge(c, base, runs, newest, pk)
 }
 
 // appendMerge logs and indexes the outcome of a merge. The log's lock is held.
-func (r *Replica) appendMerge(c *Chunk, base uint64, runs []mergeRun, newest block.Version) error {
+func (r *Replica) appendMerge(c *Chunk, base uint64, runs []mergeRun, newest block.Version, pk *packer) error {
 	p := r.p
 	var sums [block.ChunkBlocks]uint32
 	for i := range runs {
 		x := &runs[i]
 		rec := wal.Record{Kind: x.kind, Slot: r.slot, Block: base + uint64(x.from), Count: uint32(x.count), Version: x.ver}
-		var data []byte
+		var data, packed []byte
 		if x.kind == wal.MergeWrite {
+			pk.next(x.data - pk.lensAt) // what is not taken
+			rec.Lens, packed = pk.next(x.count)
 			rec.Sums = append(sums[:0], c.Sums[x.from:x.from+x.count]...)
 			data = c.Data[x.data*block.Size : (x.data+x.count)*block.Size]
 		}
-		if err := p.add(&rec, data, i); err != nil {
+		if err := p.addPacked(&rec, data, packed, i); err != nil {
 			return err
 		}
 	}
@@ -148,9 +155,9 @@ func (r *Replica) appendMerge(c *Chunk, base uint64, runs []mergeRun, newest blo
 		case wal.MergeWrite:
 			for len(parts) > 0 && parts[0].rec == i {
 				f := x.from + parts[0].first
-				p.insertData(r, base+uint64(f), parts[0].at, c.Sums[f:f+parts[0].count], x.ver)
+				p.insertData(r, base+uint64(f), parts[0].area, parts[0].lens, c.Sums[f:f+parts[0].count], x.ver)
+				p.count.blocksWritten.Add(uint64(parts[0].count))
 				parts = parts[1:]
-				p.count.blocksWritten.Add(uint64(x.count))
 			}
 		case wal.MergeDiscard:
 			p.insertGone(r, base+uint64(x.from), uint64(x.count), index.Tombstone, x.ver)
@@ -160,5 +167,6 @@ func (r *Replica) appendMerge(c *Chunk, base uint64, runs []mergeRun, newest blo
 	}
 	r.touch(c.Index).newest = newest
 	p.idx.mu.Unlock()
+	pk.count(&p.count)
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/compress"
 	"github.com/cstor-go/cstor/internal/pool/disk"
 )
 
@@ -35,6 +36,7 @@ type modelReplica struct {
 	state   string
 	n       uint64 // last version number handed out
 	epoch   uint64
+	raw     bool // nothing is ever compressed
 }
 
 func (m *modelReplica) clone() *modelReplica {
@@ -48,7 +50,8 @@ func (m *modelReplica) apply(ops []Op) {
 		for i := range uint64(o.Count) {
 			switch o.Kind {
 			case OpWrite:
-				m.blocks[o.Block+i] = modelBlock{o.Version, block.Sum(o.Data[i*block.Size : (i+1)*block.Size]), true}
+				sum := block.Sum(o.Data[i*block.Size : (i+1)*block.Size])
+				m.blocks[o.Block+i] = modelBlock{o.Version, sum, sum != block.ZeroSum}
 			case OpDiscard:
 				m.blocks[o.Block+i] = modelBlock{ver: o.Version, sum: block.ZeroSum}
 			}
@@ -65,7 +68,7 @@ func (m *modelReplica) merge(c *Chunk) {
 		}
 		switch block.Resolve(m.blocks[b].ver, c.Versions[i], c.Scan) {
 		case block.Take:
-			m.blocks[b] = modelBlock{c.Versions[i], c.Sums[i], c.Stored[i]}
+			m.blocks[b] = modelBlock{c.Versions[i], c.Sums[i], c.Stored[i] && c.Sums[i] != block.ZeroSum}
 			if !c.Stored[i] {
 				m.blocks[b].sum = block.ZeroSum
 			}
@@ -111,8 +114,12 @@ func (m *modelReplica) diff(r *Replica) string {
 			return fmt.Sprintf("block %d (version %v): content differs", i, b.ver)
 		}
 	}
-	if s := r.Stats(); s.Used != used {
+	s := r.Stats()
+	if s.Used != used {
 		return fmt.Sprintf("used %d, want %d", s.Used, used)
+	}
+	if s.Data < 0 || s.Data > used || m.raw && s.Data != used { // what is stored as it is, is exact at any time
+		return fmt.Sprintf("data takes %d bytes of %d", s.Data, used)
 	}
 	return ""
 }
@@ -130,9 +137,18 @@ type modelTest struct {
 	log    []func(map[string]*modelReplica) // since stable
 	trace  []string
 	full   int
+	dense  bool // what is written does not compress
 
 	lost, stale, degraded, lies int // devices that went, came back, opens without all, corrupted pieces
 	sum                         Stats
+}
+
+// data returns content for n blocks.
+func (m *modelTest) data(n int) []byte {
+	if m.dense {
+		return noise(n, m.rng.Uint64())
+	}
+	return mixed(m.rng, n)
 }
 
 func (m *modelTest) note(format string, a ...any) {
@@ -217,7 +233,7 @@ func (m *modelTest) apply(r *modelReplica) {
 		case k < 13:
 			o.Kind = OpWrite
 			o.Block, o.Count = m.extent(r, []int{1, 4, 40, 150}[m.rng.IntN(4)])
-			o.Data = fill(int(o.Count), m.rng.Uint64())
+			o.Data = m.data(int(o.Count))
 			data += int(o.Count)
 			if m.rng.IntN(2) == 0 {
 				for i := 0; i < len(o.Data); i += block.Size {
@@ -277,7 +293,7 @@ func (m *modelTest) merge(r *modelReplica) {
 			}
 		default:
 			c.Versions[i] = block.Version{Epoch: 1 + m.rng.Uint64N(r.epoch+1), N: 1<<41 + m.rng.Uint64N(1<<40)}
-			d := fill(1, m.rng.Uint64())
+			d := m.data(1)
 			c.Stored[i], c.Sums[i] = true, block.Sum(d)
 			if m.rng.IntN(2000) == 0 {
 				stale = stale || block.Resolve(local.ver, c.Versions[i], c.Scan) == block.Take
@@ -315,7 +331,7 @@ func (m *modelTest) step() {
 			return
 		}
 		must(m.t, err)
-		r := &modelReplica{name: name, blocks: make([]modelBlock, size/4096)}
+		r := &modelReplica{name: name, blocks: make([]modelBlock, size/4096), raw: m.opt.Compression == compress.Off}
 		m.now[name] = r
 		m.synced()
 	case k < 5:
@@ -364,7 +380,13 @@ func (m *modelTest) step() {
 		m.note("power cut, fates %d", fates)
 		m.mems = disk.PowerCutAll(m.mems, func(i int) disk.Fate { return fates[i] }, m.rng)
 		m.crash(all)
-	case k < 37:
+	case k < 36:
+		if m.opt.Compression != compress.Off {
+			a := compress.Algorithm(m.rng.IntN(3))
+			m.p.SetCompression(a)
+			m.note("compression %v", a)
+		}
+	case k < 38:
 		m.fault()
 	case k < 40:
 		r := m.pick()
@@ -399,6 +421,9 @@ func (m *modelTest) tally() {
 	m.sum.BlocksRepaired += s.BlocksRepaired
 	m.sum.BlocksMoved += s.BlocksMoved
 	m.sum.Replayed += s.Replayed
+	m.sum.BlocksWritten += s.BlocksWritten
+	m.sum.BlocksPacked += s.BlocksPacked
+	m.sum.BlocksZero += s.BlocksZero
 }
 
 // crash opens the pool after the devices went away under it and finds the prefix of the events that is there.
@@ -508,7 +533,8 @@ func TestModel(t *testing.T) {
 func runModel(t *testing.T, l layout, seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	m := &modelTest{t: t, rng: rng, now: map[string]*modelReplica{}, layout: l, away: map[int]bool{}}
-	m.opt = Options{DeltaEntries: 4096 << (3 * rng.IntN(2)), SegmentBytes: 256 << 10, PageCacheBytes: 64 << 10, CheckpointBytes: int64(1+rng.IntN(8)) << 20, FlushBytes: int64(1+rng.IntN(4)) << 20, NoDiscard: rng.IntN(2) == 0}
+	m.dense = rng.IntN(3) == 0
+	m.opt = Options{Compression: compress.Algorithm(rng.IntN(3)), DeltaEntries: 4096 << (3 * rng.IntN(2)), SegmentBytes: 256 << 10, PageCacheBytes: 64 << 10, CheckpointBytes: int64(1+rng.IntN(8)) << 20, FlushBytes: int64(1+rng.IntN(4)) << 20, NoDiscard: rng.IntN(2) == 0}
 	mems, groups := l.make(func() int64 { return int64(12+rng.IntN(8)*rng.IntN(8)) << 20 })
 	m.mems = mems
 	p, err := Create(groups, Config{Name: "model"}, m.opt)
@@ -534,7 +560,7 @@ func runModel(t *testing.T, l layout, seed uint64) {
 		m.fatalf("not empty: %+v, fresh %+v", s, fresh)
 	}
 	m.tally()
-	t.Logf("%d segments, %d checkpoints, %d pages, %d batches replayed, %d blocks moved, full %d times; %d devices lost, %d back, %d opens without all, %d lies, %d repaired",
-		m.p.Stats().Segments, m.sum.Checkpoints, m.sum.PagesWritten, m.sum.Replayed, m.sum.BlocksMoved, m.full, m.lost, m.stale, m.degraded, m.lies, m.sum.BlocksRepaired)
+	t.Logf("%d segments, %d checkpoints, %d pages, %d batches replayed, %d blocks moved, full %d times; %d devices lost, %d back, %d opens without all, %d lies, %d repaired; of %d blocks %d compressed, %d zeroes",
+		m.p.Stats().Segments, m.sum.Checkpoints, m.sum.PagesWritten, m.sum.Replayed, m.sum.BlocksMoved, m.full, m.lost, m.stale, m.degraded, m.lies, m.sum.BlocksRepaired, m.sum.BlocksWritten, m.sum.BlocksPacked, m.sum.BlocksZero)
 	must(t, m.p.Close())
 }

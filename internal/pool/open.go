@@ -143,6 +143,8 @@ func (p *Pool) loadReplica(m *replicaImage) error {
 			*c = refs[i].ref
 			p.idx.bitmaps.load(c, refs[i].bitmap)
 			r.stored += int64(p.idx.bitmaps.count(c))
+			r.data += int64(c.data)
+			r.pending += p.pendingOf(c)
 			if c.page != 0 {
 				r.meta += int64(c.pageLen())
 				r.pages++

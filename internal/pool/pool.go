@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/compress"
 	"github.com/cstor-go/cstor/internal/pool/disk"
 	"github.com/cstor-go/cstor/internal/pool/label"
 )
@@ -113,6 +114,8 @@ type Options struct {
 	// Deadline is how long a device may take to answer while the others of its raid group have. One that takes longer is
 	// taken out of use. Default 2 s.
 	Deadline time.Duration
+	// Compression is how data is compressed that is written; see SetCompression. Default LZ4.
+	Compression compress.Algorithm
 	// NoDiscard leaves the space of freed segments with the device instead of discarding it.
 	NoDiscard bool
 	// Log receives what an operator should know. Default: nothing is logged.
@@ -134,6 +137,8 @@ type Stats struct {
 	SegmentBytes int64
 
 	BlocksWritten  uint64 // blocks appended by Apply and Merge
+	BlocksPacked   uint64 // of them: stored compressed
+	BlocksZero     uint64 // of them: all zeroes, not stored
 	BlocksRead     uint64
 	LogBytes       uint64 // appended to the log, headers included
 	IndexBytes     uint64 // pages, directory and checkpoints written

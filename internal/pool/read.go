@@ -8,10 +8,11 @@ import (
 	"github.com/cstor-go/cstor/internal/pool/index"
 )
 
-// place is where a block's content is: nowhere (it reads as zeroes), or at loc with a checksum.
+// place is where the content of block at of a chunk is: nowhere (it reads as zeroes), or at loc with a checksum.
 type place struct {
 	loc    index.Loc
 	sum    uint32
+	at     uint16
 	stored bool
 }
 
@@ -46,7 +47,7 @@ func (r *Replica) Read(first uint64, dst []byte, sums []uint32) error {
 		if err := r.find(s, first, k); err != nil {
 			return r.wrap("read", err)
 		}
-		if err := r.fetch(s.places[:k], first, dst[:k*block.Size]); err != nil {
+		if err := r.fetch(s.places[:k], first/block.ChunkBlocks, dst[:k*block.Size]); err != nil {
 			return r.wrap("read", err)
 		}
 		if sums != nil {
@@ -81,12 +82,13 @@ func (r *Replica) find(s *readScratch, first uint64, n int) error {
 	ref := *d
 	s.known = index.Bitmap{}
 	missing := 0
+	in := int(first % block.ChunkBlocks)
 	for i := range n {
-		s.places[i] = place{}
+		s.places[i] = place{at: uint16(in + i)}
 		if e, ok := p.lookup(r, d, first+uint64(i)); ok {
 			s.known.Set(i)
 			if e.State() == index.Stored {
-				s.places[i] = place{loc: e.Loc(), sum: e.Sum, stored: true}
+				s.places[i] = place{loc: e.Loc(), sum: e.Sum, at: uint16(in + i), stored: true}
 			}
 			continue
 		}
@@ -100,7 +102,6 @@ func (r *Replica) find(s *readScratch, first uint64, n int) error {
 	if err != nil {
 		return err
 	}
-	in := int(first % block.ChunkBlocks)
 	for i := range n {
 		if !s.known.Has(i) {
 			x := &s.places[i]
@@ -118,34 +119,6 @@ func (r *Replica) readable() error {
 	}
 	if r.destroyed {
 		return ErrNotFound
-	}
-	return nil
-}
-
-// fetch reads the content of consecutive blocks into dst, neighbours on the device together, and checks it.
-func (r *Replica) fetch(places []place, first uint64, dst []byte) error {
-	p := r.p
-	for i := 0; i < len(places); {
-		x := &places[i]
-		if !x.stored {
-			clear(dst[i*block.Size : (i+1)*block.Size])
-			i++
-			continue
-		}
-		n := 1
-		for i+n < len(places) && places[i+n].stored && places[i+n].loc.Addr() == places[i+n-1].loc.End() && p.seg.of(places[i+n].loc) == p.seg.of(x.loc) {
-			n++
-		}
-		b := dst[i*block.Size : (i+n)*block.Size]
-		if err := p.seg.readAt(b, x.loc.Addr()); err != nil {
-			return fmt.Errorf("block %d: %w", first+uint64(i), err)
-		}
-		for j := range n {
-			if !p.recoverBlock(b[j*block.Size:(j+1)*block.Size], places[i+j].loc.Addr(), places[i+j].sum) {
-				return r.damaged(first+uint64(i+j), places[i+j].loc)
-			}
-		}
-		i += n
 	}
 	return nil
 }

@@ -234,20 +234,20 @@ func (p *Pool) replayBatch(h *wal.Header, b []byte) error {
 	if h.Flags&wal.FlagLink != 0 {
 		return nil
 	}
-	at := uint64(h.Segment)<<p.seg.shift + uint64(int(h.Block)+h.HeaderBlocks)*block.Size
+	area := wal.MakeArea(uint64(h.Segment)<<p.seg.shift+uint64(int(h.Block)+h.HeaderBlocks)*block.Size, h.RawBlocks)
 	var it wal.Records
 	it.Reset(b, h)
 	var r wal.Record
 	for it.Next(&r) {
-		if err := p.replayRecord(&r, at); err != nil {
+		if err := p.replayRecord(&r, area); err != nil {
 			return err
 		}
-		at += uint64(wal.DataBlocks(r.Kind, r.Count)) * block.Size
+		area.Skip(r.Kind, r.Count, r.Lens)
 	}
 	return nil
 }
 
-func (p *Pool) replayRecord(rec *wal.Record, at uint64) error {
+func (p *Pool) replayRecord(rec *wal.Record, area wal.Area) error {
 	if rec.Kind == wal.Create {
 		if rec.Slot >= MaxReplicas || int(rec.Slot) < len(p.idx.bySlot) && p.idx.bySlot[rec.Slot] != nil ||
 			p.idx.byName[rec.Name] != nil || rec.Block == 0 || rec.Block > MaxReplicaSize {
@@ -278,7 +278,7 @@ func (p *Pool) replayRecord(rec *wal.Record, at uint64) error {
 			return fmt.Errorf("state of %d bytes: %w", rec.Count, ErrDamaged)
 		}
 		r.applied = rec.Version
-		return p.replayState(r, rec, at)
+		return p.replayState(r, rec, area.Raw)
 	}
 	if rec.Block >= r.blocks() || uint64(rec.Count) > r.blocks()-rec.Block {
 		return fmt.Errorf("replica %s: blocks %d+%d: %w", r.name, rec.Block, rec.Count, ErrDamaged)
@@ -286,7 +286,7 @@ func (p *Pool) replayRecord(rec *wal.Record, at uint64) error {
 	p.replayRoom(rec)
 	switch rec.Kind {
 	case wal.Write, wal.MergeWrite, wal.Move:
-		p.insertData(r, rec.Block, at, rec.Sums, rec.Version)
+		p.insertData(r, rec.Block, area, rec.Lens, rec.Sums, rec.Version)
 	case wal.Discard, wal.DiscardPart, wal.MergeDiscard:
 		p.insertGone(r, rec.Block, uint64(rec.Count), index.Tombstone, rec.Version)
 	case wal.MergeDrop:

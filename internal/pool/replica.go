@@ -44,11 +44,21 @@ type MergeResult struct {
 	Bytes   int64 // bytes of data stored
 }
 
-// ReplicaStats is a snapshot of a replica's counters.
+// ReplicaStats is a snapshot of a replica's counters. Allocated and Data are exact when nothing waits to be drained into
+// index pages, which is so a few seconds after the last write; until then what overwritten data gives back is estimated.
 type ReplicaStats struct {
-	Used      int64 // bytes of stored blocks
+	Used      int64 // bytes of blocks that have data
 	Allocated int64 // bytes that its data and its share of the index take
+	Data      int64 // of Allocated: data, compressed
 	Chunks    int64 // chunks that have an index page
+}
+
+// CompressRatio returns how many bytes of content a stored byte holds; 1 when there is nothing.
+func (s *ReplicaStats) CompressRatio() float64 {
+	if s.Used == 0 || s.Data <= 0 {
+		return 1
+	}
+	return float64(s.Used) / float64(s.Data)
 }
 
 // ChecksumError says which block could not be read because its content is damaged. It wraps ErrChecksum.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/index"
 	"github.com/cstor-go/cstor/internal/pool/raid"
 	"github.com/cstor-go/cstor/internal/pool/wal"
 )
@@ -51,27 +52,39 @@ func badBlocks(h *wal.Header, b, data []byte) (bad []int) {
 	return badData(bad, h.HeaderBlocks, h, b, data[h.HeaderBlocks*block.Size:])
 }
 
-// badData appends the numbers, counted from first, of the data blocks that do not have the checksums of their records.
+// badData appends the numbers, counted from first, of the data blocks that do not have what their records say. Of a
+// compressed block that is damaged it cannot tell in which of the blocks that it touches.
 func badData(bad []int, first int, h *wal.Header, b, data []byte) []int {
-	var it wal.Records
-	var r wal.Record
-	at := 0
-	for it.Reset(b, h); it.Next(&r); {
-		n := wal.DataBlocks(r.Kind, r.Count)
-		if r.Kind == wal.State {
-			if block.Sum(data[at*block.Size:][:r.Count]) != r.Sums[0] {
-				for i := range n {
-					bad = append(bad, first+at+i)
-				}
-			}
-		} else {
-			for i := range r.Sums {
-				if k := at + i; block.Sum(data[k*block.Size:(k+1)*block.Size]) != r.Sums[i] {
-					bad = append(bad, first+k)
-				}
+	area := wal.MakeArea(0, h.RawBlocks)
+	content := make([]byte, block.Size)
+	note := func(at, n uint64) {
+		for k := first + int(at/block.Size); k <= first+int((at+n-1)/block.Size); k++ {
+			if len(bad) == 0 || bad[len(bad)-1] != k {
+				bad = append(bad, k)
 			}
 		}
-		at += n
+	}
+	var it wal.Records
+	var r wal.Record
+	for it.Reset(b, h); it.Next(&r); {
+		if r.Kind == wal.State {
+			if n := uint64(r.Count); n > 0 && block.Sum(data[area.Raw:area.Raw+n]) != r.Sums[0] {
+				note(area.Raw, n)
+			}
+			area.Skip(r.Kind, r.Count, r.Lens)
+			continue
+		}
+		for i, sum := range r.Sums {
+			length := uint8(wal.MaxLen)
+			if r.Lens != nil {
+				length = r.Lens[i]
+			}
+			at, n := area.Next(length), uint64(length)*wal.Granule
+			x := place{loc: index.MakeLoc(at, int(n)), sum: sum}
+			if n > 0 && !x.content(content, data[at:at+n]) {
+				note(at, n)
+			}
+		}
 	}
 	return bad
 }

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/compress"
 	"github.com/cstor-go/cstor/internal/pool/disk"
 )
 
@@ -21,7 +22,7 @@ func waitUntil(p *Pool, cond func() bool) {
 }
 
 func TestSpaceReturnsByItself(t *testing.T) {
-	p, m := newMemPool(t, 64<<20, Options{SegmentBytes: 256 << 10})
+	p, m := newMemPool(t, 64<<20, Options{SegmentBytes: 256 << 10, Compression: compress.Off})
 	fresh := p.Stats()
 	if fresh.Allocated > 256<<10 {
 		t.Fatalf("a fresh pool shows %d bytes", fresh.Allocated)

@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 
 	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/compress"
 	"github.com/cstor-go/cstor/internal/pool/disk"
 	"github.com/cstor-go/cstor/internal/pool/index"
 )
@@ -33,7 +34,9 @@ type Pool struct {
 	appended atomic.Uint64 // number of the newest complete batch
 	failed   atomic.Pointer[error]
 	closed   atomic.Bool
-	metaLive int64 // bytes of checkpoint root; guarded by idx.mu
+	// compression is the compress.Algorithm of what is written now.
+	compression atomic.Uint32
+	metaLive    int64 // bytes of checkpoint root; guarded by idx.mu
 
 	generation uint64 // of the newest checkpoint; guarded by drain.mu
 	root       []extent
@@ -68,7 +71,7 @@ type indexState struct {
 type counters struct {
 	blocksWritten, blocksRead, logBytes, indexBytes, batches, flushes atomic.Uint64
 	drains, pagesWritten, checkpoints, sumErrors, segsFreed, moved    atomic.Uint64
-	repaired                                                          atomic.Uint64
+	repaired, blocksPacked, blocksZero                                atomic.Uint64
 	replayed                                                          uint64
 	openNanos                                                         int64
 }
@@ -89,10 +92,16 @@ type Replica struct {
 	state   []byte // replaced, never changed
 	stored  int64  // blocks with data
 	meta    int64  // bytes of pages and directory blocks
+	data    int64  // see account.go
+	delta   int64
+	hidden  int64
+	pending int64
 	pages   int64
 	// destroyed is set with the record in the log and refuses everything from then on; dying is set by the next freeze,
 	// from which on the replica may be taken apart.
 	destroyed, dying bool
+
+	pace compress.Pace
 }
 
 // Name returns the name given to CreateReplica.
@@ -130,8 +139,8 @@ func (r *Replica) State() []byte {
 func (r *Replica) Stats() ReplicaStats {
 	r.p.idx.mu.RLock()
 	defer r.p.idx.mu.RUnlock()
-	used := r.stored * block.Size
-	return ReplicaStats{Used: used, Allocated: used + r.meta, Chunks: r.pages}
+	all := r.allocated()
+	return ReplicaStats{Used: r.stored * block.Size, Allocated: all, Data: all - r.meta, Chunks: r.pages}
 }
 
 // Replica returns the replica of that name, nil if there is none.

@@ -1,10 +1,6 @@
 package pool
 
-import (
-	"time"
-
-	"github.com/cstor-go/cstor/internal/block"
-)
+import "time"
 
 // capacity returns the bytes that data and index can take.
 func (p *Pool) capacity() int64 { return int64(p.seg.dataCount()-p.reserve) << p.seg.shift }
@@ -13,7 +9,7 @@ func (p *Pool) capacity() int64 { return int64(p.seg.dataCount()-p.reserve) << p
 func (p *Pool) allocated() int64 {
 	n := p.metaLive
 	for _, r := range p.idx.byName {
-		n += r.stored*block.Size + r.meta
+		n += r.allocated()
 	}
 	return n
 }
@@ -28,7 +24,8 @@ func (p *Pool) Stats() Stats {
 	c := &p.count
 	s := Stats{
 		Capacity: p.capacity(), Segments: p.seg.count(), FreeSegments: p.seg.freeCount(), SegmentBytes: p.seg.bytes(),
-		BlocksWritten: c.blocksWritten.Load(), BlocksRead: c.blocksRead.Load(), LogBytes: c.logBytes.Load(), IndexBytes: c.indexBytes.Load(),
+		BlocksWritten: c.blocksWritten.Load(), BlocksPacked: c.blocksPacked.Load(), BlocksZero: c.blocksZero.Load(),
+		BlocksRead: c.blocksRead.Load(), LogBytes: c.logBytes.Load(), IndexBytes: c.indexBytes.Load(),
 		Batches: c.batches.Load(), Flushes: c.flushes.Load(), Drains: c.drains.Load(), PagesWritten: c.pagesWritten.Load(),
 		Checkpoints: c.checkpoints.Load(), ChecksumErrors: c.sumErrors.Load(), SegmentsFreed: c.segsFreed.Load(),
 		BlocksMoved: c.moved.Load(), BlocksRepaired: c.repaired.Load(), Replayed: c.replayed, OpenTime: time.Duration(c.openNanos),

@@ -13,6 +13,11 @@ import (
 
 // recover obtains the whole blocks at addr for which ok holds into b. It returns false when there are none.
 func (p *Pool) recover(b []byte, addr uint64, ok func([]byte) bool) bool {
+	return p.recoverPart(b, addr, 0, len(b), ok)
+}
+
+// recoverPart is recover when ok looks at b[from:to] only.
+func (p *Pool) recoverPart(b []byte, addr uint64, from, to int, ok func([]byte) bool) bool {
 	if p.seg.checkRange(addr, len(b)) != nil {
 		return false
 	}
@@ -20,7 +25,7 @@ func (p *Pool) recover(b []byte, addr uint64, ok func([]byte) bool) bool {
 	if g.Parity() == 0 {
 		return false
 	}
-	if err := g.Recover(b, off, ok); err != nil {
+	if err := g.RecoverPart(b, off, from, to, ok); err != nil {
 		return false
 	}
 	n := p.count.repaired.Add(1)
@@ -31,11 +36,6 @@ func (p *Pool) recover(b []byte, addr uint64, ok func([]byte) bool) bool {
 	return true
 }
 
-// recoverBlock obtains the block at addr whose checksum is sum.
-func (p *Pool) recoverBlock(b []byte, addr uint64, sum uint32) bool {
-	return block.Sum(b) == sum || p.recover(b, addr, func(b []byte) bool { return block.Sum(b) == sum })
-}
-
 // recoverPacked obtains bytes that need not be aligned, and for which ok holds, into dst.
 func (p *Pool) recoverPacked(dst []byte, addr uint64, ok func([]byte) bool) bool {
 	if p.seg.checkRange(addr, len(dst)) != nil {
@@ -44,8 +44,9 @@ func (p *Pool) recoverPacked(dst []byte, addr uint64, ok func([]byte) bool) bool
 	from := addr &^ (block.Size - 1)
 	to := (addr + uint64(len(dst)) + block.Size - 1) &^ (block.Size - 1)
 	b := disk.Buffer(int(to - from))
-	inside := func(b []byte) []byte { return b[addr-from:][:len(dst)] }
-	if !p.recover(b, from, func(b []byte) bool { return ok(inside(b)) }) {
+	inside := func(b []byte) []byte { return b[addr-from:][:len(dst):len(dst)] }
+	at := int(addr - from)
+	if !p.recoverPart(b, from, at, at+len(dst), func(b []byte) bool { return ok(inside(b)) }) {
 		return false
 	}
 	copy(dst, inside(b))

@@ -3,6 +3,8 @@ package pool
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/index"
@@ -68,6 +70,7 @@ func (c *checker) refer(loc index.Loc, who string, live []uint64) {
 func (c *checker) replica(r *Replica) {
 	p := c.p
 	var stored, meta, pages int64
+	var sum accounts
 	v := new(chunkView)
 	for i, b := range r.dir {
 		if b == nil {
@@ -95,8 +98,12 @@ func (c *checker) replica(r *Replica) {
 						c.refer(loc, fmt.Sprintf("%s block %d", r.guid, chunk*block.ChunkBlocks+uint64(n)), c.page)
 					}
 				}
+				view.Decode(&v.page)
 				p.cache.release(e)
+			} else {
+				v.page.Reset(d.tomb)
 			}
+			c.chunk(r, d, chunk, &v.page, &sum)
 			for t := range p.idx.tables {
 				for n := d.heads[t]; n != 0; n = p.idx.tables[t].At(n).Next {
 					if e := p.idx.tables[t].At(n); e.State() == index.Stored {
@@ -130,8 +137,62 @@ func (c *checker) replica(r *Replica) {
 	if !r.destroyed && stored != r.stored {
 		c.errorf("replica %s: %d blocks stored, %d known", r.name, stored, r.stored)
 	}
+	if known := (accounts{r.data, r.delta, r.hidden, r.pending}); sum != known {
+		c.errorf("replica %s: data, delta, hidden, pending are %d bytes, %d known", r.name, sum, known)
+	}
 	if meta != r.meta || pages != r.pages {
 		c.errorf("replica %s: %d bytes in %d pages, %d in %d known", r.name, meta, pages, r.meta, r.pages)
+	}
+}
+
+// overlaps reports locations that share bytes without being the same.
+func (c *checker) overlaps() {
+	all := slices.Sorted(maps.Keys(c.owner))
+	for i := 1; i < len(all); i++ {
+		if all[i-1].End() > all[i].Addr() {
+			c.errorf("%#x with %d bytes of %s and %#x of %s overlap", all[i-1].Addr(), all[i-1].Len(), c.owner[all[i-1]], all[i].Addr(), c.owner[all[i]])
+		}
+	}
+}
+
+// accounts are the four sums of account.go.
+type accounts struct{ data, delta, hidden, pending int64 }
+
+// chunk adds what a chunk takes, as its page and the tables have it, to sum.
+func (c *checker) chunk(r *Replica, d *chunkRef, chunk uint64, pg *index.Page, sum *accounts) {
+	p := c.p
+	active := p.idx.active
+	count, data := sizeOf(pg)
+	fresh, replaced := 0, 0
+	for i := range block.ChunkBlocks {
+		key := index.Key(r.slot, chunk*block.ChunkBlocks+uint64(i))
+		visible := true // what is below the tables looked at so far
+		for _, t := range [2]int{active, 1 - active} {
+			if d.heads[t] == 0 {
+				continue
+			}
+			e := p.idx.tables[t].Find(key)
+			known := e != nil && e.State() != index.Dead
+			if known && e.State() == index.Stored {
+				sum.delta += int64(e.Loc().Len())
+				if visible {
+					fresh++
+				} else {
+					sum.hidden += int64(e.Loc().Len())
+				}
+			}
+			visible = visible && !known && d.disc[t] == 0
+		}
+		if !visible && pg.Stored.Has(i) {
+			replaced++
+		}
+	}
+	if count != int(d.count) || data != d.data || fresh != int(d.fresh) {
+		c.errorf("replica %s chunk %d: page has %d blocks in %d bytes, tables have %d; %d in %d and %d known", r.name, chunk, count, data, fresh, d.count, d.data, d.fresh)
+	}
+	sum.data += int64(data)
+	if count > 0 {
+		sum.pending += int64(replaced) * int64(data) / int64(count)
 	}
 }
 
@@ -142,6 +203,7 @@ func (c *checker) segments() {
 	if c.meta != p.metaLive {
 		c.errorf("root: %d bytes, %d known", c.meta, p.metaLive)
 	}
+	c.overlaps()
 	free := map[*groupState]int{}
 	for i := range p.seg.kind {
 		if uint64(p.seg.pageLive[i]) != c.page[i] || uint64(p.seg.deltaLive[i]) != c.delta[i] {

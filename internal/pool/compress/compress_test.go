@@ -2,6 +2,7 @@ package compress
 
 import (
 	"bytes"
+	"encoding/binary"
 	"math/rand/v2"
 	"testing"
 
@@ -79,6 +80,9 @@ func TestDamage(t *testing.T) {
 				if err == nil && block.Sum(guard[:block.Size]) == sum && !bytes.Equal(guard[:block.Size], b) {
 					t.Fatalf("%v: bit %d: wrong bytes with the right checksum", a, bit)
 				}
+				if err == nil && bit/8 >= head+int(binary.LittleEndian.Uint16(dst)&0xfff) {
+					t.Fatalf("%v: bit %d behind the compressed bytes: not noticed", a, bit)
+				}
 				for _, g := range guard[block.Size:] {
 					if g != 0xa5 {
 						t.Fatalf("%v: bit %d: wrote behind the block", a, bit)
@@ -92,6 +96,23 @@ func TestDamage(t *testing.T) {
 			if err := Unpack(guard[:block.Size], dst[:n]); err != nil || !bytes.Equal(guard[:block.Size], b) {
 				t.Fatal(err)
 			}
+		}
+	}
+}
+
+// TestShort: compressed bytes that make less than a block are damaged, whatever the destination held before.
+func TestShort(t *testing.T) {
+	b := make([]byte, Granule)
+	copy(b, []byte{6, codeLZ4 << 4, 0x50, 'h', 'e', 'l', 'l', 'o'})
+	if err := Unpack(make([]byte, block.Size), b); err == nil {
+		t.Fatal("5 bytes of lz4 are taken for a block")
+	}
+	var p Packer
+	dst := make([]byte, MaxPacked)
+	n := p.Pack(LZ4, dst, make([]byte, block.Size))
+	for _, size := range []int{0, 1, block.Size - 1, block.Size + 1} {
+		if Unpack(make([]byte, size), dst[:n]) == nil {
+			t.Fatalf("a block into %d bytes", size)
 		}
 	}
 }

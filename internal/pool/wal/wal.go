@@ -1,5 +1,5 @@
 // Package wal encodes and decodes the headers of log batches. A batch is one or more header blocks that list its
-// records, followed by the records' data blocks. Every header names its own place, its number in the log, the
+// records, followed by the records' data (see Area). Every header names its own place, its number in the log, the
 // checksum of the header before it and the incarnation (the mount) that wrote it, so that a reader that follows the log
 // stops exactly where it ends and never takes what an earlier use of a segment left behind for a continuation.
 //
@@ -41,12 +41,19 @@ const (
 	// MaxHeaderBlocks bounds the length of one header.
 	MaxHeaderBlocks = 64
 
+	// MaxLen is the stored length of a block, in granules, that is stored as it is.
+	MaxLen = block.Size / Granule
+	// Granule is the unit of stored lengths in bytes.
+	Granule = 64
+
 	// FlagMore: the unit of records that this batch belongs to goes on in the next batch; replay takes all or none.
 	FlagMore = 1
 	// FlagLink: no records; the log goes on at (NextSegment, NextBlock) under NextIncarnation.
 	FlagLink = 2
 
 	magic = 0x4c4f4743 // "CGOL"
+
+	recLens = 1 // flag of a record: a length byte per block follows the checksums
 )
 
 // ErrDamaged is wrapped when bytes do not decode. To a reader that follows the log it is the end.
@@ -69,21 +76,25 @@ type Header struct {
 	NextSegment     uint32
 	NextBlock       uint32
 	NextIncarnation uint64
+
+	RawBlocks   int // of the data: blocks stored as they are, and what else takes whole blocks; set by Decode
+	PackedBytes int // of the data: compressed blocks; set by Decode
 }
 
-// Record is one change. Sums alias the decoder's buffer scratch and are valid until the next call of Next.
+// Record is one change. Sums and Lens alias the decoder's memory: Sums until the next call of Next, Lens the header.
 type Record struct {
 	Kind    Kind
 	Slot    uint32 // which replica
 	Block   uint64
 	Count   uint32
 	Version block.Version
-	Sums    []uint32   // kinds with data: one per data block; State: one for the bytes
+	Sums    []uint32   // kinds with data: one per block; State: one for the bytes
+	Lens    []uint8    // kinds with data but State: stored granules per block, 0: all zeroes, not stored; nil: all MaxLen
 	Name    string     // Create
 	GUID    block.GUID // Create, Destroy
 }
 
-// DataBlocks returns the number of data blocks of a record of that kind and count.
+// DataBlocks returns the number of data blocks of a record of that kind and count when nothing is compressed.
 func DataBlocks(k Kind, count uint32) int {
 	switch k {
 	case Write, MergeWrite, Move:
@@ -101,7 +112,7 @@ func sums(k Kind, count uint32) int {
 	return DataBlocks(k, count)
 }
 
-// Len returns the encoded length of a record in bytes.
+// Len returns the encoded length in bytes of a record without lengths; those take one byte per block.
 func Len(k Kind, count uint32, name int) int {
 	switch n := RecordLen + 4*sums(k, count); k {
 	case Create:
@@ -116,7 +127,11 @@ func Len(k Kind, count uint32, name int) int {
 // Append encodes a record behind b.
 func Append(b []byte, r *Record) []byte {
 	le := binary.LittleEndian
-	b = append(b, byte(r.Kind), 0, 0, 0)
+	flags := byte(0)
+	if r.Lens != nil {
+		flags = recLens
+	}
+	b = append(b, byte(r.Kind), flags, 0, 0)
 	b = le.AppendUint32(b, r.Slot)
 	b = le.AppendUint64(b, r.Block)
 	b = le.AppendUint32(b, r.Count)
@@ -125,6 +140,7 @@ func Append(b []byte, r *Record) []byte {
 	for _, s := range r.Sums {
 		b = le.AppendUint32(b, s)
 	}
+	b = append(b, r.Lens...)
 	switch r.Kind {
 	case Create:
 		b = append(b, r.GUID[:]...)
@@ -200,41 +216,58 @@ func Decode(b []byte) (h Header, err error) {
 	if h.Length < FixedLen || h.Length > len(b) || h.Length <= len(b)-block.Size {
 		return h, fmt.Errorf("length %d of %d blocks: %w", h.Length, n, ErrDamaged)
 	}
-	data, records := 0, 0
+	records := 0
 	for rest := b[FixedLen:h.Length]; len(rest) > 0; records++ {
-		k, count, length, err := measure(rest)
+		k, count, lens, length, err := measure(rest)
 		if err != nil {
 			return h, err
 		}
-		data += DataBlocks(k, count)
+		raw, packed := DataLen(k, count, lens)
+		h.RawBlocks, h.PackedBytes = h.RawBlocks+raw, h.PackedBytes+packed
 		rest = rest[length:]
 	}
-	if data != h.DataBlocks || records != h.Records {
-		return h, fmt.Errorf("%d records and %d blocks, want %d and %d: %w", records, data, h.Records, h.DataBlocks, ErrDamaged)
+	if need := AreaBlocks(h.RawBlocks, h.PackedBytes); need != h.DataBlocks || records != h.Records {
+		return h, fmt.Errorf("%d records with %d blocks of data, want %d and %d: %w", records, need, h.Records, h.DataBlocks, ErrDamaged)
 	}
 	return h, nil
 }
 
 // measure checks the record at the start of b.
-func measure(b []byte) (k Kind, count uint32, length int, err error) {
+func measure(b []byte) (k Kind, count uint32, lens []uint8, length int, err error) {
 	if len(b) < RecordLen {
-		return 0, 0, 0, fmt.Errorf("record of %d bytes: %w", len(b), ErrDamaged)
+		return 0, 0, nil, 0, fmt.Errorf("record of %d bytes: %w", len(b), ErrDamaged)
 	}
 	k, count = Kind(b[0]), binary.LittleEndian.Uint32(b[16:])
 	if k == 0 || k >= kinds {
-		return 0, 0, 0, fmt.Errorf("record of kind %d: %w", k, ErrDamaged)
+		return 0, 0, nil, 0, fmt.Errorf("record of kind %d: %w", k, ErrDamaged)
 	}
 	if sums(k, count) > MaxHeaderBlocks*block.Size/4 {
-		return 0, 0, 0, fmt.Errorf("record of %d blocks: %w", count, ErrDamaged)
+		return 0, 0, nil, 0, fmt.Errorf("record of %d blocks: %w", count, ErrDamaged)
 	}
 	length = Len(k, count, 0)
+	switch b[1] {
+	case 0:
+	case recLens:
+		if k == State || DataBlocks(k, count) == 0 || length+int(count) > len(b) {
+			return 0, 0, nil, 0, fmt.Errorf("lengths of a record of kind %d with %d blocks: %w", k, count, ErrDamaged)
+		}
+		lens = b[length : length+int(count) : length+int(count)]
+		for _, l := range lens {
+			if l > MaxLen {
+				return 0, 0, nil, 0, fmt.Errorf("block of %d bytes: %w", int(l)*Granule, ErrDamaged)
+			}
+		}
+		length += int(count)
+	default:
+		return 0, 0, nil, 0, fmt.Errorf("flags %#x of a record: %w", b[1], ErrDamaged)
+	}
 	if k == Create && length <= len(b) {
 		length += int(b[length-1])
 	}
 	if length > len(b) {
-		return 0, 0, 0, fmt.Errorf("record beyond its header: %w", ErrDamaged)
+		return 0, 0, nil, 0, fmt.Errorf("record beyond its header: %w", ErrDamaged)
 	}
-	return k, count, length, nil
+	return k, count, lens, length, nil
 }
 
 // Records iterates over the records of a header that Decode accepted.
@@ -249,13 +282,13 @@ func (it *Records) Reset(b []byte, h *Header) { it.rest = b[FixedLen:h.Length] }
 // Next decodes the next record into r; false at the end.
 func (it *Records) Next(r *Record) bool {
 	b := it.rest
-	k, count, length, err := measure(b)
+	k, count, lens, length, err := measure(b)
 	if err != nil {
 		return false
 	}
 	le := binary.LittleEndian
 	*r = Record{
-		Kind: k, Slot: le.Uint32(b[4:]), Block: le.Uint64(b[8:]), Count: count,
+		Kind: k, Slot: le.Uint32(b[4:]), Block: le.Uint64(b[8:]), Count: count, Lens: lens,
 		Version: block.Version{Epoch: le.Uint64(b[20:]), N: le.Uint64(b[28:])},
 	}
 	it.sums = it.sums[:0]

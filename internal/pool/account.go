@@ -1,0 +1,109 @@
+package pool
+
+import (
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/index"
+)
+
+// What a replica takes (all guarded by the index lock):
+//
+//	data      bytes of blocks that pages refer to, by chunk in chunkRef.data
+//	delta     bytes of blocks that the tables refer to
+//	hidden    of delta: entries of the frozen table that the active table has replaced already
+//	pending   of data: what the tables have replaced; the drain releases it
+//
+// All but pending are exact. Whether a page has data for a block that a table replaces is known, but not how many bytes
+// that takes without reading the page: it is estimated by the chunk's average. So all is exact when nothing waits to be
+// drained, or when nothing is compressed.
+
+// allocated returns the bytes that the replica's data and metadata take. The index lock is held.
+func (r *Replica) allocated() int64 { return r.data + r.delta - r.hidden - r.pending + r.meta }
+
+// refer adds the data of an entry to the accounts, or takes it away. The index lock is held for writing.
+func (p *Pool) refer(r *Replica, loc index.Loc, sign int64) {
+	n := sign * int64(loc.Len())
+	p.seg.deltaLive[p.seg.of(loc)] += uint32(n)
+	r.delta += n
+}
+
+// pendingOf returns what the tables have replaced of the page of a chunk, in bytes: the page has data for count blocks;
+// of the blocks that have data now, all whose entry in a table does not say so have it in the page. In the middle of a
+// replay, when the bitmap is ahead of the tables, it may be anything. The index lock is held.
+func (p *Pool) pendingOf(d *chunkRef) int64 {
+	if d.count == 0 {
+		return 0
+	}
+	replaced := int64(d.count) - int64(p.idx.bitmaps.count(d)) + int64(d.fresh)
+	return replaced * int64(d.data) / int64(d.count)
+}
+
+// hide notes that the active table replaces what the frozen one has for block b. The index lock is held for writing, and
+// the entry in the active table is new.
+func (p *Pool) hide(r *Replica, d *chunkRef, b uint64) {
+	x := &p.idx
+	if f := 1 - x.active; d.heads[f] != 0 && d.disc[x.active] == 0 {
+		if e := x.tables[f].Find(index.Key(r.slot, b)); e != nil && e.State() == index.Stored {
+			d.fresh--
+			r.hidden += int64(e.Loc().Len())
+		}
+	}
+}
+
+// hideChunk is hide for all blocks of a chunk that the active table has not replaced yet, when it is about to discard
+// the whole chunk.
+func (p *Pool) hideChunk(r *Replica, d *chunkRef) {
+	x := &p.idx
+	f := 1 - x.active
+	if d.disc[x.active] != 0 {
+		return
+	}
+	for n := d.heads[f]; n != 0; n = x.tables[f].At(n).Next {
+		e := x.tables[f].At(n)
+		if e.State() == index.Stored && !p.hidden(r, d, e.Block()) {
+			d.fresh--
+			r.hidden += int64(e.Loc().Len())
+		}
+	}
+}
+
+// hidden reports whether the active table replaces what the frozen one has for block b.
+func (p *Pool) hidden(r *Replica, d *chunkRef, b uint64) bool {
+	x := &p.idx
+	return d.heads[x.active] != 0 && (d.disc[x.active] != 0 || x.tables[x.active].Find(index.Key(r.slot, b)) != nil)
+}
+
+// accountDrained replaces the frozen entries of a chunk by the page that now says the same: count blocks in data bytes.
+// The index lock is held for writing.
+func (p *Pool) accountDrained(r *Replica, d *chunkRef, count int, data uint32) {
+	x := &p.idx
+	r.pending -= p.pendingOf(d)
+	f := 1 - x.active
+	t := x.tables[f]
+	for n := d.heads[f]; n != 0; n = t.At(n).Next {
+		e := t.At(n)
+		if e.State() != index.Stored {
+			continue
+		}
+		if p.hidden(r, d, e.Block()) {
+			r.hidden -= int64(e.Loc().Len())
+		} else {
+			d.fresh--
+		}
+		p.refer(r, e.Loc(), -1)
+	}
+	d.heads[f], d.disc[f] = 0, 0
+	r.data += int64(data) - int64(d.data)
+	d.count, d.data = uint16(count), data
+	r.pending += p.pendingOf(d)
+}
+
+// sizeOf returns how many blocks of a page have data and in how many bytes.
+func sizeOf(pg *index.Page) (count int, data uint32) {
+	for i := range block.ChunkBlocks {
+		if pg.Stored.Has(i) {
+			count++
+			data += uint32(pg.Loc[i].Len())
+		}
+	}
+	return count, data
+}
