@@ -10,6 +10,7 @@ import (
 
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/disk"
+	"github.com/cstor-go/cstor/internal/pool/raid"
 )
 
 var everyOp = flag.Bool("every", false, "let the sweeps fail at every operation of the devices, not at some")
@@ -201,7 +202,7 @@ func TestPowerCutAnywhere(t *testing.T) {
 				}
 				s.note("without devices %v", l.victims())
 			}
-			s.crash(false)
+			s.crashed()
 			must(t, s.p.Close())
 			cuts++
 			return !over
@@ -236,7 +237,7 @@ func TestDeviceLostAnywhere(t *testing.T) {
 				for _, v := range l.victims() {
 					s.away[v] = true
 				}
-				s.crash(false)
+				s.crashed()
 				must(t, s.ops("b", Op{Kind: OpWrite, Block: 0, Count: 80}))
 				must(t, s.sync())
 				must(t, s.ops("b", Op{Kind: OpWrite, Block: 40, Count: 80}))
@@ -244,15 +245,15 @@ func TestDeviceLostAnywhere(t *testing.T) {
 				clear(s.away)
 				fallthrough
 			case 1: // back
-				s.crash(false)
+				s.crashed()
 				must(t, s.ops("b", Op{Kind: OpWrite, Block: 100, Count: 80}))
 				must(t, s.p.cycle()) // the labels trust the device again, as far as the checkpoint says
 				must(t, s.ops("b", Op{Kind: OpWrite, Block: 150, Count: 80}))
 				must(t, s.sync())
 				s.mems = disk.PowerCutAll(s.mems, func(int) disk.Fate { return disk.Fate(rng.IntN(4)) }, rng)
-				s.crash(false)
+				s.crashed()
 			default:
-				s.crash(false)
+				s.crashed()
 			}
 			must(t, s.p.Close())
 			losses++
@@ -260,4 +261,43 @@ func TestDeviceLostAnywhere(t *testing.T) {
 		})
 		t.Logf("%d losses", losses)
 	})
+}
+
+// crashed opens the pool and looks at everything in it.
+func (s *sweep) crashed() {
+	s.t.Helper()
+	s.crash(false)
+	s.copies()
+}
+
+// copies looks at every stored block on the devices themselves: one that is online has the block, unless the unit is
+// known to be stale.
+func (s *sweep) copies() {
+	s.t.Helper()
+	p := s.p
+	var scratch readScratch
+	b := disk.Buffer(block.Size)
+	for _, r := range p.Replicas() {
+		for first := uint64(0); first < r.blocks(); first += block.ChunkBlocks {
+			n := int(min(block.ChunkBlocks, r.blocks()-first))
+			must(s.t, r.find(&scratch, first, n))
+			for i, x := range scratch.places[:n] {
+				if !x.stored {
+					continue
+				}
+				g, off := p.seg.locate(x.loc.Addr())
+				_, at := g.place(off)
+				for c, col := range g.Columns() {
+					d := col.Devices[0]
+					if name, _ := g.place(off); g.row > 1 && d.Name() != name || d.State() != raid.Online || d.IsStale(int(off>>p.seg.shift)) {
+						continue
+					}
+					must(s.t, d.Disk().ReadAt(b, at))
+					if block.Sum(b) != x.sum {
+						s.fatalf("replica %s block %d at %#x: device %s, column %d, has something else, and nobody knows", r.name, first+uint64(i), x.loc.Addr(), d.Name(), c)
+					}
+				}
+			}
+		}
+	}
 }
