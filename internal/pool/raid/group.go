@@ -313,24 +313,19 @@ func (g *Group) State() Health {
 	}
 }
 
-// canLose reports whether every unit can be had without d.
-func (g *Group) canLose(lost *Device) bool {
-	before, after := 0, 0
-	for _, c := range g.layout.Load().cols {
-		b, a := false, false
-		for _, d := range c.Devices {
-			clean := d.online() && d.stale.n.Load() == 0
-			b = b || clean
-			a = a || clean && d != lost
-		}
-		if b {
-			before++
-		}
-		if a {
-			after++
+// canLose reports whether whatever can be had now can be had without d.
+func (g *Group) canLose(d *Device) bool {
+	stale := false
+	g.layout.Load().devices(func(_ int, o *Device) { stale = stale || o != d && o.online() && o.Stale() })
+	if !stale {
+		return g.goodWithout(d, 0, -1) >= g.data
+	}
+	for u := range int(g.units.Load()) {
+		if !d.stale.has(u) && g.goodWithout(d, u, u) < g.data {
+			return false
 		}
 	}
-	return after == before || after >= g.data
+	return true
 }
 
 // goodWithout counts the columns of which the units can be had from a device other than lost.

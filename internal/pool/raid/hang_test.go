@@ -89,6 +89,11 @@ func testHang(t *testing.T, sh shape, rng *rand.Rand, kind string, deadline time
 	r.tick = DefaultDeadline
 	r.must(r.write(10, 10))
 	r.must(r.Flush())
+	for _, v := range victims { // what comes now would be noticed
+		if kind == "read" {
+			r.mem[v].Corrupt(testBase, testUnits*testUnit, rng)
+		}
+	}
 	for i := range resume {
 		resume[i]()
 	}

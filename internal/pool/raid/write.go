@@ -106,10 +106,10 @@ func (g *Group) settleWrite(o *op, first, last int) error {
 				failed = fmt.Errorf("device %s: %w", r.dev.Name(), ErrHung)
 			}
 			r.dev.writes.Add(1)
+			r.hung(o.ticks >= hardTicks)
 			if enough {
 				r.dev.stale.addRange(first, last)
 			}
-			r.hung(o.ticks >= hardTicks)
 		case r.err != nil:
 			if failed == nil {
 				failed = r.err
@@ -118,8 +118,8 @@ func (g *Group) settleWrite(o *op, first, last int) error {
 			if !enough {
 				continue // nothing that counts is missing on it: the rows are not written
 			}
-			r.dev.stale.addRange(first, last)
-			if !r.dev.takeOut(fmt.Errorf("write error: %w", r.err), false) {
+			out := r.dev.takeOut(fmt.Errorf("write error: %w", r.err), false)
+			if r.dev.stale.addRange(first, last); !out {
 				g.changed(r.dev, "device missed a write and cannot be spared")
 			}
 		}
