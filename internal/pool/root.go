@@ -169,13 +169,11 @@ func decodeRoot(b []byte, segments int, segShift uint) (*rootImage, error) {
 		slots[x.slot] = true
 		m.replicas = append(m.replicas, x)
 	}
-	if r.uint(any) != uint64(segments) {
-		r.bad = true
-	}
-	for i := 0; i < segments && !r.bad; {
+	known := int(r.uint(uint64(segments))) // the pool may have grown since
+	for i := 0; i < known && !r.bad; {
 		v := r.uint(any)
 		if v&3 == segFree {
-			if v>>2 == 0 || v>>2 > uint64(segments-i) {
+			if v>>2 == 0 || v>>2 > uint64(known-i) {
 				r.bad = true
 			}
 			i += int(v >> 2)

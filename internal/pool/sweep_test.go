@@ -10,6 +10,7 @@ import (
 
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/disk"
+	"github.com/cstor-go/cstor/internal/pool/raid"
 )
 
 var everyOp = flag.Bool("every", false, "let the sweeps fail at every operation of the devices, not at some")
@@ -150,6 +151,31 @@ func (s *sweep) run() error {
 	return nil
 }
 
+// goOn writes some more, with as many checkpoints, so that segments become free and are used again.
+func (s *sweep) goOn(checkpoints int) error {
+	if s.now["c"] == nil {
+		if err := s.create("c", 300); err != nil {
+			return err
+		}
+	}
+	for i := range checkpoints + 1 {
+		for range 3 {
+			if err := s.ops("c", Op{Kind: OpWrite, Block: uint64(s.rng.IntN(100)), Count: 150}); err != nil {
+				return err
+			}
+		}
+		if i < checkpoints {
+			if err := s.p.cycle(); err != nil {
+				return err
+			}
+		}
+	}
+	if err := s.sync(); err != nil {
+		return err
+	}
+	return s.ops("c", Op{Kind: OpWrite, Block: 40, Count: 80})
+}
+
 // forOps calls f with operation numbers from 1 on until it returns false, with every one or with some.
 func forOps(rng *rand.Rand, some int, f func(n int) bool) {
 	for n := 1; f(n); n++ {
@@ -201,7 +227,13 @@ func TestPowerCutAnywhere(t *testing.T) {
 				}
 				s.note("without devices %v", l.victims())
 			}
-			s.crash(false)
+			s.crashed()
+			if len(s.away) > 0 { // the others go on without them, and then they are back
+				must(t, s.goOn(rng.IntN(3)))
+				s.mems = disk.PowerCutAll(s.mems, func(int) disk.Fate { return disk.Fate(rng.IntN(4)) }, rng)
+				clear(s.away)
+				s.crashed()
+			}
 			must(t, s.p.Close())
 			cuts++
 			return !over
@@ -236,23 +268,21 @@ func TestDeviceLostAnywhere(t *testing.T) {
 				for _, v := range l.victims() {
 					s.away[v] = true
 				}
-				s.crash(false)
-				must(t, s.ops("b", Op{Kind: OpWrite, Block: 0, Count: 80}))
-				must(t, s.sync())
-				must(t, s.ops("b", Op{Kind: OpWrite, Block: 40, Count: 80}))
+				s.crashed()
+				must(t, s.goOn(rng.IntN(3)))
 				s.mems = disk.PowerCutAll(s.mems, func(int) disk.Fate { return disk.Fate(rng.IntN(4)) }, rng)
 				clear(s.away)
 				fallthrough
 			case 1: // back
-				s.crash(false)
+				s.crashed()
 				must(t, s.ops("b", Op{Kind: OpWrite, Block: 100, Count: 80}))
 				must(t, s.p.cycle()) // the labels trust the device again, as far as the checkpoint says
 				must(t, s.ops("b", Op{Kind: OpWrite, Block: 150, Count: 80}))
 				must(t, s.sync())
 				s.mems = disk.PowerCutAll(s.mems, func(int) disk.Fate { return disk.Fate(rng.IntN(4)) }, rng)
-				s.crash(false)
+				s.crashed()
 			default:
-				s.crash(false)
+				s.crashed()
 			}
 			must(t, s.p.Close())
 			losses++
@@ -260,4 +290,43 @@ func TestDeviceLostAnywhere(t *testing.T) {
 		})
 		t.Logf("%d losses", losses)
 	})
+}
+
+// crashed opens the pool and looks at everything in it.
+func (s *sweep) crashed() {
+	s.t.Helper()
+	s.crash(false)
+	s.copies()
+}
+
+// copies looks at every stored block on the devices themselves: one that is online has the block, unless the unit is
+// known to be stale.
+func (s *sweep) copies() {
+	s.t.Helper()
+	p := s.p
+	var scratch readScratch
+	b := disk.Buffer(block.Size)
+	for _, r := range p.Replicas() {
+		for first := uint64(0); first < r.blocks(); first += block.ChunkBlocks {
+			n := int(min(block.ChunkBlocks, r.blocks()-first))
+			must(s.t, r.find(&scratch, first, n))
+			for i, x := range scratch.places[:n] {
+				if !x.stored {
+					continue
+				}
+				g, off := p.seg.locate(x.loc.Addr())
+				_, at := g.place(off)
+				for c, col := range g.Columns() {
+					d := col.Devices[0]
+					if name, _ := g.place(off); g.row > 1 && d.Name() != name || d.State() != raid.Online || d.IsStale(int(off>>p.seg.shift)) {
+						continue
+					}
+					must(s.t, d.Disk().ReadAt(b, at))
+					if block.Sum(b) != x.sum {
+						s.fatalf("replica %s block %d at %#x: device %s, column %d, has something else, and nobody knows", r.name, first+uint64(i), x.loc.Addr(), d.Name(), c)
+					}
+				}
+			}
+		}
+	}
 }

@@ -30,3 +30,14 @@ func StopAll(mems []*Mem) {
 		m.mu.Unlock()
 	}
 }
+
+// Clone returns a device of its own with the same content, all of it stable.
+func (m *Mem) Clone() *Mem {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := NewMem(m.name, m.size)
+	for k, v := range m.data {
+		n.data[k] = v
+	}
+	return n
+}

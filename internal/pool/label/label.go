@@ -333,13 +333,8 @@ func Probe(dev disk.Device) (*Label, error) {
 	if dev.Size() < HeadBytes+TailBytes {
 		return nil, fmt.Errorf("device %s: %d bytes is too small for a pool: %w", dev.Name(), dev.Size(), disk.ErrRange)
 	}
-	head, tail := make([]byte, HeadBytes), make([]byte, TailBytes)
-	if err := dev.ReadAt(head, 0); err != nil {
-		return nil, fmt.Errorf("probe: %w", err)
-	}
-	if err := dev.ReadAt(tail, dev.Size()-TailBytes); err != nil {
-		return nil, fmt.Errorf("probe: %w", err)
-	}
+	head, headErr := readArea(dev, 0, HeadBytes)
+	tail, tailErr := readArea(dev, dev.Size()-TailBytes, TailBytes)
 	var best *Label
 	var bad error
 	headIntact := false
@@ -369,6 +364,8 @@ func Probe(dev disk.Device) (*Label, error) {
 			return nil, fmt.Errorf("device %s: %d bytes, but its label says %d: %w", dev.Name(), dev.Size(), best.Size, ErrDamaged)
 		}
 		return best, nil
+	case headErr != nil || tailErr != nil: // what cannot be read may say anything
+		return nil, fmt.Errorf("probe: %w", errors.Join(headErr, tailErr))
 	case bad != nil:
 		return nil, fmt.Errorf("device %s: %w", dev.Name(), bad)
 	case found != "":
@@ -376,4 +373,23 @@ func Probe(dev disk.Device) (*Label, error) {
 	default:
 		return nil, fmt.Errorf("device %s: %w", dev.Name(), ErrBlank)
 	}
+}
+
+// readArea reads a label area. When parts of it are unreadable it returns the rest, with zeroes for them, and why.
+func readArea(dev disk.Device, off int64, n int) ([]byte, error) {
+	b := disk.Buffer(n)
+	err := dev.ReadAt(b, off)
+	if err == nil {
+		return b, nil
+	}
+	clear(b)
+	for _, part := range [][2]int{{0, 1}, {64 << 10 / blockSize, 1}, {ringOffset / blockSize, ringSlots}} { // what we write there
+		for i := part[0]; i < part[0]+part[1]; i++ {
+			block := b[i*blockSize : (i+1)*blockSize]
+			if dev.ReadAt(block, off+int64(i*blockSize)) != nil {
+				clear(block)
+			}
+		}
+	}
+	return b, err
 }
