@@ -155,6 +155,9 @@ func (p *Pool) newGroups(l *label.Label, devs []*raid.Device) ([]*groupState, er
 
 // deviceChanged is called when a device went out or came back.
 func (p *Pool) deviceChanged() {
+	if err := p.lost(); err != nil {
+		p.fail(err) // whoever waits for the device may wait for ever; all others hear of it
+	}
 	p.relabelDue.Store(true)
 	p.wake()
 }

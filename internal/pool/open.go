@@ -49,6 +49,11 @@ func open(devs []disk.Device, opt Options) (*Pool, error) {
 			p.opt.Log.Warn("device is not used", "pool", l.Name, "device", f.dev.Name(), "err", f.err)
 		}
 	}
+	for i, torn := range a.torn {
+		if torn && p.opt.Log != nil {
+			p.opt.Log.Warn("the devices of a raid group have each missed something else; all copies are tried, scrub the pool", "pool", l.Name, "group", p.seg.where.Load().groups[i].name())
+		}
+	}
 	ring, err := p.readRing(a)
 	if ring == nil {
 		return nil, fmt.Errorf("pool %s: %w", l.Name, err)

@@ -95,6 +95,7 @@ func (p *Pool) loadMembers(images []memberImage) error {
 		stale, ok := known[m.guid]
 		if !ok {
 			m.dev.SetAllStale()
+			m.known.Store(m.dev.Missed())
 			continue
 		}
 		units := p.labels.now.Load().GroupSegments(m.group)
@@ -104,6 +105,7 @@ func (p *Pool) loadMembers(images []memberImage) error {
 			}
 			m.dev.SetStale(u)
 		}
+		m.known.Store(m.dev.Missed()) // the checkpoint lists it; what else is stale the labels have said
 		p.returned.keep(m, stale)
 	}
 	return nil
@@ -151,7 +153,6 @@ func (p *Pool) settleStale() {
 	w := p.seg.where.Load()
 	again := false
 	for i, m := range p.members() {
-		m.known.Store(m.dev.Missed())
 		x := p.labels.now.Load().Members[i]
 		stale, ok := p.returned.stale[m]
 		if !x.Out || !m.online() || !ok {

@@ -135,7 +135,9 @@ func (s *sweep) run() error {
 		func() error { return s.ops("a", w(3, 2), w(1000, 1)) },
 		func() error { return s.state("b", "second, which is longer than the first") },
 		func() error { return s.ops("b", w(0, 100)) },
+		func() error { return s.ops("a", w(20, 130)) }, // segments that the next checkpoint needs and that no flush has covered
 		func() error { return s.p.cycle() },
+		func() error { return s.ops("b", w(400, 130)) },
 		func() error { return s.destroy("a") },
 		func() error { return s.ops("b", w(5, 1)) },
 		func() error { return s.p.cycle() },

@@ -39,6 +39,11 @@ func (g *Group) Write(bufs [][]byte, off int64) error {
 		return nil
 	}
 	row, rows := off/int64(g.Row()), n/int64(g.Row())
+	if g.parity == 0 {
+		if done, err := g.writePlain(bufs, row, rows); done {
+			return err
+		}
+	}
 	o := g.begin()
 	defer o.release()
 	g.spread(o, bufs, row, int(rows))

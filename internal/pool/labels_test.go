@@ -1,0 +1,110 @@
+package pool
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"github.com/cstor-go/cstor/internal/pool/disk"
+	"github.com/cstor-go/cstor/internal/pool/label"
+)
+
+// TestLabelsBeforeStable has a device fail and another one hang where the labels are that say so: nothing is called
+// stable before they are written.
+func TestLabelsBeforeStable(t *testing.T) {
+	p, mems := newLayoutPool(t, layouts[2], 24<<20, Options{})
+	r, err := p.CreateReplica("v", 1<<20)
+	must(t, err)
+	mems[1].Disappear()
+	must(t, r.Apply([]Op{write(0, 1, 1)}))
+	waits, resume := mems[0].HangIf(func(op string, off, _ int64) bool { return op == "write" && off == 0 })
+	defer resume()
+	before, want := p.flush.stable.Load(), p.appended.Load()
+	done := make(chan error, 1)
+	go func() { done <- p.Sync() }()
+	<-waits
+	if n := p.flush.stable.Load(); n != before || n >= want {
+		t.Fatalf("batch %d is called stable, before %d, written %d", n, before, want)
+	}
+	resume()
+	must(t, <-done)
+	if p.flush.stable.Load() < want || !p.labels.now.Load().Members[1].Out {
+		t.Fatal("not recorded")
+	}
+}
+
+// TestReturnedStaysOut: a device that came back is called out until a checkpoint lists what it lacks, whatever else
+// happens to the labels.
+func TestReturnedStaysOut(t *testing.T) {
+	p, mems := newLayoutPool(t, layouts[3], 24<<20, Options{DeltaEntries: 4096, SegmentBytes: 256 << 10})
+	r, err := p.CreateReplica("v", 4<<20)
+	must(t, err)
+	mems[0].Disappear()
+	must(t, r.Apply([]Op{write(0, 200, 1)}))
+	must(t, p.Sync())
+	mems = disk.PowerCutAll(mems, func(int) disk.Fate { return disk.Lost }, nil)
+	q, err := open(devicesOf(mems), Options{DeltaEntries: 4096}) // no background work yet
+	must(t, err)
+	out := func() (out [3]bool) {
+		for i, m := range q.labels.now.Load().Members {
+			out[i] = m.Out
+		}
+		return out
+	}
+	if out() != [3]bool{true, false, false} || q.Devices()[0].Stale == 0 {
+		t.Fatal(out())
+	}
+	mems[2].Disappear()
+	must(t, q.Replica("v").Apply([]Op{write(300, 1, 2)}))
+	must(t, q.Sync())
+	if out() != [3]bool{true, false, true} {
+		t.Fatal(out())
+	}
+	must(t, q.cycle())
+	if out() != [3]bool{false, false, true} {
+		t.Fatal(out())
+	}
+	mems = disk.PowerCutAll(mems, func(int) disk.Fate { return disk.Lost }, nil)
+	close(q.stopped)
+	q.Close()
+	q, err = open(devicesOf(mems), Options{DeltaEntries: 4096})
+	must(t, err)
+	if d := q.Devices(); d[0].Stale == 0 || d[2].Stale == 0 || d[1].Stale > 0 || out() != [3]bool{false, false, true} {
+		t.Fatalf("%+v %v", d, out())
+	}
+	close(q.stopped)
+	must(t, q.Close())
+}
+
+// TestEachMissedSomething: both sides of a mirror are called out, since each has what the other one lacks. Together
+// they are opened, and the checksums decide; one of them alone is refused.
+func TestEachMissedSomething(t *testing.T) {
+	p, mems := newLayoutPool(t, layouts[2], 24<<20, Options{DeltaEntries: 4096, SegmentBytes: 256 << 10, NoDiscard: true})
+	r, err := p.CreateReplica("v", 4<<20)
+	must(t, err)
+	must(t, r.Apply([]Op{write(0, 200, 1)}))
+	must(t, p.Sync())
+	var at [2]int64
+	for i, b := range []uint64{0, 150} {
+		var s readScratch
+		must(t, r.find(&s, b, 1))
+		_, at[i] = p.where(s.places[0].loc.Addr())
+	}
+	must(t, p.relabel(func(l *label.Label) bool { l.Members[0].Out, l.Members[1].Out = true, true; return true }))
+	mems = disk.PowerCutAll(mems, func(int) disk.Fate { return disk.Lost }, nil)
+	for i, m := range mems {
+		must(t, m.WritevAt([][]byte{make([]byte, 30<<12)}, at[i]))
+		_, err := Open([]disk.Device{m.Clone()}, Options{})
+		if err == nil || !strings.Contains(err.Error(), "needs 1 of its devices up to date") || !strings.Contains(err.Error(), m.Name()+" is there but missed writes") {
+			t.Fatal(err)
+		}
+	}
+	q, err := Open(devicesOf(mems), Options{DeltaEntries: 4096})
+	must(t, err)
+	got := make([]byte, 200*4096)
+	must(t, q.Replica("v").Read(0, got, nil))
+	if !bytes.Equal(got, fill(200, 1)) {
+		t.Fatal("content")
+	}
+	must(t, q.Close())
+}
