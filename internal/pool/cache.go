@@ -108,6 +108,21 @@ func (c *pageCache) release(e *cachedPage) {
 	}
 }
 
+// keeps reports whether the successor of a page should be cached: if the page is, or if there is room.
+func (c *pageCache) keeps(id uint64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.byID[id] != nil || c.used+index.MaxPage+bufferStep <= c.limit
+}
+
+// add caches a copy of the page b.
+func (c *pageCache) add(id uint64, b []byte) {
+	e := c.buffer(len(b))
+	copy(e.b, b)
+	c.put(e, id)
+	c.release(e)
+}
+
 // drop forgets a page that does not exist any more.
 func (c *pageCache) drop(id uint64) {
 	c.mu.Lock()

@@ -1,9 +1,13 @@
 package pool
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
+	"sync/atomic"
+	"time"
 
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/disk"
@@ -11,102 +15,170 @@ import (
 	"github.com/cstor-go/cstor/internal/pool/wal"
 )
 
-// lowWater is the number of free segments below which the cleaner works.
-func (p *Pool) lowWater() int { return p.reserve + max(4, p.seg.dataCount()/16) }
-
-// cleanGroup is the number of blocks that the cleaner moves with one append.
-const cleanGroup = 128
-
-// cleaner copies what is live in sparse segments of the log to its end, so that the segments become free with the next
-// checkpoint. It finds the blocks through the batch headers of the segment, asks the index whether each is still in
-// use, and moves it only if that is so when the copy is logged: a write that comes first wins.
+// cleaner empties sparse segments: it copies what is live in them into segments of its own, and the drain that follows
+// puts the new locations into the pages. No other trace is needed: until the checkpoint after that drain the old copies
+// are what counts, and segments are freed only by a checkpoint, so that a crash at any moment leaves the blocks where
+// they were and the copies are nobody's.
+//
+// It finds blocks through the batch headers of the segments and asks the pages whether each is still in use there.
+// Everything is guarded by drain.cycle: no page changes while the cleaner looks. What is overwritten meanwhile is found
+// out by the drain, which changes a location only if the page has the old one.
 type cleaner struct {
 	p     *Pool
-	log   *logReader
-	view  index.View
-	moves []move
-	buf   []byte
+	warm  coldWriter
+	cold  coldWriter
+	moves []movedBlock // since the last freeze
+	full  []uint32     // segments to which moves lead that no drain has put into pages yet
+
+	incarnation uint64
+	headers     *logReader
+	view        index.View
+	found       []candidate
+	window      []byte
+	content     []byte // of one block
+
+	damaged map[uint32]uint64 // bytes in these segments that cannot be read: what is left of them is not worth a visit
+	lost    lostSegments
+
+	pledged   atomic.Int32  // segments that have been emptied and become free with the cycle under way
+	idleUntil atomic.Uint64 // Stats.LogBytes from which on there may be something worth cleaning again
 }
 
-// move is a block to be copied.
-type move struct {
-	r   *Replica
-	b   uint64
+// movedBlock is a block that was copied: where its page says old it is to say new.
+type movedBlock struct {
+	key      uint64 // index.Key
+	old, new index.Loc
+}
+
+// candidate is a block that a header says is in a victim.
+type candidate struct {
+	key uint64
 	loc index.Loc
 	sum uint32
 	ver block.Version
 }
 
-// clean makes space when little is left: it copies the live blocks of the sparsest segments, as far as the delta has
-// room for the new locations and the log has segments to copy to. drain.cycle is held; the segments become free with
-// the cycle that follows.
-func (p *Pool) clean() error {
-	if p.seg.freeCount() >= p.lowWater() {
+const (
+	cleanWindow  = 512 << 10 // bytes read at once
+	cleanGap     = 64 << 10  // dead bytes that are read rather than skipped
+	cleanBatch   = 1 << 16   // candidates looked up together
+	cleanLookups = 32        // chunks looked up between two looks at what else there is to do
+)
+
+var (
+	errNoRoom  = errors.New("no room to clean")
+	errHurried = errors.New("the cycle is wanted")
+)
+
+func (c *cleaner) init(p *Pool) {
+	c.p, c.incarnation, c.damaged = p, rand.Uint64(), map[uint32]uint64{}
+	c.warm.kind, c.cold.kind = segWarm, segCold
+}
+
+// clean moves what is live in the segments that are worth most, as many as there is room for. urgent says that somebody
+// waits for space, so that little gain is better than none. drain.cycle is held; the segments become free with the cycle
+// that follows.
+func (c *cleaner) clean(urgent bool) error {
+	p := c.p
+	if c.headers == nil {
+		c.headers = p.newLogReader()
+		c.window, c.content = disk.Buffer(cleanWindow), make([]byte, block.Size)
+	}
+	plan := c.plan(urgent)
+	if len(plan.victims) == 0 && c.lost.none() {
+		c.idleUntil.Store(p.count.logBytes.Load() + uint64(p.seg.bytes()))
 		return nil
 	}
-	victims := p.victims()
-	if len(victims) == 0 {
-		return nil
+	if plan.pace {
+		p.pace.begin(p.count.logBytes.Load(), uint64(plan.room))
 	}
-	c := &cleaner{p: p, log: p.newLogReader(), buf: disk.Buffer(3 * cleanGroup * block.Size)}
-	for _, seg := range victims {
-		err := c.segment(seg)
-		switch {
-		case errors.Is(err, errNoRoom):
-			return nil
-		case errors.Is(err, ErrChecksum): // stays where it is; reads report it
-			if p.opt.Log != nil {
-				p.opt.Log.Warn("segment has damaged blocks and is not cleaned", "pool", p.cfg.Name, "segment", seg, "err", err)
-			}
-			p.unclean[seg] = true
-		case err != nil:
-			return p.fail(fmt.Errorf("clean segment %d: %w", seg, err))
-		}
+	err := c.lookForLost()
+	for err == nil && len(plan.victims) > 0 {
+		err = c.some(plan)
+	}
+	if e := c.flush(); e != nil {
+		return e
+	}
+	switch {
+	case errors.Is(err, errNoRoom), errors.Is(err, errHurried):
+		return nil
+	case err != nil:
+		return p.fail(fmt.Errorf("clean: %w", err))
 	}
 	return nil
 }
 
-// victims returns the segments worth cleaning, the emptiest first. Together they hold no more live data than a quarter
-// of the free segments and the delta can take.
-func (p *Pool) victims() []uint32 {
-	p.idx.mu.RLock()
-	p.seg.mu.Lock()
-	var all []uint32
-	live := func(i uint32) uint64 { return uint64(p.seg.pageLive[i]) + uint64(p.seg.deltaLive[i]) }
-	most := uint64(p.seg.bytes()) * 7 / 8
-	for i := range p.seg.kind {
-		if p.seg.kind[i] == segLog && !p.seg.pinned[i] && !p.unclean[uint32(i)] {
-			if n := live(uint32(i)); n > 0 && n < most {
-				all = append(all, uint32(i))
-			}
+// some cleans the next victims of the plan.
+func (c *cleaner) some(plan *cleanPlan) error {
+	c.found = c.found[:0]
+	n := 0
+	for n < len(plan.victims) && len(c.found) < cleanBatch {
+		v := &plan.victims[n]
+		if err := c.gather(v.seg, false); err != nil {
+			c.unreadable(v.seg, uint64(v.live), err)
+		}
+		n++
+		if err := c.breathe(); err != nil {
+			return err
 		}
 	}
-	slices.SortFunc(all, func(a, b uint32) int { return int(live(a)) - int(live(b)) })
-	t := p.idx.tables[p.idx.active]
-	budget := min(uint64(max(p.seg.nFree/4, 1))<<p.seg.shift, uint64(max(t.Cap()-t.Len()-p.idx.reserved, 0))/2*block.Size)
-	n := 0
-	for n < len(all) && live(all[n]) <= budget {
-		budget -= live(all[n])
-		n++
+	group := plan.victims[:n]
+	plan.victims = plan.victims[n:]
+	missing, err := c.inUse(group)
+	if err == nil {
+		err = c.copy(plan)
 	}
-	p.seg.mu.Unlock()
-	p.idx.mu.RUnlock()
-	return all[:n]
+	if err == nil {
+		c.pledged.Add(int32(len(group) - len(missing)))
+	}
+	for i := 0; i < len(missing) && err == nil; i++ {
+		err = c.someAgain(missing[i], plan)
+	}
+	return err
 }
 
-// segment moves what is live in one segment.
-func (c *cleaner) segment(seg uint32) error {
-	row := c.p.seg.row(seg)
-	for b := uint32(0); b < c.p.seg.blocks(); {
-		h, raw, err := c.log.header(seg, b)
-		if errors.Is(err, wal.ErrDamaged) { // the end, or what a torn write left between two incarnations
+// someAgain cleans a segment whose headers did not name all that is in use there.
+func (c *cleaner) someAgain(v victim, plan *cleanPlan) error {
+	p := c.p
+	c.found = c.found[:0]
+	if g, _ := p.seg.locate(uint64(v.seg) << p.seg.shift); g.Parity() > 0 {
+		if err := c.gather(v.seg, true); err != nil {
+			return err
+		}
+		missing, err := c.inUse([]victim{v})
+		if err != nil {
+			return err
+		}
+		if err := c.copy(plan); err != nil || len(missing) == 0 {
+			return err
+		}
+	}
+	c.lost.add(v.seg)
+	if p.opt.Log != nil {
+		p.opt.Log.Warn("segment has damaged headers; its blocks are looked up in the index", "pool", p.cfg.Name, "segment", v.seg)
+	}
+	return nil
+}
+
+// gather notes the blocks that the headers of a segment name. again says that they did not name all, so that the other
+// copies of a header are asked when one is missing where it should be.
+func (c *cleaner) gather(seg uint32, again bool) error {
+	p := c.p
+	row := p.seg.row(seg)
+	expected := true
+	for b := uint32(0); b < p.seg.blocks(); {
+		h, raw, err := c.headers.header(seg, b)
+		if again && expected && errors.Is(err, wal.ErrDamaged) {
+			h, raw, err = c.headers.wanted(seg, b, func(*wal.Header) bool { return true })
+		}
+		if expected = err == nil; errors.Is(err, wal.ErrDamaged) { // behind the end, or what a torn write left
 			b += row
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		area := wal.MakeArea(uint64(seg)<<c.p.seg.shift+uint64(int(b)+h.HeaderBlocks)*block.Size, h.RawBlocks)
+		area := wal.MakeArea(uint64(seg)<<p.seg.shift+uint64(int(b)+h.HeaderBlocks)*block.Size, h.RawBlocks)
 		var it wal.Records
 		var rec wal.Record
 		for it.Reset(raw, &h); it.Next(&rec); {
@@ -119,194 +191,222 @@ func (c *cleaner) segment(seg uint32) error {
 				if rec.Lens != nil {
 					length = rec.Lens[i]
 				}
-				at := area.Next(length)
-				if length == 0 {
-					continue
-				}
-				if err := c.consider(&rec, rec.Block+uint64(i), index.MakeLoc(at, int(length)*wal.Granule)); err != nil {
-					return err
+				if at := area.Next(length); length > 0 {
+					loc := index.MakeLoc(at, int(length)*wal.Granule)
+					c.found = append(c.found, candidate{key: index.Key(rec.Slot, rec.Block+uint64(i)), loc: loc})
 				}
 			}
 		}
 		b += padded(&h, row)
 	}
-	return c.flush()
-}
-
-// consider notes a block for moving when it is in use at loc.
-func (c *cleaner) consider(rec *wal.Record, b uint64, loc index.Loc) error {
-	m, err := c.where(rec.Slot, b)
-	if err != nil || m.loc != loc {
-		return err
-	}
-	c.moves = append(c.moves, m)
-	if len(c.moves) == cleanGroup {
-		return c.flush()
-	}
 	return nil
 }
 
-// where looks up a block; the location is zero, which no data has, when there is none.
-func (c *cleaner) where(slot uint32, b uint64) (m move, err error) {
-	p := c.p
-	p.idx.mu.RLock()
-	defer p.idx.mu.RUnlock()
-	if int(slot) >= len(p.idx.bySlot) || p.idx.bySlot[slot] == nil {
-		return m, nil
-	}
-	r := p.idx.bySlot[slot]
-	d := r.chunk(b / block.ChunkBlocks)
-	if r.destroyed || b >= r.blocks() || d == nil {
-		return m, nil
-	}
-	m = move{r: r, b: b}
-	if e, ok := p.lookup(r, d, b); ok {
-		if e.State() == index.Stored {
-			m.loc, m.sum, m.ver = e.Loc(), e.Sum, e.Version()
-		}
-		return m, nil
-	}
-	if d.page == 0 {
-		return m, nil
-	}
-	ref := *d
-	p.idx.mu.RUnlock() // drain.cycle is held: no page changes
-	page, err := p.loadPage(r, b/block.ChunkBlocks, &ref, &c.view)
-	p.idx.mu.RLock()
-	if err != nil {
-		return m, err
-	}
-	i := int(b % block.ChunkBlocks)
-	if loc, sum, ok := c.view.Data(i); ok {
-		m.loc, m.sum, m.ver = loc, sum, c.view.Version(i)
-	}
-	p.cache.release(page)
-	return m, nil
-}
-
-// flush copies the noted blocks.
-func (c *cleaner) flush() error {
-	defer func() { c.moves = c.moves[:0] }()
-	for from := 0; from < len(c.moves); {
+// inUse keeps of the candidates those that a page refers to and no later update supersedes, with checksum and version.
+// It returns the segments of which pages refer to more than was named.
+func (c *cleaner) inUse(group []victim) (missing []victim, err error) {
+	slices.SortFunc(c.found, func(a, b candidate) int {
+		return cmp.Or(cmp.Compare(a.key, b.key), cmp.Compare(a.loc, b.loc))
+	})
+	c.found = slices.Compact(c.found)
+	named := map[uint32]uint64{}
+	kept := c.found[:0]
+	for from, chunks := 0, 0; from < len(c.found); chunks++ {
 		to := from + 1
-		for to < len(c.moves) && c.moves[to].r == c.moves[from].r {
+		for to < len(c.found) && c.found[to].key/block.ChunkBlocks == c.found[from].key/block.ChunkBlocks {
 			to++
 		}
-		if err := c.copy(c.moves[from:to]); err != nil {
-			return err
-		}
-		from = to
-	}
-	return nil
-}
-
-// copy moves blocks of one replica.
-func (c *cleaner) copy(moves []move) error {
-	p, r := c.p, moves[0].r
-	content := make([]byte, block.Size)
-	stored := make([][]byte, len(moves))
-	buf := c.buf
-	for i := 0; i < len(moves); {
-		n := 1
-		for i+n < len(moves) && moves[i+n].loc.Addr() == moves[i+n-1].loc.End() && p.seg.of(moves[i+n].loc) == p.seg.of(moves[i].loc) {
-			n++
-		}
-		from := moves[i].loc.Addr() &^ (block.Size - 1)
-		to := (moves[i+n-1].loc.End() + block.Size - 1) &^ (block.Size - 1)
-		if err := p.seg.readAt(buf[:to-from], from); err != nil {
-			return err
-		}
-		for j := i; j < i+n; j++ {
-			m := &moves[j]
-			stored[j] = buf[m.loc.Addr()-from : m.loc.End()-from]
-			x := place{loc: m.loc, sum: m.sum}
-			if !p.content(&x, content, stored[j]) {
-				return r.damaged(m.b, m.loc)
+		if chunks%cleanLookups == cleanLookups-1 {
+			if err := c.breathe(); err != nil {
+				return nil, err
 			}
 		}
-		buf = buf[to-from:]
-		i += n
-	}
-	if err := p.beginClean(len(moves), len(moves)*(wal.RecordLen+5)); err != nil {
-		return err
-	}
-	defer p.end(len(moves))
-	var live []move
-	for i := range moves {
-		m := &moves[i]
-		if !c.still(m) {
-			continue
-		}
-		rec := wal.Record{Kind: wal.Move, Slot: r.slot, Block: m.b, Count: 1, Version: m.ver, Sums: []uint32{m.sum}}
-		var err error
-		if m.loc.Raw() {
-			err = p.add(&rec, stored[i], len(live))
-		} else {
-			rec.Lens = []uint8{uint8(m.loc.Len() / wal.Granule)}
-			err = p.addPacked(&rec, nil, stored[i], len(live))
-		}
+		live, err := c.inChunk(c.found[from:to], named)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		live = append(live, *m)
+		kept = append(kept, live...)
+		from = to
 	}
-	if len(live) == 0 {
-		p.releaseSpare()
-		return nil
+	c.found = kept
+	for _, v := range group {
+		if named[v.seg] < uint64(v.live) && c.damaged[v.seg] == 0 {
+			missing = append(missing, v)
+		}
 	}
-	if err := p.endUnit(); err != nil {
-		return err
-	}
-	p.idx.mu.Lock()
-	for i := range p.log.parts {
-		x := &p.log.parts[i]
-		m := &live[x.rec]
-		p.insertData(r, m.b, x.area, x.lens, []uint32{m.sum}, m.ver)
-	}
-	p.idx.mu.Unlock()
-	p.count.moved.Add(uint64(len(live)))
-	return nil
+	return missing, nil
 }
 
-// still reports whether a block is where it was. The log's lock is held. No drain runs, so that a page cannot have
-// changed: only the tables can know better.
-func (c *cleaner) still(m *move) bool {
+// inChunk keeps the candidates of one chunk that are in use, and counts in named the bytes of those that the page
+// refers to, superseded or not.
+func (c *cleaner) inChunk(found []candidate, named map[uint32]uint64) ([]candidate, error) {
 	p := c.p
+	slot, first := uint32(found[0].key>>40), found[0].key&(1<<40-1)
+	chunk := first / block.ChunkBlocks
+	p.idx.mu.RLock()
+	var r *Replica
+	var ref chunkRef
+	if int(slot) < len(p.idx.bySlot) {
+		r = p.idx.bySlot[slot]
+	}
+	gone := true
+	if r != nil {
+		if d := r.chunk(chunk); d != nil {
+			ref, gone = *d, r.destroyed
+		}
+	}
+	p.idx.mu.RUnlock()
+	if ref.page == 0 {
+		return nil, nil
+	}
+	page, err := p.loadPage(r, chunk, &ref, &c.view)
+	if err != nil { // nothing of the chunk can be moved
+		for _, x := range found {
+			c.unreadable(p.seg.of(x.loc), uint64(x.loc.Len()), err)
+		}
+		return nil, nil
+	}
+	defer p.cache.release(page)
+	kept := found[:0]
+	for _, x := range found {
+		i := int(x.key % block.ChunkBlocks)
+		if loc, sum, ok := c.view.Data(i); ok && loc == x.loc {
+			named[p.seg.of(loc)] += uint64(loc.Len())
+			kept = append(kept, candidate{key: x.key, loc: loc, sum: sum, ver: c.view.Version(i)})
+		}
+	}
+	if gone {
+		return nil, nil
+	}
+	found, kept = kept, kept[:0]
 	p.idx.mu.RLock()
 	defer p.idx.mu.RUnlock()
-	if m.r.destroyed {
-		return false
-	}
-	e, ok := p.lookup(m.r, m.r.chunk(m.b/block.ChunkBlocks), m.b)
-	return !ok || e.State() == index.Stored && e.Loc() == m.loc
-}
-
-var errNoRoom = errors.New("no room to clean")
-
-// beginClean is begin for the cleaner, which must not wait for the cycle that it is part of.
-func (p *Pool) beginClean(entries, header int) error {
-	x := &p.idx
-	x.mu.Lock()
-	t := x.tables[x.active]
-	if t.Len()+x.reserved+entries > t.Cap() {
-		x.mu.Unlock()
-		return errNoRoom
-	}
-	x.reserved += entries
-	x.mu.Unlock()
-	p.log.mu.Lock()
-	err := p.failure()
-	if err == nil {
-		err = p.reserveLog(entries, header, min(p.reserve/3, 3))
-		if errors.Is(err, ErrNoSpace) {
-			err = errNoRoom
+	d := r.chunk(chunk)
+	for _, x := range found {
+		if _, ok := p.lookup(r, d, x.key&(1<<40-1)); !ok {
+			kept = append(kept, x)
 		}
 	}
-	if err != nil {
-		p.log.mu.Unlock()
-		p.unreserve(entries)
-		return err
+	return kept, nil
+}
+
+// copy moves what is in use, in the order in which it is on the devices.
+func (c *cleaner) copy(plan *cleanPlan) error {
+	p := c.p
+	slices.SortFunc(c.found, func(a, b candidate) int { return cmp.Compare(a.loc, b.loc) })
+	for i := 0; i < len(c.found); {
+		first := c.found[i].loc
+		from := first.Addr() &^ (block.Size - 1)
+		end := first.End()
+		n := 1
+		for ; i+n < len(c.found); n++ {
+			next := c.found[i+n].loc
+			if p.seg.of(next) != p.seg.of(first) || next.End()-from > cleanWindow || next.Addr() > end+cleanGap {
+				break
+			}
+			end = next.End()
+		}
+		b := c.window[:(end+block.Size-1)&^(block.Size-1)-from]
+		bytes := uint64(0)
+		for _, x := range c.found[i : i+n] {
+			bytes += uint64(x.loc.Len())
+		}
+		if err := p.seg.readAt(b, from); err != nil {
+			c.unreadable(p.seg.of(first), bytes, err)
+			i += n
+			continue
+		}
+		for _, x := range c.found[i : i+n] {
+			stored := b[x.loc.Addr()-from:][:x.loc.Len()]
+			if !p.content(&place{loc: x.loc, sum: x.sum}, c.content, stored) {
+				p.count.sumErrors.Add(1)
+				c.unreadable(p.seg.of(x.loc), uint64(x.loc.Len()), ErrChecksum)
+				continue
+			}
+			if err := c.move(&x, stored); err != nil {
+				return err
+			}
+		}
+		i += n
+		plan.moved += int64(bytes)
+		p.pace.advance(copyShare * float64(plan.moved) / float64(max(plan.live, plan.moved)))
+		if err := c.breathe(); err != nil {
+			return err
+		}
 	}
-	p.log.beginUnit()
 	return nil
 }
+
+// move copies one block.
+func (c *cleaner) move(x *candidate, stored []byte) error {
+	p := c.p
+	w := &c.warm
+	p.seg.mu.Lock()
+	from := p.seg.of(x.loc)
+	if p.seg.kind[from] != segLog {
+		w = &c.cold
+	}
+	birth := p.seg.birth[from]
+	p.seg.mu.Unlock()
+	if c.waiting() >= c.maxMoves() {
+		return errNoRoom
+	}
+	if err := c.append(w, x, stored, birth); err != nil {
+		return err
+	}
+	p.count.moved.Add(1)
+	return nil
+}
+
+// maxMoves bounds the moves that wait for a drain.
+func (c *cleaner) maxMoves() int { return 2 * c.p.opt.DeltaEntries }
+
+// unreadable notes that bytes of a segment stay where they are: reads of them report the damage.
+func (c *cleaner) unreadable(seg uint32, bytes uint64, err error) {
+	if c.damaged[seg] == 0 && c.p.opt.Log != nil {
+		c.p.opt.Log.Warn("segment has damaged blocks, which the cleaner leaves where they are", "pool", c.p.cfg.Name, "segment", seg, "err", err)
+	}
+	c.damaged[seg] += bytes
+}
+
+// frozen hands what was copied since the last freeze, by key, to the drain that begins, in exchange for the memory of
+// the moves before.
+func (c *cleaner) frozen(old []movedBlock) (moves []movedBlock) {
+	moves, c.moves = c.moves, old[:0]
+	slices.SortFunc(moves, func(a, b movedBlock) int { return cmp.Compare(a.key, b.key) })
+	return moves
+}
+
+// drained lets go of the segments to which the moves led that are in pages now.
+func (c *cleaner) drained() {
+	for _, seg := range c.full {
+		c.p.seg.unpin(seg)
+	}
+	c.full = c.full[:0]
+}
+
+// breathe lets others have their turn between two pieces of the cleaner's work, and keeps the background's promise of
+// regular flushes. It returns errHurried when the cycle is to go on with what has been copied.
+func (c *cleaner) breathe() error {
+	p := c.p
+	if err := p.failure(); err != nil {
+		return err
+	}
+	if !p.running.Load() { // before the background begins
+		return nil
+	}
+	if p.closed.Load() || p.deltaFills() {
+		return errHurried
+	}
+	p.flushIfDue()
+	if p.hurry.Load() == 0 && !p.cycles.wanted() && p.pace.ahead(p.count.logBytes.Load()) {
+		select {
+		case <-p.quit:
+		case <-time.After(cleanPause):
+		}
+	}
+	return nil
+}
+
+// cleanPause is how long the cleaner rests after a piece of work while it is ahead of the writers.
+const cleanPause = 2 * time.Millisecond

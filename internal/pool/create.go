@@ -97,6 +97,7 @@ func create(groups []Group, cfg Config, opt Options) (*Pool, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.running.Store(true)
 	go p.background()
 	return p, nil
 }
@@ -127,7 +128,7 @@ func usableForCreate(d disk.Device, pool block.GUID) error {
 func preparePool(l *label.Label, devs []disk.Device, opt Options) *Pool {
 	p := &Pool{
 		cfg: Config{Name: l.Name, Owner: l.Owner, GUID: l.Pool}, opt: opt, devs: devs, stuck: map[disk.Device]bool{}, cache: newPageCache(opt.PageCacheBytes),
-		nextPageID: rand.Uint64(), unclean: map[uint32]bool{}, kick: make(chan struct{}, 1), quit: make(chan struct{}), stopped: make(chan struct{}),
+		nextPageID: rand.Uint64(), kick: make(chan struct{}, 1), quit: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	p.labels.now.Store(l.Clone())
 	p.compression.Store(uint32(opt.Compression))
@@ -141,6 +142,8 @@ func preparePool(l *label.Label, devs []disk.Device, opt Options) *Pool {
 		p.idx.tables[i] = index.NewTable(opt.DeltaEntries)
 	}
 	p.log.init()
+	p.cleaner.init(p)
+	p.pace.cond = sync.NewCond(&p.pace.mu)
 	p.drain.writer.buf = newGroup()
 	return p
 }
@@ -156,7 +159,7 @@ func (p *Pool) build(l *label.Label, members []*member, devs []*raid.Device) err
 	for i := range p.seg.kind {
 		p.seg.kind[i] = segLog
 	}
-	p.reserve = max(10, p.seg.dataCount()/24)
+	p.reserve = max(12, p.seg.dataCount()/20)
 	return nil
 }
 
@@ -284,7 +287,9 @@ func (p *Pool) Close() error {
 	p.idx.mu.Lock()
 	p.idx.room.Broadcast()
 	p.idx.mu.Unlock()
+	p.pace.end()
 	<-p.stopped
+	p.running.Store(false)
 	p.log.mu.Lock() // appends under way are over, later ones see closed
 	p.log.mu.Unlock()
 	err := p.failure()

@@ -3,20 +3,18 @@ package pool
 import (
 	"sync"
 	"time"
-
-	"github.com/cstor-go/cstor/internal/block"
-	"github.com/cstor-go/cstor/internal/pool/index"
 )
 
-// cycleSignal lets writers that need space wait for a whole cycle.
+// cycleSignal lets writers that need space wait for cycles.
 type cycleSignal struct {
 	mu        sync.Mutex
 	cond      *sync.Cond
 	asked     uint64 // cycles that must have begun
+	waiting   int    // callers of reclaim
 	begun     uint64
 	done      uint64
-	freed     uint64 // segments that cycles freed
-	fruitless uint64 // log position (batch number) at which a cycle freed nothing, plus one
+	gained    uint64 // segments freed and blocks moved by cycles
+	fruitless uint64 // log position (batch number) at which a cycle gained nothing, plus one
 	stop      bool
 }
 
@@ -27,8 +25,8 @@ const idleAfter = time.Second
 // shows is exact and little is left to replay.
 const quietTicks = 3
 
-// background runs cycles until Close: when the delta is half full, when the log has grown, when somebody waits for
-// space, a second after something was given back, and when the pool has come to rest.
+// background runs cycles until Close: when the delta is half full, when the log has grown, when free segments become
+// few, when somebody waits for space, a second after something was given back, and when the pool has come to rest.
 func (p *Pool) background() {
 	defer close(p.stopped)
 	timer := time.NewTimer(idleAfter)
@@ -47,6 +45,7 @@ func (p *Pool) background() {
 			}
 			quiet = ticks >= quietTicks
 			timer.Reset(idleAfter)
+			p.idle.Store(ticks > 0)
 		}
 		if p.failure() != nil {
 			p.cycles.finish(0, 0, true)
@@ -54,27 +53,32 @@ func (p *Pool) background() {
 			return
 		}
 		if p.due(idle, quiet) {
-			if err := p.cycle(); err != nil {
+			if err := p.runCycle(); err != nil {
 				continue // the pool has failed and has said so
 			}
 		}
-		p.log.mu.Lock()
-		flush := p.log.dirty >= uint64(p.opt.FlushBytes)
-		if flush {
-			p.log.dirty = 0
+		if !p.low() {
+			p.pace.end()
 		}
-		p.log.mu.Unlock()
-		if flush {
-			_ = p.syncTo(p.appended.Load()) // an error is the pool's failure, which everybody sees
-		}
+		p.flushIfDue()
+	}
+}
+
+// flushIfDue flushes when the log has grown by Options.FlushBytes.
+func (p *Pool) flushIfDue() {
+	p.log.mu.Lock()
+	flush := p.log.dirty >= uint64(p.opt.FlushBytes)
+	if flush {
+		p.log.dirty = 0
+	}
+	p.log.mu.Unlock()
+	if flush {
+		_ = p.syncTo(p.appended.Load()) // an error is the pool's failure, which everybody sees
 	}
 }
 
 // due reports whether a cycle is to run now.
 func (p *Pool) due(idle, quiet bool) bool {
-	p.cycles.mu.Lock()
-	asked := p.cycles.asked > p.cycles.begun
-	p.cycles.mu.Unlock()
 	p.log.mu.Lock()
 	since := p.log.since
 	p.log.mu.Unlock()
@@ -82,8 +86,22 @@ func (p *Pool) due(idle, quiet bool) bool {
 	n := p.idx.tables[p.idx.active].Len() + p.idx.reserved
 	dying := len(p.idx.bySlot) > 0 && p.anyDying()
 	p.idx.mu.RUnlock()
-	low := p.seg.freeCount() < p.lowWater() && idle
-	return asked || low || p.relabelDue.Load() || n > p.idx.soft || since >= uint64(p.opt.CheckpointBytes) || dying || idle && p.freeable.Load() || quiet && n > 0
+	return p.cycles.wanted() || p.low() || p.destageDue() && p.mayClean() || p.relabelDue.Load() || n > p.idx.soft ||
+		since >= uint64(p.opt.CheckpointBytes) || dying || idle && p.freeable.Load() || quiet && n > 0
+}
+
+// low reports whether there are so few free segments that the cleaner has work, and that it may find some.
+func (p *Pool) low() bool { return p.mayClean() && p.seg.freeCount() < p.cleanStart() }
+
+// mayClean is false when the cleaner found nothing to do and little has been written since.
+func (p *Pool) mayClean() bool { return p.count.logBytes.Load() >= p.cleaner.idleUntil.Load() }
+
+// deltaFills reports whether the active table will soon have no room.
+func (p *Pool) deltaFills() bool {
+	p.idx.mu.RLock()
+	defer p.idx.mu.RUnlock()
+	t := p.idx.tables[p.idx.active]
+	return t.Len()+p.idx.reserved > t.Cap()/8*7
 }
 
 func (p *Pool) anyDying() bool {
@@ -95,7 +113,7 @@ func (p *Pool) anyDying() bool {
 	return false
 }
 
-// reclaim waits for a whole cycle and reports whether it freed anything, or may yet.
+// reclaim waits for a cycle to end and reports whether it gained anything, or a later one may.
 func (p *Pool) reclaim() bool {
 	c := &p.cycles
 	seq := p.appended.Load() + 1
@@ -104,16 +122,23 @@ func (p *Pool) reclaim() bool {
 	if c.fruitless == seq && !p.freeable.Load() {
 		return false
 	}
-	target, freed := c.begun+1, c.freed
-	c.asked = max(c.asked, target)
+	fresh, gained, done := c.begun+1, c.gained, c.done
+	c.asked = max(c.asked, fresh)
+	c.waiting++
+	defer func() {
+		if c.waiting--; c.waiting == 0 { // nobody needs another one
+			c.asked = min(c.asked, c.begun)
+		}
+	}()
+	p.count.reclaims.Add(1)
 	p.wake()
-	for c.done < target {
+	for c.done == done {
 		if p.usable() != nil || c.stop {
 			return true // whoever asks finds out
 		}
 		c.cond.Wait()
 	}
-	if c.freed > freed {
+	if c.gained > gained || c.done < fresh {
 		return true
 	}
 	p.idx.mu.RLock()
@@ -122,18 +147,25 @@ func (p *Pool) reclaim() bool {
 	return dying
 }
 
+// wanted reports whether somebody waits for a cycle that has not begun.
+func (c *cycleSignal) wanted() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.asked > c.begun
+}
+
 func (c *cycleSignal) begin() {
 	c.mu.Lock()
 	c.begun++
 	c.mu.Unlock()
 }
 
-func (c *cycleSignal) finish(freed int, seq uint64, stop bool) {
+func (c *cycleSignal) finish(gained int, seq uint64, stop bool) {
 	c.mu.Lock()
 	c.done = c.begun
-	c.freed += uint64(freed)
+	c.gained += uint64(gained)
 	c.fruitless = 0
-	if freed == 0 {
+	if gained == 0 {
 		c.fruitless = seq
 	}
 	c.stop = c.stop || stop
@@ -141,21 +173,41 @@ func (c *cycleSignal) finish(freed int, seq uint64, stop bool) {
 	c.mu.Unlock()
 }
 
-// cycle drains the delta into pages, releases destroyed replicas, makes a checkpoint and frees the segments that
-// nothing refers to any more.
+// cycle runs a cycle now, for a caller that waits for it.
 func (p *Pool) cycle() error {
+	p.hurry.Add(1)
+	defer p.hurry.Add(-1)
+	return p.runCycle()
+}
+
+// runCycle cleans when free segments are few, drains the delta into pages, releases destroyed replicas, makes a
+// checkpoint and frees the segments that nothing refers to any more.
+func (p *Pool) runCycle() error {
 	s := &p.drain
 	s.cycle.Lock()
 	defer s.cycle.Unlock()
+	urgent := p.cycles.wanted()
 	p.cycles.begin()
 	p.freeable.Store(false)
+	s.spent.Store(0)
+	p.cleaner.pledged.Store(0)
 	p.relabelDue.Store(false)
-	freed := 0
+	freed, moved := 0, p.count.moved.Load()
 	seq := p.appended.Load() + 1
-	defer func() { p.cycles.finish(freed, seq, p.failure() != nil) }()
+	defer func() {
+		if p.low() && p.running.Load() && !p.closed.Load() && p.failure() == nil {
+			p.wake() // the next cycle sets the pace
+		} else {
+			p.pace.end()
+		}
+		p.cycles.finish(freed+int(p.count.moved.Load()-moved), seq, p.failure() != nil)
+	}()
 
-	if err := p.clean(); err != nil {
-		return err
+	low := p.seg.freeCount() < p.cleanStart()
+	if (low && urgent || (low || p.destageDue()) && p.mayClean()) && !p.closed.Load() {
+		if err := p.cleaner.clean(urgent); err != nil {
+			return err
+		}
 	}
 	s.mu.Lock()
 	p.freeze()
@@ -173,6 +225,7 @@ func (p *Pool) cycle() error {
 	if err := p.compactIndex(); err != nil {
 		return p.fail(err)
 	}
+	p.pace.advance(drainShare)
 	if err := p.checkpoint(); err != nil {
 		return err
 	}
@@ -184,6 +237,7 @@ func (p *Pool) cycle() error {
 	s.released = s.released[:0]
 	p.trimChain()
 	n, err := p.freeSegments()
+	s.spent.Store(0)
 	freed = n
 	return err
 }
@@ -199,6 +253,7 @@ func (p *Pool) drainAll() error {
 		}
 		err := p.drainStep()
 		over := s.next >= len(s.work)
+		p.pace.advance(copyShare + (drainShare-copyShare)*float64(s.next)/float64(len(s.work)+1))
 		s.mu.Unlock()
 		if err != nil || over {
 			return err
@@ -217,6 +272,9 @@ func (p *Pool) trimChain() {
 		n++
 	}
 	w.chain = append(w.chain[:0], w.chain[n:]...)
+	if n > 0 {
+		p.cleaner.idleUntil.Store(0)
+	}
 }
 
 // freeSegments gives the segments without live data to the free list, once no reader can be in them.
@@ -247,143 +305,9 @@ func (p *Pool) freeSegments() (int, error) {
 	p.seg.mu.Lock()
 	for _, i := range dead {
 		p.seg.setFree(i)
+		delete(p.cleaner.damaged, i)
 	}
 	p.seg.mu.Unlock()
 	p.count.segsFreed.Add(uint64(len(dead)))
 	return len(dead), nil
-}
-
-// releaseDying takes destroyed replicas apart, as far as it can before the active table asks for attention. The rest
-// is for the next cycle. Only replicas that were destroyed before the freeze are touched: nothing in the active table
-// belongs to them.
-func (p *Pool) releaseDying() error {
-	for i := 0; i < len(p.drain.images); i++ {
-		m := &p.drain.images[i]
-		if !m.dying {
-			continue
-		}
-		done, err := p.release(m.r)
-		if err != nil {
-			return err
-		}
-		if done {
-			p.drain.released = append(p.drain.released, m.r)
-			p.drain.images = append(p.drain.images[:i], p.drain.images[i+1:]...)
-			i--
-		} else {
-			p.wake()
-		}
-	}
-	return nil
-}
-
-// release gives back what the directory of r refers to and reports whether all is gone.
-func (p *Pool) release(r *Replica) (done bool, err error) {
-	var v index.View
-	pg := &p.drain.page
-	for i, b := range r.dir {
-		if b == nil {
-			continue
-		}
-		for c := range b.refs {
-			d := &b.refs[c]
-			p.idx.mu.RLock()
-			old := *d
-			busy := p.idx.tables[p.idx.active].Len() > p.idx.soft
-			p.idx.mu.RUnlock()
-			if busy {
-				return false, nil
-			}
-			if old.page == 0 && old.bitmap == 0 && !old.full && old.tomb.IsZero() && old.newest.IsZero() {
-				continue
-			}
-			pg.Reset(block.Version{})
-			if old.page != 0 {
-				e, err := p.loadPage(r, uint64(i*dirSpan+c), &old, &v)
-				if err != nil {
-					return false, err
-				}
-				v.Decode(pg)
-				p.cache.release(e)
-				p.cache.drop(old.id)
-			}
-			p.idx.mu.Lock()
-			b.dirty = true
-			for j := range pg.Ver {
-				if pg.Stored.Has(j) {
-					p.seg.pageLive[p.seg.of(pg.Loc[j])] -= uint32(pg.Loc[j].Len())
-				}
-			}
-			p.accountPage(r, old.page, -1)
-			r.data -= int64(d.data)
-			r.pending -= p.pendingOf(d)
-			r.stored -= int64(p.idx.bitmaps.count(d))
-			p.idx.bitmaps.drop(d, false)
-			*d = chunkRef{}
-			p.idx.mu.Unlock()
-		}
-		p.idx.mu.Lock()
-		p.accountDir(r, b, -1)
-		r.dir[i] = nil
-		p.idx.mu.Unlock()
-	}
-	p.idx.mu.Lock()
-	r.dir = nil
-	p.idx.mu.Unlock()
-	return true, nil
-}
-
-// compactIndex rewrites what is left in sparse index segments when the index takes more than twice its size, so that
-// copy-on-write pages do not scatter over the pool.
-func (p *Pool) compactIndex() error {
-	s := &p.drain
-	p.idx.mu.RLock()
-	var live, used int64
-	victims := map[uint32]bool{}
-	p.seg.mu.Lock()
-	tight := p.seg.nFree < p.reserve
-	sparse := p.seg.bytes() / 3
-	if tight {
-		sparse = p.seg.bytes() * 2 / 3
-	}
-	for i, k := range p.seg.kind {
-		if k == segIndex && p.seg.pageLive[i] > 0 && !p.seg.pinned[i] {
-			live += int64(p.seg.pageLive[i])
-			used += p.seg.bytes()
-			if int64(p.seg.pageLive[i]) < sparse {
-				victims[uint32(i)] = true
-			}
-		}
-	}
-	p.seg.mu.Unlock()
-	if !tight && used < 2*live+4*p.seg.bytes() || len(victims) < 2 {
-		p.idx.mu.RUnlock()
-		return nil
-	}
-	var work []uint64
-	for i := range s.images {
-		r := s.images[i].r
-		for bi, b := range r.dir {
-			if b == nil {
-				continue
-			}
-			if b.size > 0 && victims[uint32(b.addr>>p.seg.shift)] {
-				b.dirty = true
-			}
-			for c := range b.refs {
-				if d := &b.refs[c]; d.page != 0 && !r.dying && victims[uint32(d.pageAddr()>>p.seg.shift)] {
-					work = append(work, index.Key(r.slot, 0)/block.ChunkBlocks|uint64(bi*dirSpan+c))
-				}
-			}
-		}
-	}
-	p.idx.mu.RUnlock()
-	s.work, s.next = work, 0
-	defer func() { s.work, s.next = nil, 0 }()
-	for s.next < len(s.work) {
-		if err := p.drainStep(); err != nil {
-			return err
-		}
-	}
-	return nil
 }

@@ -21,12 +21,17 @@ type drainState struct {
 	total    atomic.Int64 // chunks of the frozen table; 0: it is drained
 	done     atomic.Int64 // of them
 	from     logPos       // everything before is in the frozen table or in pages
+	clock    uint64       // segments.clock there
+	spent    atomic.Int32 // segments taken for the index in this cycle
+	moves    []movedBlock // what the cleaner copied before the freeze, by key
+	nextMove int          // first of moves that is not of a chunk done
 	images   []image      // the replicas as they were there
 	released []*Replica   // taken apart, to be forgotten once that is checkpointed
 	writer   indexWriter
 	page     index.Page
 	group    []drained
 	gone     []index.Loc // what the group's pages do not refer to any more
+	came     []index.Loc // where they found what the cleaner moved
 }
 
 // image is what a checkpoint says of a replica besides its directory: its state where the replay begins.
@@ -50,6 +55,7 @@ type drained struct {
 	gone   int // end of its part of drainState.gone
 	count  int // blocks with data in the new page, and their bytes
 	data   uint32
+	came   int // of drainState.came
 	forget bool
 }
 
@@ -69,7 +75,7 @@ func (p *Pool) freeze() {
 	x := &p.idx
 	s.frozen = x.active
 	x.active = 1 - x.active
-	s.from = p.log.pos
+	s.from, s.clock = p.log.pos, p.seg.clock.Load()
 	p.log.since = 0
 	s.images = s.images[:0]
 	for _, r := range x.bySlot {
@@ -78,31 +84,44 @@ func (p *Pool) freeze() {
 			s.images = append(s.images, image{r: r, applied: r.applied, state: r.state, dying: r.dying})
 		}
 	}
-	s.work, s.next = x.tables[s.frozen].Chunks, 0
-	s.done.Store(0)
-	s.total.Store(int64(len(s.work)))
 	x.room.Broadcast()
 	p.idx.mu.Unlock()
 	p.log.mu.Unlock()
+	s.moves = p.cleaner.frozen(s.moves)
+	s.nextMove = 0
+	s.work, s.next = append(s.work[:0], x.tables[s.frozen].Chunks...), 0
+	for i := range s.moves {
+		if chunk := s.moves[i].key / block.ChunkBlocks; i == 0 || chunk != s.moves[i-1].key/block.ChunkBlocks {
+			s.work = append(s.work, chunk)
+		}
+	}
 	slices.Sort(s.work)
+	s.work = slices.Compact(s.work)
+	s.done.Store(0)
+	s.total.Store(int64(len(s.work)))
 }
+
+// left returns the number of chunks that the drain under way has yet to rewrite.
+func (s *drainState) left() int { return int(max(s.total.Load()-s.done.Load(), 0)) }
 
 // thaw empties the drained table, so that it can become the active one.
 func (p *Pool) thaw() {
 	s := &p.drain
+	p.idx.tables[s.frozen].Reset() // no chunk refers to it any more, so that nobody looks into it
 	p.idx.mu.Lock()
-	p.idx.tables[s.frozen].Reset()
 	p.idx.room.Broadcast()
 	p.idx.mu.Unlock()
 	s.total.Store(0)
-	s.work, s.next = nil, 0
+	s.work, s.next = s.work[:0], 0
+	s.moves, s.nextMove = s.moves[:0], 0
+	p.cleaner.drained()
 }
 
 // drainStep rewrites the next few chunks of the work, as many as fit into one write. drain.mu is held.
 func (p *Pool) drainStep() error {
 	s := &p.drain
 	w := &s.writer
-	s.group, s.gone = s.group[:0], s.gone[:0]
+	s.group, s.gone, s.came = s.group[:0], s.gone[:0], s.came[:0]
 	for s.next < len(s.work) && w.room(index.MaxPage) && len(s.group) < 64 {
 		if err := p.drainChunk(s.work[s.next]); err != nil {
 			w.buf = w.buf[:0]
@@ -134,10 +153,11 @@ func (p *Pool) drainChunk(key uint64) error {
 	if g.forget { // its pages are released when the whole directory is
 		g.page, g.id, g.tomb = g.old.page, g.old.id, g.old.tomb
 		g.count, g.data = int(g.old.count), g.old.data
-		g.gone = len(s.gone)
+		g.gone, g.came = len(s.gone), len(s.came)
 		s.group = append(s.group, g)
 		return nil
 	}
+	cached := p.cache.keeps(g.old.id)
 	if g.old.page != 0 {
 		var v index.View
 		e, err := p.loadPage(r, chunk, &g.old, &v)
@@ -150,7 +170,8 @@ func (p *Pool) drainChunk(key uint64) error {
 		s.page.Reset(g.old.tomb)
 	}
 	p.merge(&s.page, &g.old)
-	g.gone = len(s.gone)
+	s.relocate(&s.page, key)
+	g.gone, g.came = len(s.gone), len(s.came)
 	g.count, g.data = sizeOf(&s.page)
 	if v, ok := s.page.Uniform(); ok {
 		g.tomb = v
@@ -164,6 +185,9 @@ func (p *Pool) drainChunk(key uint64) error {
 		s.writer.buf = s.page.Encode(s.writer.buf, g.id, r.slot, chunk)
 		g.to = len(s.writer.buf)
 		g.page = packPage(addr, g.to-g.from)
+		if cached {
+			p.cache.add(g.id, s.writer.buf[g.from:g.to])
+		}
 	}
 	s.group = append(s.group, g)
 	return nil
@@ -201,12 +225,24 @@ func (p *Pool) merge(pg *index.Page, d *chunkRef) {
 	}
 }
 
+// relocate puts the new locations of blocks that the cleaner copied into their page, unless they have been overwritten.
+func (s *drainState) relocate(pg *index.Page, chunk uint64) {
+	for ; s.nextMove < len(s.moves) && s.moves[s.nextMove].key/block.ChunkBlocks <= chunk; s.nextMove++ {
+		m := &s.moves[s.nextMove]
+		i := int(m.key % block.ChunkBlocks)
+		if m.key/block.ChunkBlocks == chunk && pg.Stored.Has(i) && pg.Loc[i] == m.old {
+			pg.Loc[i] = m.new
+			s.gone, s.came = append(s.gone, m.old), append(s.came, m.new)
+		}
+	}
+}
+
 // install makes the written group known and accounts for what it replaces.
 func (p *Pool) install() {
 	s := &p.drain
 	x := &p.idx
 	x.mu.Lock()
-	at := 0
+	at, came := 0, 0
 	t := x.tables[s.frozen]
 	for i := range s.group {
 		g := &s.group[i]
@@ -219,6 +255,9 @@ func (p *Pool) install() {
 		p.accountDrained(g.r, d, g.count, g.data)
 		for ; at < g.gone; at++ {
 			p.seg.pageLive[p.seg.of(s.gone[at])] -= uint32(s.gone[at].Len())
+		}
+		for ; came < g.came; came++ {
+			p.seg.pageLive[p.seg.of(s.came[came])] += uint32(s.came[came].Len())
 		}
 		if g.forget {
 			continue

@@ -108,6 +108,7 @@ func (p *Pool) fail(cause error) error {
 		p.idx.mu.Lock()
 		p.idx.room.Broadcast()
 		p.idx.mu.Unlock()
+		p.pace.end()
 		return err
 	}
 	return *p.failed.Load()

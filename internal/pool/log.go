@@ -50,6 +50,9 @@ type part struct {
 	lens  []uint8  // as in wal.Record
 }
 
+// errWait says that there will be room when a cycle has freed segments.
+var errWait = fmt.Errorf("segments must be freed first: %w", ErrNoSpace)
+
 // zeroRow is what batches are padded with: to whole blocks and rows.
 var zeroRow = disk.Buffer(indexGroup)
 
@@ -62,8 +65,9 @@ func (w *logWriter) init() {
 }
 
 // reserveLog takes the segments that a unit of the given number of data blocks and header bytes may need; data must
-// not be split finer than unsplit blocks. It returns ErrNoSpace, with nothing taken, unless keep segments remain free.
-func (p *Pool) reserveLog(data, header int, keep int) error {
+// not be split finer than unsplit blocks. It returns ErrNoSpace, with nothing taken, when a user's data is more than the
+// pool is for, errWait when segments must be freed first.
+func (p *Pool) reserveLog(data, header int, what purpose) error {
 	w := &p.log
 	segBlocks, row := int(p.seg.blocks()), int(p.seg.row(w.pos.seg))
 	left := segBlocks - row - int(w.pos.block)
@@ -79,10 +83,23 @@ func (p *Pool) reserveLog(data, header int, keep int) error {
 	row = p.seg.maxRow()
 	headers := blocksFor(min(header, segBlocks*44))
 	usable := segBlocks - row - 1 - headers - min(16, segBlocks/4) - row*(1+headers/(wal.MaxHeaderBlocks-1))
-	n := (need + usable - 1) / usable
-	var ok bool
-	if w.spare, ok = p.seg.alloc(w.spare, n-len(w.spare), segLog, keep); n > len(w.spare) && !ok {
+	n := (need+usable-1)/usable - len(w.spare)
+	if n <= 0 {
+		return nil
+	}
+	free := p.seg.freeCount()
+	if what == forUser && free-n < p.reserve && p.full(data) {
 		return ErrNoSpace
+	}
+	if start := p.cleanStart(); free-n < start {
+		if what == forUser && p.low() {
+			p.pace.hold(p.count.logBytes.Load(), uint64(max(start-p.keep(forUser), 4)/4*int(p.seg.bytes())))
+		}
+		p.wake()
+	}
+	var ok bool
+	if w.spare, ok = p.seg.alloc(w.spare, n, segLog, p.keep(what)); !ok {
+		return errWait
 	}
 	return nil
 }
@@ -281,6 +298,7 @@ func (p *Pool) writeBatch(h *wal.Header) error {
 	w.since += n
 	w.dirty += n
 	p.count.logBytes.Add(n)
+	p.seg.clock.Add(uint64(blocks))
 	p.count.batches.Add(1)
 	return nil
 }

@@ -24,6 +24,7 @@ func Open(devs []disk.Device, opt Options) (*Pool, error) {
 	if p.opt.Log != nil {
 		p.opt.Log.Info("pool is open", "pool", p.cfg.Name, "health", p.Stats().Health, "replicas", len(p.idx.byName), "replayed", p.count.replayed, "took", time.Since(begin))
 	}
+	p.running.Store(true)
 	go p.background()
 	if p.relabelDue.Load() {
 		p.wake()
@@ -93,9 +94,10 @@ func (p *Pool) load(ring *label.Ring) error {
 	}
 	p.generation, p.root = ring.Generation, ring.Root
 	copy(p.seg.pageLive, m.live)
-	for i, k := range m.kind {
-		p.seg.kind[i] = k
-	}
+	copy(p.seg.kind, m.kind)
+	copy(p.seg.birth, m.birth)
+	p.seg.clock.Store(m.clock)
+	p.drain.clock = m.clock
 	for _, e := range ring.Root {
 		p.accountRoot(e, 1)
 		p.seg.kind[e.Addr>>p.seg.shift] = segIndex
@@ -163,6 +165,9 @@ func (p *Pool) loadReplica(m *replicaImage) error {
 func (p *Pool) settleSegments() {
 	for _, s := range p.log.chain {
 		p.seg.kind[s], p.seg.pinned[s] = segLog, true
+		if p.seg.pageLive[s] == 0 { // else the checkpoint knows
+			p.seg.birth[s] = p.seg.clock.Load()
+		}
 	}
 	for i := range p.seg.kind {
 		if p.seg.pageLive[i] == 0 && !p.seg.pinned[i] {

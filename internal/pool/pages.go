@@ -99,6 +99,7 @@ func (p *Pool) place(w *indexWriter) (uint64, error) {
 		if !ok {
 			return 0, p.fail(fmt.Errorf("index: no segment left for pages: %w", ErrNoSpace))
 		}
+		p.drain.spent.Add(1)
 		if w.open {
 			p.seg.unpin(w.seg)
 		}

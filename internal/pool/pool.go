@@ -153,6 +153,9 @@ type Stats struct {
 	BlocksRepaired uint64 // damage that the redundancy of a raid group made good
 	SegmentsFreed  uint64
 	BlocksMoved    uint64 // copied by the cleaner
+	MovedBytes     uint64 // written by the cleaner, headers included
+	WritesPaced    uint64 // times that a write waited for the cleaner to go on
+	WritesStalled  uint64 // times that an operation waited for a whole cycle to free space
 	Replayed       uint64 // batches replayed when the pool was opened
 	OpenTime       time.Duration
 }

@@ -66,7 +66,7 @@ func (l *logReader) read(seg, blk, n uint32) ([]byte, error) {
 
 // follows reports whether h continues the log at pos.
 func (pos *logPos) follows(h *wal.Header) bool {
-	return h.Seq == pos.seq && h.Prev == pos.prev && h.Incarnation == pos.incarnation
+	return h.Flags&wal.FlagCold == 0 && h.Seq == pos.seq && h.Prev == pos.prev && h.Incarnation == pos.incarnation
 }
 
 // advance moves pos behind h, which is in a segment with rows of that many blocks.
@@ -142,6 +142,7 @@ func (p *Pool) replay() error {
 		pos.advance(&h, row)
 		p.count.replayed++
 		p.log.since += uint64(padded(&h, row)) * block.Size
+		p.seg.clock.Add(uint64(padded(&h, row)))
 	}
 	p.log.pos = end
 	p.settleStale()
@@ -285,7 +286,7 @@ func (p *Pool) replayRecord(rec *wal.Record, area wal.Area) error {
 	}
 	p.replayRoom(rec)
 	switch rec.Kind {
-	case wal.Write, wal.MergeWrite, wal.Move:
+	case wal.Write, wal.MergeWrite:
 		p.insertData(r, rec.Block, area, rec.Lens, rec.Sums, rec.Version)
 	case wal.Discard, wal.DiscardPart, wal.MergeDiscard:
 		p.insertGone(r, rec.Block, uint64(rec.Count), index.Tombstone, rec.Version)

@@ -14,8 +14,10 @@ type rootImage struct {
 	appended uint64 // the log reached this batch, on stable storage, when the checkpoint was committed
 	members  []memberImage
 	replicas []replicaImage
+	clock    uint64 // blocks ever appended to the log where replay begins
 	live     []uint32
 	kind     []uint8
+	birth    []uint64 // of segments with data
 }
 
 type replicaImage struct {
@@ -43,10 +45,10 @@ func (p *Pool) encodeRoot() []byte {
 	s := &p.drain
 	le := binary.LittleEndian
 	p.idx.mu.Lock()
-	defer p.idx.mu.Unlock()
 	for _, e := range p.root {
 		p.accountRoot(e, -1)
 	}
+	p.idx.mu.Unlock()
 	p.root = nil
 	b := le.AppendUint64(nil, rootMagic)
 	b = append(b, p.cfg.GUID[:]...)
@@ -57,9 +59,12 @@ func (p *Pool) encodeRoot() []byte {
 	b = le.AppendUint64(b, s.from.incarnation)
 	b = binary.AppendUvarint(b, p.appended.Load())
 	b = p.encodeMembers(b)
+	b = binary.AppendUvarint(b, s.clock)
 	b = binary.AppendUvarint(b, uint64(len(s.images)))
-	for i := range s.images {
+	for i := range s.images { // the holder of drain.mu is the only one to change pages and directory blocks
+		p.idx.mu.RLock()
 		b = encodeReplica(b, &s.images[i])
+		p.idx.mu.RUnlock()
 	}
 	b = binary.AppendUvarint(b, uint64(p.seg.count()))
 	for i := 0; i < p.seg.count(); {
@@ -68,11 +73,15 @@ func (p *Pool) encodeRoot() []byte {
 			for run < p.seg.count() && p.seg.pageLive[run] == 0 {
 				run++
 			}
-			b = binary.AppendUvarint(b, uint64(run-i)<<2)
+			b = binary.AppendUvarint(b, uint64(run-i)<<segKindBits)
 			i = run
 			continue
 		}
-		b = binary.AppendUvarint(b, uint64(p.seg.pageLive[i])<<2|uint64(p.seg.kind[i]))
+		kind := p.seg.kind[i]
+		b = binary.AppendUvarint(b, uint64(p.seg.pageLive[i])<<segKindBits|uint64(kind))
+		if kind != segIndex {
+			b = binary.AppendUvarint(b, s.clock-min(s.clock, p.seg.birth[i]))
+		}
 		i++
 	}
 	return b
@@ -151,7 +160,7 @@ func decodeRoot(b []byte, segments int, segShift uint) (*rootImage, error) {
 	if r.fixed(8) != rootMagic {
 		return nil, fmt.Errorf("checkpoint root: magic: %w", ErrDamaged)
 	}
-	m := &rootImage{live: make([]uint32, segments), kind: make([]uint8, segments)}
+	m := &rootImage{live: make([]uint32, segments), kind: make([]uint8, segments), birth: make([]uint64, segments)}
 	copy(m.pool[:], r.bytes(16))
 	m.from.seg = uint32(r.uint(uint64(segments - 1)))
 	m.from.block = uint32(r.uint(1<<(segShift-block.Shift) - 1))
@@ -160,6 +169,7 @@ func decodeRoot(b []byte, segments int, segShift uint) (*rootImage, error) {
 	m.from.incarnation = r.fixed(8)
 	m.appended = r.uint(any)
 	m.members = decodeMembers(r)
+	m.clock = r.uint(any)
 	slots := map[uint32]bool{}
 	for n := r.uint(MaxReplicas); n > 0 && !r.bad; n-- {
 		x := decodeReplica(r, uint64(segments)<<segShift)
@@ -172,18 +182,22 @@ func decodeRoot(b []byte, segments int, segShift uint) (*rootImage, error) {
 	known := int(r.uint(uint64(segments))) // the pool may have grown since
 	for i := 0; i < known && !r.bad; {
 		v := r.uint(any)
-		if v&3 == segFree {
-			if v>>2 == 0 || v>>2 > uint64(known-i) {
+		kind, n := uint8(v&(1<<segKindBits-1)), v>>segKindBits
+		if kind == segFree {
+			if n == 0 || n > uint64(known-i) {
 				r.bad = true
 			}
-			i += int(v >> 2)
+			i += int(n)
 			continue
 		}
-		if v&3 > segIndex || v>>2 > 1<<segShift {
+		if kind >= segKinds || n > 1<<segShift {
 			r.bad = true
 			break
 		}
-		m.live[i], m.kind[i] = uint32(v>>2), uint8(v&3)
+		m.live[i], m.kind[i] = uint32(n), kind
+		if kind != segIndex {
+			m.birth[i] = m.clock - r.uint(m.clock)
+		}
 		i++
 	}
 	if r.bad || len(r.b) > 0 {

@@ -13,8 +13,13 @@ import (
 // Segment kinds. The kind of a segment is part of the checkpoint.
 const (
 	segFree  = iota
-	segLog   // batches: headers and data
+	segLog   // batches of the log: headers and data
 	segIndex // pages, directory blocks, checkpoints
+	segWarm  // batches of the cleaner: data that was moved out of the log
+	segCold  // the same, of data that was moved before
+	segKinds
+
+	segKindBits = 3 // in the checkpoint
 )
 
 // segments maps the pool's linear space onto the raid groups and knows what is in use. An address is a byte in that
@@ -30,8 +35,11 @@ type segments struct {
 	pageLive  []uint32
 	deltaLive []uint32
 
+	clock atomic.Uint64 // blocks that were ever appended to the log: the cleaner's measure of age
+
 	mu     sync.Mutex // guards the rest, and what the groups know of their free segments
 	kind   []uint8
+	birth  []uint64 // clock when the data of the segment was written, on the average
 	free   []uint64 // bitmap
 	nFree  int      // on groups for data
 	nCache int      // free segments on cache groups
@@ -45,6 +53,7 @@ func newSegments(w *space, shift uint) *segments {
 	s.where.Store(w)
 	s.pageLive, s.deltaLive = make([]uint32, n), make([]uint32, n)
 	s.kind, s.pinned = make([]uint8, n), make([]bool, n)
+	s.birth = make([]uint64, n)
 	s.free = make([]uint64, (n+63)/64)
 	return s
 }
@@ -135,6 +144,7 @@ func (s *segments) take(seg uint32, kind uint8) {
 		s.addFree(s.where.Load().span(seg).group, -1)
 	}
 	s.kind[seg] = kind
+	s.birth[seg] = s.clock.Load()
 }
 
 func (s *segments) addFree(g *groupState, n int) {

@@ -31,6 +31,9 @@ type Pool struct {
 	cache *pageCache
 	read  readers
 
+	cleaner cleaner
+	pace    pace
+
 	appended atomic.Uint64 // number of the newest complete batch
 	failed   atomic.Pointer[error]
 	closed   atomic.Bool
@@ -41,13 +44,15 @@ type Pool struct {
 	generation uint64 // of the newest checkpoint; guarded by drain.mu
 	root       []extent
 	nextPageID uint64
-	unclean    map[uint32]bool // segments that the cleaner leaves alone; guarded by drain.cycle
 
 	kick     chan struct{} // wakes the background work
 	quit     chan struct{}
 	stopped  chan struct{}
 	cycles   cycleSignal
-	freeable atomic.Bool // something was given back since the last cycle
+	freeable atomic.Bool  // something was given back since the last cycle
+	running  atomic.Bool  // the background is
+	idle     atomic.Bool  // nothing has been written for a while
+	hurry    atomic.Int32 // callers that wait for a cycle of their own
 
 	relabelDue atomic.Bool // a device went out or came back since the last cycle
 	returned   returned    // while the pool is opened
@@ -71,7 +76,7 @@ type indexState struct {
 type counters struct {
 	blocksWritten, blocksRead, logBytes, indexBytes, batches, flushes atomic.Uint64
 	drains, pagesWritten, checkpoints, sumErrors, segsFreed, moved    atomic.Uint64
-	repaired, blocksPacked, blocksZero                                atomic.Uint64
+	repaired, blocksPacked, blocksZero, coldBytes, paced, reclaims    atomic.Uint64
 	replayed                                                          uint64
 	openNanos                                                         int64
 }

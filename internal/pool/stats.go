@@ -28,7 +28,8 @@ func (p *Pool) Stats() Stats {
 		BlocksRead: c.blocksRead.Load(), LogBytes: c.logBytes.Load(), IndexBytes: c.indexBytes.Load(),
 		Batches: c.batches.Load(), Flushes: c.flushes.Load(), Drains: c.drains.Load(), PagesWritten: c.pagesWritten.Load(),
 		Checkpoints: c.checkpoints.Load(), ChecksumErrors: c.sumErrors.Load(), SegmentsFreed: c.segsFreed.Load(),
-		BlocksMoved: c.moved.Load(), BlocksRepaired: c.repaired.Load(), Replayed: c.replayed, OpenTime: time.Duration(c.openNanos),
+		BlocksMoved: c.moved.Load(), MovedBytes: c.coldBytes.Load(), WritesPaced: c.paced.Load(), WritesStalled: c.reclaims.Load(), BlocksRepaired: c.repaired.Load(),
+		Replayed: c.replayed, OpenTime: time.Duration(c.openNanos),
 	}
 	p.cache.mu.Lock()
 	s.CacheHits, s.CacheMisses = p.cache.hits, p.cache.misses

@@ -11,6 +11,9 @@ var sumScratch = sync.Pool{New: func() any { s := make([]uint32, 0, 1024); retur
 // waiting for the background. It returns with the lock held, or with an error and nothing held. write says that the
 // unit stores data of a user, which must leave the reserve alone.
 func (p *Pool) begin(r *Replica, entries, data, header int, write bool) error {
+	if write {
+		p.paceUser()
+	}
 	if err := p.makeEntries(entries); err != nil {
 		return err
 	}
@@ -28,18 +31,19 @@ func (p *Pool) begin(r *Replica, entries, data, header int, write bool) error {
 			p.idx.mu.RUnlock()
 		}
 		if err == nil {
-			keep := min(p.reserve/4, 2)
+			what := forRecords
 			if write {
-				keep = p.reserve
+				what = forUser
 			}
-			if err = p.reserveLog(data, header, keep); err == nil {
+			if err = p.reserveLog(data, header, what); err == nil {
 				p.log.beginUnit()
 				return nil
 			}
 			p.log.mu.Unlock()
-			if try < 8 && p.reclaim() {
+			if err == errWait && try < maxReclaims && p.reclaim() {
 				continue
 			}
+			err = ErrNoSpace
 			p.unreserve(entries)
 			return err
 		}
@@ -48,6 +52,9 @@ func (p *Pool) begin(r *Replica, entries, data, header int, write bool) error {
 		return err
 	}
 }
+
+// maxReclaims bounds the cycles that one unit waits for, each of which made some room.
+const maxReclaims = 256
 
 // end ends what begin started.
 func (p *Pool) end(entries int) {

@@ -29,7 +29,7 @@ const (
 	MergeDiscard                 // blocks become tombstones of Version, Applied stays
 	MergeDrop                    // blocks become never written
 	MergeNewest                  // end of a merge: Version is the newest of the chunk of Block
-	Move                         // the cleaner's copy of blocks that keep their versions
+	Move                         // in batches with FlagCold only: the cleaner's copy of blocks that keep their versions
 	kinds
 )
 
@@ -50,6 +50,9 @@ const (
 	FlagMore = 1
 	// FlagLink: no records; the log goes on at (NextSegment, NextBlock) under NextIncarnation.
 	FlagLink = 2
+	// FlagCold: blocks that the cleaner copied. The batch is in a segment of such batches and not part of the log; pages
+	// refer to its data. Its records are of kind Move, its number is that of the newest batch of the log.
+	FlagCold = 4
 
 	magic = 0x4c4f4743 // "CGOL"
 

@@ -1,0 +1,101 @@
+package pool
+
+import (
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/index"
+)
+
+// lostSegments are segments whose headers do not name all that is in use there. Their blocks are found by walking the
+// whole index, some of it with every cycle, and are moved as they are met.
+type lostSegments struct {
+	next   map[uint32]bool // to be looked for from the next walk on
+	now    map[uint32]bool // the walk under way looks for these
+	slot   int             // where it goes on
+	chunk  uint64
+	walked int // chunks looked at in this cycle
+}
+
+// lostStep is the number of chunks that are looked at in one cycle.
+const lostStep = 4096
+
+func (l *lostSegments) none() bool { return len(l.next) == 0 && len(l.now) == 0 }
+
+func (l *lostSegments) has(seg uint32) bool { return l.next[seg] || l.now[seg] }
+
+func (l *lostSegments) add(seg uint32) {
+	if l.next == nil {
+		l.next = map[uint32]bool{}
+	}
+	l.next[seg] = true
+}
+
+// lookForLost goes on with the walk and moves what it finds.
+func (c *cleaner) lookForLost() error {
+	l := &c.lost
+	if len(l.now) == 0 {
+		if len(l.next) == 0 {
+			return nil
+		}
+		l.now, l.next, l.slot, l.chunk = l.next, nil, 0, 0
+	}
+	c.found = c.found[:0]
+	for n := 0; n < lostStep && len(c.found) < cleanBatch; n++ {
+		if n%cleanLookups == 0 {
+			if err := c.breathe(); err != nil {
+				return err
+			}
+		}
+		if c.lookAtNext() {
+			l.now = nil
+			break
+		}
+	}
+	return c.copy(&cleanPlan{})
+}
+
+// lookAtNext looks at one chunk and notes what is in use in lost segments.
+func (c *cleaner) lookAtNext() (over bool) {
+	p, l := c.p, &c.lost
+	p.idx.mu.RLock()
+	if l.slot >= len(p.idx.bySlot) {
+		p.idx.mu.RUnlock()
+		return true
+	}
+	r := p.idx.bySlot[l.slot]
+	if r == nil || r.destroyed || l.chunk >= uint64(len(r.dir))<<dirShift {
+		l.slot, l.chunk = l.slot+1, 0
+		p.idx.mu.RUnlock()
+		return false
+	}
+	d := r.chunk(l.chunk)
+	if d == nil {
+		l.chunk = (l.chunk>>dirShift + 1) << dirShift
+		p.idx.mu.RUnlock()
+		return false
+	}
+	ref, chunk := *d, l.chunk
+	l.chunk++
+	p.idx.mu.RUnlock()
+	if ref.page == 0 {
+		return false
+	}
+	page, err := p.loadPage(r, chunk, &ref, &c.view)
+	if err != nil {
+		return false // what it refers to stays where it is
+	}
+	defer p.cache.release(page)
+	p.idx.mu.RLock()
+	defer p.idx.mu.RUnlock()
+	d = r.chunk(chunk)
+	for i := range block.ChunkBlocks {
+		loc, sum, ok := c.view.Data(i)
+		if !ok || !l.now[p.seg.of(loc)] {
+			continue
+		}
+		b := chunk*block.ChunkBlocks + uint64(i)
+		if _, ok := p.lookup(r, d, b); !ok {
+			c.found = append(c.found, candidate{key: index.Key(r.slot, b), loc: loc, sum: sum, ver: c.view.Version(i)})
+		}
+	}
+	return false
+}
