@@ -7,7 +7,6 @@ import (
 
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool"
-	"github.com/cstor-go/cstor/internal/pool/disk"
 )
 
 // skew is how overwrites are spread over the blocks.
@@ -110,7 +109,7 @@ func (b *bench) cleanedAt(full int, s skew) (l line, amp float64, err error) {
 	}
 	dev.lazy = true
 	e := &engine{c: new(counters), opt: b.cleanOptions()}
-	if e.p, err = pool.Create([]disk.Device{counted{dev, e.c}}, pool.Config{Name: "bench"}, e.opt); err != nil {
+	if e.p, err = pool.Create(pool.Stripe(counted{dev, e.c}), pool.Config{Name: "bench"}, e.opt); err != nil {
 		dev.Close()
 		return l, 0, err
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool"
 	"github.com/cstor-go/cstor/internal/pool/disk"
+	"github.com/cstor-go/cstor/internal/pool/raid"
 )
 
 // counted counts what goes to a device.
@@ -60,10 +61,11 @@ func (b *bench) create(m mode, opt pool.Options) (*engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	return createOn(m, opt, path)
+	return createOn(m, raid.Stripe, opt, path)
 }
 
-func createOn(m mode, opt pool.Options, paths ...string) (*engine, error) {
+// createOn makes a pool of one raid group, or of one for each device of a stripe.
+func createOn(m mode, kind raid.Kind, opt pool.Options, paths ...string) (*engine, error) {
 	for _, path := range paths {
 		if err := wipe(path); err != nil {
 			return nil, err
@@ -74,7 +76,11 @@ func createOn(m mode, opt pool.Options, paths ...string) (*engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	if e.p, err = pool.Create(devs, pool.Config{Name: "bench"}, opt); err != nil {
+	groups := []pool.Group{{Kind: kind, Devices: devs}}
+	if kind == raid.Stripe {
+		groups = pool.Stripe(devs...)
+	}
+	if e.p, err = pool.Create(groups, pool.Config{Name: "bench"}, opt); err != nil {
 		return nil, err
 	}
 	return e, nil

@@ -11,7 +11,6 @@ import (
 
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool"
-	"github.com/cstor-go/cstor/internal/pool/disk"
 )
 
 // indexMemory is the aim of the row index, and what the garbage collector is told to keep to.
@@ -45,7 +44,7 @@ func (b *bench) indexWith(delta int) (l line, err error) {
 	if b.quick {
 		e.opt.SegmentBytes = 1 << 20
 	}
-	if e.p, err = pool.Create([]disk.Device{counted{dev, e.c}}, pool.Config{Name: "bench"}, e.opt); err != nil {
+	if e.p, err = pool.Create(pool.Stripe(counted{dev, e.c}), pool.Config{Name: "bench"}, e.opt); err != nil {
 		dev.Close()
 		return l, err
 	}

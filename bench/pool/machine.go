@@ -57,7 +57,7 @@ func (b *bench) checkSpace() error {
 	if err := unix.Statfs(b.dir, &s); err != nil {
 		return fmt.Errorf("%s: %w", b.dir, err)
 	}
-	need := b.device + b.raw + b.volume + b.indexed/64 // pages of the index row, and the headers of its log
+	need := b.device + b.raw + b.volume + 6*b.column + b.indexed/64 // pages of the index row, and the headers of its log
 	if have := int64(s.Bavail) * int64(s.Bsize); have < need+need/8 {
 		return fmt.Errorf("%s has %s left, this run needs %s", b.dir, size(have), size(need+need/8))
 	}

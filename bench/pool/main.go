@@ -30,6 +30,7 @@ type config struct {
 	volume  int64 // logical size of the volume that most rows write to
 	slice   time.Duration
 	rounds  int
+	column  int64 // size of each of the six devices of the row raidz2
 	logged  int64 // written before the kill that the open row makes
 	cleaned int64 // size of the pool that the cleaning rows use
 	passes  float64
@@ -62,6 +63,7 @@ func flags(args []string) (*config, error) {
 	gib(&c.device, "device", 12, "of the pool's device")
 	gib(&c.raw, "raw", 4, "of the file that stands for the raw device")
 	gib(&c.volume, "volume", 4, "of the volume")
+	gib(&c.column, "column", 1, "of each of the six devices of the row raidz2")
 	gib(&c.logged, "logged", 10, "written before the kill (row open)")
 	gib(&c.cleaned, "cleaned", 2, "of the pool of the row clean")
 	gib(&c.indexed, "index", 256, "of the volume of the row index")
@@ -71,7 +73,8 @@ func flags(args []string) (*config, error) {
 		return nil, err
 	}
 	if c.quick {
-		c.device, c.raw, c.volume, c.logged, c.cleaned, c.indexed = 256<<20, 16<<20, 32<<20, 48<<20, 96<<20, 1<<30
+		c.device, c.raw, c.volume, c.column = 256<<20, 16<<20, 32<<20, 32<<20
+		c.logged, c.cleaned, c.indexed = 48<<20, 96<<20, 1<<30
 		c.slice, c.rounds, c.passes, c.updates = 20*time.Millisecond, 1, 1, 1<<14
 	}
 	for name := range strings.SplitSeq(c.only, ",") {
@@ -111,6 +114,7 @@ func rows() []row {
 		{"large", (*bench).large},
 		{"flush", (*bench).flushes},
 		{"read", (*bench).reads},
+		{"raidz2", (*bench).raidz2},
 		{"clean", (*bench).cleaning},
 		{"open", (*bench).open},
 		{"index", (*bench).index},

@@ -11,6 +11,7 @@ import (
 
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool"
+	"github.com/cstor-go/cstor/internal/pool/raid"
 )
 
 // childVariable tells a process of this program that it is one that writes until it is killed, and what.
@@ -43,7 +44,7 @@ func (d *doomed) write() error {
 	e := &engine{c: new(counters), paths: []string{d.Path}, mode: buffered}
 	var err error
 	if d.Create {
-		if e, err = createOn(buffered, options(), d.Path); err != nil {
+		if e, err = createOn(buffered, raid.Stripe, options(), d.Path); err != nil {
 			return err
 		}
 		if _, err = e.p.CreateReplica("v", d.Volume); err != nil {
