@@ -20,7 +20,11 @@ const indexMemory = 512 << 20
 // and how long writers wait while it drains.
 func (b *bench) index() error {
 	defer debug.SetMemoryLimit(debug.SetMemoryLimit(indexMemory))
-	for _, delta := range []int{1 << 18, 1 << 20} { // the default, and one in proportion to the volume
+	deltas := []int{1 << 18, 1 << 20} // the default, and one in proportion to the volume
+	if b.quick {
+		deltas = []int{1 << 12, 1 << 14}
+	}
+	for _, delta := range deltas {
 		l, err := b.indexWith(delta)
 		if err != nil {
 			return err
@@ -42,7 +46,7 @@ func (b *bench) indexWith(delta int) (l line, err error) {
 	defer peak.stop()
 	e := &engine{c: new(counters), opt: pool.Options{DeltaEntries: delta, SegmentBytes: 16 << 20}}
 	if b.quick {
-		e.opt.SegmentBytes = 1 << 20
+		e.opt.SegmentBytes = 256 << 10
 	}
 	if e.p, err = pool.Create(pool.Stripe(counted{dev, e.c}), pool.Config{Name: "bench"}, e.opt); err != nil {
 		dev.Close()
