@@ -83,6 +83,10 @@ test-e2e: build ## Run the walk-through, the kill tests and the disk tests
 bench: build ## Measure, side by side: raw file, network, one and three replicas, rebuild
 	@go run ./bench $(BENCHFLAGS)
 
+.PHONY: bench-pool
+bench-pool: ## Measure the pool engine beside the raw device and a directory of files
+	@go run ./bench/pool $(BENCHFLAGS)
+
 .PHONY: mutants
 mutants: ## Break the replication core on purpose, one rule at a time: the simulator has to notice each
 	@sim/mutants/run.sh

@@ -1,0 +1,145 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool"
+)
+
+// indexMemory is the aim of the row index, and what the garbage collector is told to keep to.
+const indexMemory = 512 << 20
+
+// index is random updates of a large volume all of which is written: what the index takes in memory and on the device,
+// and how long writers wait while it drains.
+func (b *bench) index() error {
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(indexMemory))
+	deltas := []int{1 << 18, 1 << 20} // the default, and one in proportion to the volume
+	if b.quick {
+		deltas = []int{1 << 12, 1 << 14}
+	}
+	for _, delta := range deltas {
+		l, err := b.indexWith(delta)
+		if err != nil {
+			return err
+		}
+		b.table.add(l)
+	}
+	return nil
+}
+
+func (b *bench) indexWith(delta int) (l line, err error) {
+	dev, err := newThin(b.path("thin.img"), b.indexed+b.indexed/4)
+	if err != nil {
+		return l, err
+	}
+	debug.FreeOSMemory()
+	base := memory()
+	var peak peakMemory
+	peak.start()
+	defer peak.stop()
+	e := &engine{c: new(counters), opt: pool.Options{DeltaEntries: delta, SegmentBytes: 16 << 20}}
+	if b.quick {
+		e.opt.SegmentBytes = 256 << 10
+	}
+	if e.p, err = pool.Create(pool.Stripe(counted{dev, e.c}), pool.Config{Name: "bench"}, e.opt); err != nil {
+		dev.Close()
+		return l, err
+	}
+	defer e.p.Close()
+	r, err := e.p.CreateReplica("v", b.indexed)
+	if err != nil {
+		return l, err
+	}
+	blocks := uint64(b.indexed / block.Size)
+	fill := newWriter(r, 16, 32, blocks, false, 1)
+	fill.data, fill.sums = patternData, patternSums
+	begin := time.Now()
+	for range blocks / 32 / 16 {
+		if err := r.Apply(fill.next()); err != nil {
+			return l, fmt.Errorf("fill: %w", err)
+		}
+	}
+	b.say("index: %d blocks written in %v", blocks, time.Since(begin).Round(time.Second))
+	w := newWriter(r, 32, 1, blocks, true, b.seed)
+	w.data, w.sums = patternData, patternSums
+	var stalls []time.Duration
+	x, err := metered(func() (sample, error) {
+		return e.counting(writeRequests, func() (x sample, err error) {
+			begin := time.Now()
+			for range b.updates / 32 {
+				at := x.longest
+				x.longest = 0
+				if err := w.apply(e.p, &x, false); err != nil {
+					return x, err
+				}
+				stalls = append(stalls, x.longest)
+				x.longest = max(x.longest, at)
+			}
+			x.took = time.Since(begin)
+			return x, nil
+		})
+	})
+	if err != nil {
+		return l, err
+	}
+	slices.Sort(stalls)
+	over := len(stalls) - func() int { n, _ := slices.BinarySearch(stalls, 5*time.Millisecond); return n }()
+	used := peak.stop() - base
+	s := r.Stats()
+	onDisk := float64(s.Allocated-s.Used) / float64(s.Used)
+	l = makeLine("index", fmt.Sprintf("%.0f M blocks, %d updates, delta of %d", float64(blocks)/1e6, b.updates, delta), "thin", iops, block.Size, []outcome{{rate: x.rate(), total: x}})
+	l.aim, l.met = "≤ 512 MiB, ≤ 1 %, ≤ 5 ms", used <= indexMemory && onDisk <= 0.01 && x.longest <= 5*time.Millisecond
+	l.note = fmt.Sprintf("%s of memory, index %.2f %% of the data, %d of %d batches over 5 ms (99.9 %%: %v), %d drains",
+		size(used), 100*onDisk, over, len(stalls), stalls[len(stalls)*999/1000].Round(10*time.Microsecond), e.p.Stats().Drains)
+	b.say("index: %s", l.note)
+	return l, nil
+}
+
+// memory returns the bytes of memory that only this process uses: without files that it maps.
+func memory() int64 {
+	b, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := strings.Cut(string(b), "RssAnon:")
+	var n int64
+	fmt.Sscan(rest, &n)
+	return n << 10
+}
+
+// peakMemory looks at memory from time to time.
+type peakMemory struct {
+	quit, done chan struct{}
+	once       sync.Once
+	most       int64
+}
+
+func (p *peakMemory) start() {
+	p.quit, p.done = make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(p.done)
+		for t := time.NewTicker(20 * time.Millisecond); ; {
+			p.most = max(p.most, memory())
+			select {
+			case <-p.quit:
+				t.Stop()
+				return
+			case <-t.C:
+			}
+		}
+	}()
+}
+
+// stop returns the most memory seen. It may be called again.
+func (p *peakMemory) stop() int64 {
+	p.once.Do(func() { close(p.quit) })
+	<-p.done
+	return p.most
+}

@@ -1,0 +1,151 @@
+package main
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/disk"
+)
+
+// thin is a device that is larger than the disk it is on. Blocks of data that it recognises, since they are one of a
+// few patterns, take a byte each; everything else, which is all that the engine writes for itself, is kept in a sparse
+// file. Both are in files, so that the device does not add to the memory that only this process uses.
+type thin struct {
+	name string
+	size int64
+	meta *os.File
+	ids  []byte // by block: number of the pattern plus one; 0: what meta has
+	lazy bool   // flushes do nothing: for what only counts
+}
+
+const (
+	patterns   = 64
+	patternTag = 0x6e72657474617024 // "$pattern"
+)
+
+var patternData, patternSums = func() ([]byte, []uint32) {
+	b := disk.Buffer(patterns * block.Size)
+	rand.NewChaCha8([32]byte{7}).Read(b)
+	s := make([]uint32, patterns)
+	for i := range s {
+		p := b[i*block.Size : (i+1)*block.Size]
+		binary.LittleEndian.PutUint64(p, patternTag)
+		p[8] = byte(i)
+		s[i] = block.Sum(p)
+	}
+	return b, s
+}()
+
+// patternOf returns which pattern a block is, -1 if none.
+func patternOf(b []byte) int {
+	if binary.LittleEndian.Uint64(b) != patternTag || b[8] >= patterns {
+		return -1
+	}
+	i := int(b[8])
+	if !bytes.Equal(b, patternData[i*block.Size:(i+1)*block.Size]) {
+		return -1
+	}
+	return i
+}
+
+func newThin(path string, n int64) (*thin, error) {
+	t := &thin{name: path, size: n &^ (1<<20 - 1)}
+	ids, err := os.Create(path + ".ids")
+	if err != nil {
+		return nil, err
+	}
+	defer ids.Close()
+	defer os.Remove(ids.Name())
+	if err := ids.Truncate(t.size / block.Size); err != nil {
+		return nil, err
+	}
+	if t.ids, err = unix.Mmap(int(ids.Fd()), 0, int(t.size/block.Size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
+		return nil, fmt.Errorf("map %s: %w", ids.Name(), err)
+	}
+	if t.meta, err = os.Create(path); err != nil {
+		return nil, err
+	}
+	os.Remove(path)
+	return t, t.meta.Truncate(t.size)
+}
+
+func (t *thin) ReadAt(b []byte, off int64) error {
+	for at := 0; at < len(b); {
+		k := (off + int64(at)) / block.Size
+		if id := t.ids[k]; id != 0 {
+			copy(b[at:at+block.Size], patternData[int(id-1)*block.Size:])
+			at += block.Size
+			continue
+		}
+		to := at + block.Size
+		for to < len(b) && t.ids[(off+int64(to))/block.Size] == 0 {
+			to += block.Size
+		}
+		if _, err := t.meta.ReadAt(b[at:to], off+int64(at)); err != nil {
+			return err
+		}
+		at = to
+	}
+	return nil
+}
+
+func (t *thin) WritevAt(bufs [][]byte, off int64) error {
+	whole := true
+	for _, b := range bufs {
+		whole = whole && len(b)%block.Size == 0
+	}
+	if !whole {
+		bufs = [][]byte{bytes.Join(bufs, nil)}
+	}
+	for _, b := range bufs {
+		for at := 0; at < len(b); {
+			k := (off + int64(at)) / block.Size
+			if id := patternOf(b[at : at+block.Size]); id >= 0 {
+				t.ids[k] = byte(id + 1)
+				at += block.Size
+				continue
+			}
+			to := at
+			for to < len(b) && patternOf(b[to:to+block.Size]) < 0 {
+				t.ids[(off+int64(to))/block.Size] = 0
+				to += block.Size
+			}
+			if _, err := t.meta.WriteAt(b[at:to], off+int64(at)); err != nil {
+				return err
+			}
+			at = to
+		}
+		off += int64(len(b))
+	}
+	return nil
+}
+
+func (t *thin) Flush() error {
+	if t.lazy {
+		return nil
+	}
+	return unix.Fdatasync(int(t.meta.Fd()))
+}
+
+// Discard gives the space of metadata back to the disk.
+func (t *thin) Discard(off, length int64) error {
+	err := unix.Fallocate(int(t.meta.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, length)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return nil
+	}
+	return err
+}
+
+func (t *thin) Size() int64  { return t.size }
+func (t *thin) Name() string { return t.name }
+
+func (t *thin) Close() error {
+	return errors.Join(unix.Munmap(t.ids), t.meta.Close())
+}
