@@ -5,13 +5,14 @@ import (
 	"testing"
 
 	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/compress"
 )
 
 // TestCacheGroups fills a pool with a write cache: log and index begin on the cache, the capacity is that of the groups
 // for data, what does not fit into the cache goes there, and the cache takes nothing beyond the capacity.
 func TestCacheGroups(t *testing.T) {
 	plain, _ := newLayoutPool(t, layouts[2], 40<<20, Options{SegmentBytes: 256 << 10})
-	p, _ := newLayoutPool(t, layouts[8], 40<<20, Options{SegmentBytes: 256 << 10, DeltaEntries: 1 << 16, NoDiscard: true})
+	p, _ := newLayoutPool(t, layouts[8], 40<<20, Options{SegmentBytes: 256 << 10, DeltaEntries: 1 << 16, NoDiscard: true, Compression: compress.Off})
 	if c := p.Stats().Capacity; c != plain.Stats().Capacity {
 		t.Fatalf("capacity %d, without the cache %d", c, plain.Stats().Capacity)
 	}
@@ -70,7 +71,7 @@ func TestGroupsFillEvenly(t *testing.T) {
 	size := int64(20 << 20)
 	mems, groups := l.make(func() int64 { size *= 2; return size })
 	_ = mems
-	p, err := Create(groups, Config{Name: "uneven"}, Options{SegmentBytes: 256 << 10, NoDiscard: true})
+	p, err := Create(groups, Config{Name: "uneven"}, Options{SegmentBytes: 256 << 10, NoDiscard: true, Compression: compress.Off})
 	must(t, err)
 	defer p.Close()
 	r, err := p.CreateReplica("v", 200<<20)

@@ -93,7 +93,7 @@ func TestEachMissedSomething(t *testing.T) {
 	must(t, p.relabel(func(l *label.Label) bool { l.Members[0].Out, l.Members[1].Out = true, true; return true }))
 	mems = disk.PowerCutAll(mems, func(int) disk.Fate { return disk.Lost }, nil)
 	for i, m := range mems {
-		must(t, m.WritevAt([][]byte{make([]byte, 30<<12)}, at[i]))
+		must(t, m.WritevAt([][]byte{make([]byte, 12<<12)}, at[i]&^4095))
 		_, err := Open([]disk.Device{m.Clone()}, Options{})
 		if err == nil || !strings.Contains(err.Error(), "needs 1 of its devices up to date") || !strings.Contains(err.Error(), m.Name()+" is there but missed writes") {
 			t.Fatal(err)

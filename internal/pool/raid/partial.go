@@ -6,33 +6,54 @@ package raid
 // partSize is the unit in which parts of a column's block are told apart: 64 in a block.
 const partSize = blockSize / 64
 
-// verified says that only data[from:to] is known to be right.
+// verified says that only data[from:to] is known to be right. In these bytes the data blocks that they belong to may be
+// rewritten. Not so the other columns of the row, unless all of its data is known there: a guess that is right for one
+// block may owe that to a lie of another column, and be wrong for a third one, which is right on its device.
 func (s *rowset) verified(from, to int) {
+	s.only = nil
 	if from == 0 && to == len(s.data) {
-		s.only = nil
 		return
 	}
-	s.only = make([]uint64, s.rows)
+	s.only = make([]uint64, len(s.data)/blockSize)
 	for at := from; at < to; {
-		row := at / s.g.Row()
 		in := at % blockSize
 		n := min(blockSize-in, to-at)
 		for k := in / partSize; k*partSize < in+n; k++ {
-			s.only[row] |= 1 << k
+			s.only[at/blockSize] |= 1 << k
 		}
 		at += n
 	}
 }
 
+// parts returns the parts of a column's block in a row that may be rewritten.
+func (s *rowset) parts(row int64, col int) uint64 {
+	if s.only == nil {
+		return ^uint64(0)
+	}
+	d := int64(s.g.data)
+	known := s.only[row*d : (row+1)*d]
+	all := ^uint64(0)
+	for _, m := range known {
+		all &= m
+	}
+	if s.g.data > 1 {
+		if sh := s.g.shard(col, s.row+row); sh < s.g.data {
+			return known[sh]
+		}
+	}
+	return all
+}
+
 // wanted puts what a device should hold in a row into dst: what is right, and what it holds where nobody knows.
 func (s *rowset) wanted(m *replica, row int64, dst []byte) {
 	s.right(row, m.col, dst)
-	if s.only == nil || s.only[row] == ^uint64(0) || !m.readable[row] {
+	parts := s.parts(row, m.col)
+	if parts == ^uint64(0) || !m.readable[row] {
 		return
 	}
 	is := s.part(m.buf, row)
 	for k := range 64 {
-		if s.only[row]>>k&1 == 0 {
+		if parts>>k&1 == 0 {
 			copy(dst[k*partSize:(k+1)*partSize], is[k*partSize:])
 		}
 	}

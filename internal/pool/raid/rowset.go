@@ -19,7 +19,7 @@ type rowset struct {
 	clean     []bool   // per row: all columns are readable and agree with data
 	shards    [][]byte
 	tmp       []byte   // one row of all shards
-	only      []uint64 // per row: the parts of a column's block that may be rewritten; nil: all, see verified
+	only      []uint64 // per data block: its parts that are known to be right; nil: all, see verified
 }
 
 // replica is what one device says about the rows of its column.
