@@ -204,7 +204,7 @@ func (p *Pool) runCycle() error {
 	}()
 
 	low := p.seg.freeCount() < p.cleanStart()
-	if (low && urgent || (low || p.destageDue()) && p.mayClean()) && !p.closed.Load() {
+	if (low && urgent || (low || p.destageDue()) && p.mayClean()) && !p.closed.Load() && !p.log.read {
 		if err := p.cleaner.clean(urgent); err != nil {
 			return err
 		}

@@ -27,6 +27,7 @@ type logWriter struct {
 	pos   logPos
 	chain []uint32 // segments from where a replay would begin to pos.seg
 	since uint64   // bytes appended since where a replay would begin
+	read  bool     // a replay is under way: nothing may be appended before it is over
 	dirty uint64   // bytes appended since the last flush that the background made
 
 	spare   []uint32 // segments taken for the unit under way

@@ -119,6 +119,7 @@ func (p *Pool) replay() error {
 	}
 	p.appended.Store(end.seq - 1)
 	p.flush.stable.Store(end.seq - 1)
+	p.log.read = true
 	l := p.newLogReader()
 	unitBegins := true
 	for _, at := range batches {
@@ -144,7 +145,7 @@ func (p *Pool) replay() error {
 		p.log.since += uint64(padded(&h, row)) * block.Size
 		p.seg.clock.Add(uint64(padded(&h, row)))
 	}
-	p.log.pos = end
+	p.log.pos, p.log.read = end, false
 	p.settleStale()
 	if err := p.resume(); err != nil {
 		return err
