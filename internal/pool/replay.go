@@ -151,7 +151,8 @@ func (p *Pool) replay() error {
 		return err
 	}
 	p.appended.Store(p.log.pos.seq - 1)
-	return nil
+	// What was found not to be there must not come back with a device that is not here now, or after another crash.
+	return p.flushDevices()
 }
 
 // scan follows the log from pos. It returns the batches up to the end, the place behind them, and the highest batch
