@@ -5,8 +5,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cstor-go/cstor/internal/pool/compress"
 	"github.com/cstor-go/cstor/internal/pool/disk"
 	"github.com/cstor-go/cstor/internal/pool/label"
+	"github.com/cstor-go/cstor/internal/pool/raid"
 )
 
 // TestLabelsBeforeStable has a device fail and another one hang where the labels are that say so: nothing is called
@@ -106,5 +108,59 @@ func TestEachMissedSomething(t *testing.T) {
 	if !bytes.Equal(got, fill(200, 1)) {
 		t.Fatal("content")
 	}
+	must(t, q.Close())
+}
+
+// TestRootListsWhatFlushLoses has a device fail in the flush of a checkpoint, so that all it had not flushed is gone:
+// the checkpoint says so, since no replay reads that part of the log any more.
+func TestRootListsWhatFlushLoses(t *testing.T) {
+	p, mems := newLayoutPool(t, layouts[2], 24<<20, Options{DeltaEntries: 4096, SegmentBytes: 256 << 10, Compression: compress.Off})
+	r, err := p.CreateReplica("v", 4<<20)
+	must(t, err)
+	for i := range uint64(5) {
+		must(t, r.Apply([]Op{write(i*100, 100, i+1)}))
+	}
+	mems[1].Inject(disk.Faults{FailFlush: true})
+	must(t, p.cycle())
+	found := disk.PowerCutAll(mems, func(int) disk.Fate { return disk.Lost }, nil)
+	q, err := Open(devicesOf(found), Options{DeltaEntries: 4096})
+	must(t, err)
+	defer q.Close()
+	(&sweep{modelTest: modelTest{t: t, p: q}}).copies()
+}
+
+// TestMissedDuringCheckpoint has a device that cannot be spared miss a write after the root was made that lists what is
+// stale: the labels call it out until the next checkpoint.
+func TestMissedDuringCheckpoint(t *testing.T) {
+	p, mems := newLayoutPool(t, layouts[2], 24<<20, Options{DeltaEntries: 4096, SegmentBytes: 256 << 10})
+	r, err := p.CreateReplica("v", 4<<20)
+	must(t, err)
+	mems[0].Disappear()
+	must(t, r.Apply([]Op{write(0, 200, 1)}))
+	must(t, p.Sync())
+	mems = disk.PowerCutAll(mems, func(int) disk.Fate { return disk.Lost }, nil)
+	q, err := open(devicesOf(mems), Options{DeltaEntries: 4096}) // no background work
+	must(t, err)
+	if q.Devices()[0].Stale == 0 {
+		t.Fatal("nothing is stale")
+	}
+	waits, resume := mems[0].HangIf(func(op string, off, _ int64) bool { return op == "write" && off >= 128<<10 && off < 256<<10 })
+	defer resume()
+	done := make(chan error, 1)
+	go func() { done <- q.cycle() }()
+	<-waits // the ring is being written
+	mems[1].Inject(disk.Faults{FailOp: 1})
+	must(t, q.Replica("v").Apply([]Op{write(500, 1, 2)}))
+	resume()
+	must(t, <-done)
+	d, l := q.Devices()[1], q.labels.now.Load()
+	if d.State != raid.Online || d.Stale == 0 || !l.Members[1].Out || l.Members[0].Out {
+		t.Fatalf("%+v, %+v", d, l.Members)
+	}
+	must(t, q.cycle())
+	if q.labels.now.Load().Members[1].Out {
+		t.Fatal("still out")
+	}
+	close(q.stopped)
 	must(t, q.Close())
 }

@@ -177,11 +177,12 @@ func (p *Pool) settleSegments() {
 }
 
 // resume continues the log behind its last complete unit, under a new incarnation: whatever lies behind is not taken
-// for a continuation by anyone any more.
+// for a continuation by anyone any more. Where a device came back without what the segment holds, the log goes on in a
+// fresh one, which that device has from the start.
 func (p *Pool) resume() error {
 	p.log.beginUnit()
 	inc := rand.Uint64()
-	if row := p.seg.row(p.log.pos.seg); p.log.pos.block+row < p.seg.blocks() {
+	if row := p.seg.row(p.log.pos.seg); p.log.pos.block+row < p.seg.blocks() && !p.lacked(p.log.pos.seg) {
 		return p.link(p.log.pos.seg, p.log.pos.block+row, inc)
 	}
 	segs, ok := p.seg.alloc(nil, 1, segLog, 0)

@@ -171,3 +171,14 @@ func (p *Pool) settleStale() {
 		p.relabelDue.Store(true)
 	}
 }
+
+// lacked reports whether a segment is stale on a device that is online.
+func (p *Pool) lacked(seg uint32) bool {
+	sp := p.seg.where.Load().span(seg)
+	for _, m := range p.members() {
+		if m.group == sp.group.index && m.online() && m.dev.IsStale(int(sp.unit+seg-sp.first)) {
+			return true
+		}
+	}
+	return false
+}
