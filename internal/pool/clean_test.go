@@ -343,8 +343,8 @@ func TestFullManyTimes(t *testing.T) {
 			}
 		}
 		s := c.p.Stats()
-		if s.Free > s.Capacity/20 || s.Health != HealthOnline {
-			t.Fatalf("round %d: refuses with %d of %d bytes free: %s", round, s.Free, s.Capacity, s.Failure)
+		if s.Free > s.Capacity/20 || s.Allocated > s.Capacity+2*s.SegmentBytes || s.Health != HealthOnline {
+			t.Fatalf("round %d: refuses with %d of %d bytes allocated: %s", round, s.Allocated, s.Capacity, s.Failure)
 		}
 		c.n++
 		must(t, c.r.SetState([]byte(fmt.Sprint("full ", round)), ver(c.n)))
