@@ -4,11 +4,11 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
-	"os"
 	"testing"
 	"time"
 
 	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/compress"
 	"github.com/cstor-go/cstor/internal/pool/disk"
 )
 
@@ -87,6 +87,7 @@ type cleaned struct {
 // overwrite fills a share of a fresh pool and overwrites it in batches until its state is steady, and then measures.
 func overwrite(tb testing.TB, dev disk.Device, opt Options, full float64, pat pattern, batch int, settle, measure float64) cleaned {
 	tb.Helper()
+	opt.Compression = compress.Off
 	p, err := Create(Stripe(dev), Config{Name: "clean"}, opt)
 	must(tb, err)
 	defer p.Close()
@@ -144,8 +145,6 @@ func (c cleaned) String() string {
 		c.data, c.want, c.data/c.want, c.index, c.all, float64(c.took.Microseconds())/float64(c.n), c.worst, c.over, c.s.WritesPaced, c.s.WritesStalled, c.s.Checkpoints)
 }
 
-var settleFor = func() float64 { f := 4.0; fmt.Sscan(os.Getenv("SETTLE"), &f); return f }()
-
 // BenchmarkClean reports what random overwriting of a pool costs that is 50, 80 and 90 % full.
 func BenchmarkClean(b *testing.B) {
 	dev := &ramDisk{b: make([]byte, 256<<20+2<<20)}
@@ -154,7 +153,7 @@ func BenchmarkClean(b *testing.B) {
 			b.Run(fmt.Sprintf("full=%.0f/%s", full*100, pat.name), func(b *testing.B) {
 				clear(dev.b[:1<<20])
 				clear(dev.b[len(dev.b)-1<<20:])
-				c := overwrite(b, dev, Options{SegmentBytes: 256 << 10, DeltaEntries: 1 << 14}, full, pat, 32, settleFor, 2)
+				c := overwrite(b, dev, Options{SegmentBytes: 256 << 10, DeltaEntries: 1 << 14}, full, pat, 32, 4, 2)
 				b.ReportMetric(c.data, "data-x")
 				b.ReportMetric(c.want, "analysis-x")
 				b.ReportMetric(c.data/c.want, "ratio")

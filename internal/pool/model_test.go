@@ -531,11 +531,19 @@ func TestModel(t *testing.T) {
 }
 
 func runModel(t *testing.T, l layout, seed uint64) {
+	runModelOn(t, l, seed, false, func(rng *rand.Rand) int64 { return int64(12+rng.IntN(8)*rng.IntN(8)) << 20 })
+}
+
+// runModelOn runs it on groups of the given sizes; with data that does not compress if so wanted.
+func runModelOn(t *testing.T, l layout, seed uint64, raw bool, size func(rng *rand.Rand) int64) {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	m := &modelTest{t: t, rng: rng, now: map[string]*modelReplica{}, layout: l, away: map[int]bool{}}
 	m.dense = rng.IntN(3) == 0
 	m.opt = Options{Compression: compress.Algorithm(rng.IntN(3)), DeltaEntries: 4096 << (3 * rng.IntN(2)), SegmentBytes: 256 << 10, PageCacheBytes: 64 << 10, CheckpointBytes: int64(1+rng.IntN(8)) << 20, FlushBytes: int64(1+rng.IntN(4)) << 20, NoDiscard: rng.IntN(2) == 0}
-	mems, groups := l.make(func() int64 { return int64(12+rng.IntN(8)*rng.IntN(8)) << 20 })
+	if raw {
+		m.dense, m.opt.Compression = true, compress.Off
+	}
+	mems, groups := l.make(func() int64 { return size(rng) })
 	m.mems = mems
 	p, err := Create(groups, Config{Name: "model"}, m.opt)
 	must(t, err)

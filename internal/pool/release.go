@@ -7,7 +7,7 @@ import (
 
 // releaseStep is the number of chunks that one cycle takes apart: what they held is free with its checkpoint, and others
 // who wait for the cycle do not wait long.
-const releaseStep = 4096
+var releaseStep = 4096
 
 // releaseDying takes destroyed replicas apart, a step of it, and as far as it can before the active table asks for
 // attention. The rest is for the next cycle. Only replicas that were destroyed before the freeze are touched: nothing in the active table
