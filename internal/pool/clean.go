@@ -12,7 +12,7 @@ import (
 )
 
 // lowWater is the number of free segments below which the cleaner works.
-func (p *Pool) lowWater() int { return p.reserve + max(4, p.seg.dataCount()/16) }
+func (p *Pool) lowWater() int { return p.seg.reserve() + max(4, p.seg.dataCount()/16) }
 
 // cleanGroup is the number of blocks that the cleaner moves with one append.
 const cleanGroup = 128
@@ -272,7 +272,7 @@ func (p *Pool) beginClean(entries, header int) error {
 	p.log.mu.Lock()
 	err := p.failure()
 	if err == nil {
-		err = p.reserveLog(entries, header, min(p.reserve/3, 3))
+		err = p.reserveLog(entries, header, min(p.seg.reserve()/3, 3))
 		if errors.Is(err, ErrNoSpace) {
 			err = errNoRoom
 		}

@@ -155,7 +155,6 @@ func (p *Pool) build(l *label.Label, members []*member, devs []*raid.Device) err
 	for i := range p.seg.kind {
 		p.seg.kind[i] = segLog
 	}
-	p.reserve = max(10, p.seg.dataCount()/24)
 	return nil
 }
 

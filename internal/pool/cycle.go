@@ -329,7 +329,7 @@ func (p *Pool) compactIndex() error {
 	var live, used int64
 	victims := map[uint32]bool{}
 	p.seg.mu.Lock()
-	tight := p.seg.nFree < p.reserve
+	tight := p.seg.nFree < p.seg.reserve()
 	sparse := p.seg.bytes() / 3
 	if tight {
 		sparse = p.seg.bytes() * 2 / 3

@@ -28,9 +28,9 @@ func (p *Pool) begin(r *Replica, entries, data, header int, write bool) error {
 			p.idx.mu.RUnlock()
 		}
 		if err == nil {
-			keep := min(p.reserve/4, 2)
+			keep := min(p.seg.reserve()/4, 2)
 			if write {
-				keep = p.reserve
+				keep = p.seg.reserve()
 			}
 			if err = p.reserveLog(data, header, keep); err == nil {
 				p.log.beginUnit()
