@@ -75,7 +75,7 @@ func create(groups []Group, cfg Config, opt Options) (*Pool, error) {
 		if err := label.Write(d, own(l, l.Members[i].GUID, d.Size())); err != nil {
 			return nil, err
 		}
-		m := &member{guid: l.Members[i].GUID, group: l.Members[i].Group, size: d.Size(), last: l.Change, dev: raid.NewDevice(l.Members[i].GUID, d)}
+		m := newMember(l, i, d.Size(), l.Change, d)
 		members, raidDevs = append(members, m), append(raidDevs, m.dev)
 	}
 	opt.setDefaults()
@@ -97,7 +97,8 @@ func create(groups []Group, cfg Config, opt Options) (*Pool, error) {
 	if err != nil {
 		return nil, err
 	}
-	go p.background()
+	p.upkeep.scrub.base = p.upkeep.now()
+	p.start()
 	return p, nil
 }
 
@@ -140,6 +141,7 @@ func preparePool(l *label.Label, devs []disk.Device, opt Options) *Pool {
 		p.idx.tables[i] = index.NewTable(opt.DeltaEntries)
 	}
 	p.log.init()
+	p.upkeep.init()
 	p.drain.writer.buf = newGroup()
 	return p
 }
@@ -283,6 +285,7 @@ func (p *Pool) Close() error {
 	p.idx.room.Broadcast()
 	p.idx.mu.Unlock()
 	<-p.stopped
+	<-p.upkeep.stopped
 	p.log.mu.Lock() // appends under way are over, later ones see closed
 	p.log.mu.Unlock()
 	err := p.failure()

@@ -113,6 +113,8 @@ type Options struct {
 	// Deadline is how long a device may take to answer while the others of its raid group have. One that takes longer is
 	// taken out of use. Default 2 s.
 	Deadline time.Duration
+	// ScrubEvery is the time from the end of one scrub to the next. Default 0: no scrub begins by itself.
+	ScrubEvery time.Duration
 	// NoDiscard leaves the space of freed segments with the device instead of discarding it.
 	NoDiscard bool
 	// Log receives what an operator should know. Default: nothing is logged.

@@ -13,6 +13,7 @@ type rootImage struct {
 	from     logPos
 	appended uint64 // the log reached this batch, on stable storage, when the checkpoint was committed
 	members  []memberImage
+	scrub    scrubTask
 	replicas []replicaImage
 	live     []uint32
 	kind     []uint8
@@ -57,6 +58,7 @@ func (p *Pool) encodeRoot() []byte {
 	b = le.AppendUint64(b, s.from.incarnation)
 	b = binary.AppendUvarint(b, p.appended.Load())
 	b = p.encodeMembers(b)
+	b = p.encodeScrub(b)
 	b = binary.AppendUvarint(b, uint64(len(s.images)))
 	for i := range s.images {
 		b = encodeReplica(b, &s.images[i])
@@ -144,7 +146,7 @@ func (r *rootReader) fixed(n int) uint64 {
 	return binary.LittleEndian.Uint64(v[:])
 }
 
-// decodeRoot reads a root of a pool of so many segments.
+// decodeRoot reads a root of a pool of so many segments. It may be of a time when there were fewer.
 func decodeRoot(b []byte, segments int, segShift uint) (*rootImage, error) {
 	r := &rootReader{b: b}
 	const any = ^uint64(0)
@@ -160,6 +162,7 @@ func decodeRoot(b []byte, segments int, segShift uint) (*rootImage, error) {
 	m.from.incarnation = r.fixed(8)
 	m.appended = r.uint(any)
 	m.members = decodeMembers(r)
+	m.scrub = decodeScrub(r)
 	slots := map[uint32]bool{}
 	for n := r.uint(MaxReplicas); n > 0 && !r.bad; n-- {
 		x := decodeReplica(r, uint64(segments)<<segShift)
@@ -169,13 +172,11 @@ func decodeRoot(b []byte, segments int, segShift uint) (*rootImage, error) {
 		slots[x.slot] = true
 		m.replicas = append(m.replicas, x)
 	}
-	if r.uint(any) != uint64(segments) {
-		r.bad = true
-	}
-	for i := 0; i < segments && !r.bad; {
+	count := int(r.uint(uint64(segments)))
+	for i := 0; i < count && !r.bad; {
 		v := r.uint(any)
 		if v&3 == segFree {
-			if v>>2 == 0 || v>>2 > uint64(segments-i) {
+			if v>>2 == 0 || v>>2 > uint64(count-i) {
 				r.bad = true
 			}
 			i += int(v >> 2)

@@ -214,6 +214,13 @@ func (s *segments) lowest(w *space, g *groupState) uint32 {
 	panic("a group without free segments was chosen")
 }
 
+// watchFrees notes from now on which segments become free.
+func (s *segments) watchFrees() {
+	s.mu.Lock()
+	s.freed = make([]uint64, len(s.free))
+	s.mu.Unlock()
+}
+
 func (s *segments) unpin(seg uint32) {
 	s.mu.Lock()
 	s.pinned[seg] = false
