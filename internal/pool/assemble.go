@@ -82,7 +82,7 @@ func judge(all []*found) (*assembly, error) {
 		switch {
 		case f.err == nil:
 			usable = append(usable, f)
-			if a.label == nil || f.label.Generation > a.label.Generation {
+			if f.label.Generation > 0 && (a.label == nil || f.label.Generation > a.label.Generation) {
 				a.label = f.label
 			}
 		case errors.As(f.err, &foreign), errors.Is(f.err, ErrNewerFormat), errors.Is(f.err, ErrOldFormat):
@@ -95,10 +95,17 @@ func judge(all []*found) (*assembly, error) {
 		return nil, a.unused[0].err
 	}
 	l := a.label
+	if l == nil {
+		return nil, fmt.Errorf("device %s was about to be added to pool %s: give the devices of that pool too", usable[0].dev.Name(), usable[0].label.Name)
+	}
 	a.members = make([]*found, len(l.Members))
 	for _, f := range usable {
 		i := l.Index(f.label.Device)
 		switch {
+		case f.label.Pool == l.Pool && i < 0 && f.label.Generation == 0:
+			f.err = fmt.Errorf("device %s was about to be added to pool %s, and was not; add it again or wipe it", f.dev.Name(), l.Name)
+			a.unused = append(a.unused, f)
+			continue
 		case f.label.Pool != l.Pool:
 			return nil, fmt.Errorf("devices of two pools: %s belongs to %s (%v), another one to %s (%v)", f.dev.Name(), f.label.Name, f.label.Pool, l.Name, l.Pool)
 		case i < 0:
@@ -123,7 +130,7 @@ func (a *assembly) halves() error {
 			return m, false
 		}
 		m = f.label.Members[i]
-		return m, m.Out
+		return m, m.Out && !m.Left
 	}
 	for i, f := range a.members {
 		for _, g := range a.members[:i] {
@@ -154,15 +161,18 @@ func (a *assembly) complete() error {
 		}
 		there, good := make([]bool, g.Columns), make([]bool, g.Columns)
 		var missing []string
+		complete := make([]bool, g.Columns) // or about to be: a device that replaces another one may have everything
 		for m, x := range l.Members {
 			switch {
-			case x.Group != i:
+			case x.Group != i || x.Left:
+			case x.Replacing:
+				complete[x.Column] = complete[x.Column] || a.members[m] != nil && !x.Out
 			case a.members[m] == nil:
 				missing = append(missing, fmt.Sprintf("device %d of %d (%v)", x.Column+1, g.Columns, x.GUID))
 			case x.Out:
 				there[x.Column] = true
 			default:
-				there[x.Column], good[x.Column] = true, true
+				there[x.Column], good[x.Column], complete[x.Column] = true, true, true
 			}
 		}
 		count := func(b []bool) (n int) {
@@ -173,7 +183,7 @@ func (a *assembly) complete() error {
 			}
 			return n
 		}
-		if count(good) >= data {
+		if count(good) >= data || count(complete) >= data {
 			continue
 		}
 		if count(there) == g.Columns && len(missing) == 0 {
@@ -193,7 +203,7 @@ func (a *assembly) incomplete(group, data int, missing []string) error {
 	if kind == raid.Stripe { // one device per group: count them through
 		where = "the pool"
 		for i, m := range l.Members {
-			if a.members[i] == nil && m.Group == group {
+			if a.members[i] == nil && m.Group == group && !m.Left && !m.Replacing {
 				missing = []string{fmt.Sprintf("device %d of %d (%v)", i+1, len(l.Members), m.GUID)}
 			}
 		}
@@ -219,18 +229,22 @@ func (a *assembly) incomplete(group, data int, missing []string) error {
 	return errors.New(s.String())
 }
 
-// devices returns the pool's devices as a raid group wants to see them. All units of those that are called out are stale
+// devices returns the pool's devices as a raid group wants to see them, with nil for one that left. All units of those that are called out are stale
 // until it is known which are not.
 func (a *assembly) devices() (members []*member, devs []*raid.Device) {
 	for i, x := range a.label.Members {
-		m := &member{guid: x.GUID, group: x.Group, last: x.Last}
+		if x.Left {
+			devs = append(devs, nil)
+			continue
+		}
+		var m *member
 		if f := a.members[i]; f != nil {
-			m.dev, m.size, m.last = raid.NewDevice(x.GUID, f.dev), f.label.Size, f.label.Change
+			m = newMember(a.label, i, f.label.Size, f.label.Change, f.dev)
 			if x.Out && !a.torn[x.Group] {
 				m.dev.SetAllStale()
 			}
 		} else {
-			m.dev = raid.NewDevice(x.GUID, nil)
+			m = newMember(a.label, i, 0, x.Last, nil)
 		}
 		members, devs = append(members, m), append(devs, m.dev)
 	}

@@ -46,8 +46,8 @@ func TestCacheGroups(t *testing.T) {
 	}
 	cache, data := on()
 	free, all := p.seg.cacheCount()
-	if cache != all-free || p.seg.freeCount() > p.reserve+2 || data < p.seg.dataCount()-p.reserve-2 {
-		t.Fatalf("%d of %d segments on the cache, %d of %d on data, reserve %d", cache, all, data, p.seg.dataCount(), p.reserve)
+	if cache != all-free || p.seg.freeCount() > p.seg.reserve()+2 || data < p.seg.dataCount()-p.seg.reserve()-2 {
+		t.Fatalf("%d of %d segments on the cache, %d of %d on data, reserve %d", cache, all, data, p.seg.dataCount(), p.seg.reserve())
 	}
 	must(t, r.Apply([]Op{discard(0, 200<<20/block.Size, n)}))
 	must(t, p.cycle())

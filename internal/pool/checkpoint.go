@@ -29,7 +29,7 @@ func (p *Pool) checkpoint() error {
 	if err := p.writeGroup(&s.writer); err != nil {
 		return err
 	}
-	var marks []uint64
+	var marks []mark
 	for again := true; again; again = !slices.Equal(marks, p.missed()) { // the root must list all that is stale
 		marks = p.missed()
 		root := p.encodeRoot()

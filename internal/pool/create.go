@@ -75,7 +75,7 @@ func create(groups []Group, cfg Config, opt Options) (*Pool, error) {
 		if err := label.Write(d, own(l, l.Members[i].GUID, d.Size())); err != nil {
 			return nil, err
 		}
-		m := &member{guid: l.Members[i].GUID, group: l.Members[i].Group, size: d.Size(), last: l.Change, dev: raid.NewDevice(l.Members[i].GUID, d)}
+		m := newMember(l, i, d.Size(), l.Change, d)
 		members, raidDevs = append(members, m), append(raidDevs, m.dev)
 	}
 	opt.setDefaults()
@@ -97,8 +97,8 @@ func create(groups []Group, cfg Config, opt Options) (*Pool, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.running.Store(true)
-	go p.background()
+	p.upkeep.scrub.base = p.upkeep.now()
+	p.start()
 	return p, nil
 }
 
@@ -144,6 +144,7 @@ func preparePool(l *label.Label, devs []disk.Device, opt Options) *Pool {
 	p.log.init()
 	p.cleaner.init(p)
 	p.pace.cond = sync.NewCond(&p.pace.mu)
+	p.upkeep.init()
 	p.drain.writer.buf = newGroup()
 	return p
 }
@@ -159,7 +160,6 @@ func (p *Pool) build(l *label.Label, members []*member, devs []*raid.Device) err
 	for i := range p.seg.kind {
 		p.seg.kind[i] = segLog
 	}
-	p.reserve = max(12, p.seg.dataCount()/20)
 	return nil
 }
 
@@ -289,6 +289,7 @@ func (p *Pool) Close() error {
 	p.idx.mu.Unlock()
 	p.pace.end()
 	<-p.stopped
+	<-p.upkeep.stopped
 	p.running.Store(false)
 	p.log.mu.Lock() // appends under way are over, later ones see closed
 	p.log.mu.Unlock()

@@ -10,7 +10,6 @@ import (
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/disk"
 	"github.com/cstor-go/cstor/internal/pool/label"
-	"github.com/cstor-go/cstor/internal/pool/raid"
 )
 
 // TestDeviceFailsInUse lets as many devices as a group has parity fail in many ways while the pool is written and read.
@@ -90,7 +89,7 @@ func TestDeviceFailsInUse(t *testing.T) {
 				}
 				for _, v := range l.victims() {
 					d := p.Devices()[v]
-					if d.Name != mems[v].Name() || c.out && (d.State != raid.Out || d.Cause == nil) {
+					if d.Name != mems[v].Name() || c.out && (d.State != DeviceFaulted || d.Cause == nil) {
 						t.Errorf("%+v", d)
 					}
 				}

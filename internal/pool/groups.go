@@ -32,15 +32,27 @@ func Stripe(devs ...disk.Device) []Group {
 type member struct {
 	guid  block.GUID
 	group int
-	size  int64  // where its tail ends
-	last  uint64 // Change of the last label that is known to be on it
+	size  atomic.Int64 // where its tail ends
+	io    atomic.Int32 // labels that are being read or written
+	last  uint64       // Change of the last label that is known to be on it
 	dev   *raid.Device
 	// known is how often units of it had become stale when the newest checkpoint was taken, which lists them.
 	known atomic.Uint64
 }
 
+// newMember returns member number i of a label.
+func newMember(l *label.Label, i int, size int64, last uint64, d disk.Device) *member {
+	x := l.Members[i]
+	m := &member{guid: x.GUID, group: x.Group, last: last, dev: raid.NewDevice(x.GUID, d)}
+	m.size.Store(size)
+	return m
+}
+
 // online reports whether the device takes part in I/O.
 func (m *member) online() bool { return m.dev.State() == raid.Online }
+
+// busy reports whether requests to the device may be under way.
+func (m *member) busy() bool { return m.dev.Stuck() > 0 || m.io.Load() > 0 }
 
 // behind reports whether the device missed writes that the newest checkpoint does not know of.
 func (m *member) behind() bool { return !m.online() || m.dev.Missed() != m.known.Load() }
@@ -136,7 +148,7 @@ func (p *Pool) newGroups(l *label.Label, devs []*raid.Device) ([]*groupState, er
 		cols := make([]raid.Column, g.Columns)
 		for _, replacing := range []bool{false, true} {
 			for m, x := range l.Members {
-				if x.Group == i && x.Replacing == replacing {
+				if x.Group == i && x.Replacing == replacing && !x.Left {
 					cols[x.Column].Devices = append(cols[x.Column].Devices, devs[m])
 				}
 			}
@@ -158,6 +170,6 @@ func (p *Pool) deviceChanged() {
 	if err := p.lost(); err != nil {
 		p.fail(err) // whoever waits for the device may wait for ever; all others hear of it
 	}
-	p.relabelDue.Store(true)
-	p.wake()
+	p.save()
+	p.upkeep.wake()
 }

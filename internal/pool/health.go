@@ -7,7 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/disk"
 	"github.com/cstor-go/cstor/internal/pool/label"
 	"github.com/cstor-go/cstor/internal/pool/raid"
@@ -19,48 +18,6 @@ const (
 	HealthDegraded = "DEGRADED" // redundancy is missing somewhere; nothing else is
 	HealthFaulted  = "FAULTED"  // no more changes are taken
 )
-
-// DeviceInfo describes a device of the pool.
-type DeviceInfo struct {
-	GUID      block.GUID
-	Name      string // "" for a device that was never found
-	Group     int    // number of the raid group, from 0
-	Column    int    // place in the group, from 0
-	Kind      raid.Kind
-	Cache     bool
-	Replacing bool // takes the place of the other device of its column
-	State     raid.State
-	Cause     error // why State is not Online
-	Size      int64 // bytes; 0 for a device that was never found
-	Units     int   // pieces of the device, one for each segment of its group
-	Stale     int   // of them, those that missed writes
-
-	ReadErrors, WriteErrors, ChecksumErrors uint64
-}
-
-// Devices returns what the pool consists of, in the order of its labels.
-func (p *Pool) Devices() []DeviceInfo {
-	l := p.labels.now.Load()
-	w := p.seg.where.Load()
-	var all []DeviceInfo
-	for _, m := range p.members() {
-		i := l.Index(m.guid)
-		if i < 0 {
-			continue
-		}
-		g := w.groups[m.group]
-		x := DeviceInfo{
-			GUID: m.guid, Group: m.group, Column: l.Members[i].Column, Kind: g.Kind(), Cache: g.cache, Replacing: l.Members[i].Replacing,
-			State: m.dev.State(), Cause: m.dev.Cause(), Units: g.all, Stale: m.dev.StaleCount(),
-		}
-		if d := m.dev.Disk(); d != nil {
-			x.Name, x.Size = d.Name(), d.Size()
-		}
-		x.ReadErrors, x.WriteErrors, x.ChecksumErrors = m.dev.Errors()
-		all = append(all, x)
-	}
-	return all
-}
 
 // health returns the state of the pool and why it is not ONLINE.
 func (p *Pool) health() (health, why string) {
@@ -99,13 +56,13 @@ func (p *Pool) lacks(group int) string {
 func (p *Pool) readRing(a *assembly) (best *label.Ring, err error) {
 	var mu sync.Mutex
 	var sources []*member
-	for i, m := range p.members() {
-		if x := a.label.Members[i]; m.online() && (!x.Out || a.torn[x.Group]) {
+	for _, m := range p.members() {
+		if x := a.label.Members[a.label.Index(m.guid)]; m.online() && (!x.Out || a.torn[x.Group]) {
 			sources = append(sources, m)
 		}
 	}
 	p.onDevices("ring", sources, func(m *member) error {
-		r, e := label.ReadRing(m.dev.Disk(), m.size, a.label.Pool)
+		r, e := label.ReadRing(m.dev.Disk(), m.size.Load(), a.label.Pool)
 		mu.Lock()
 		defer mu.Unlock()
 		if e != nil {
@@ -127,6 +84,8 @@ func (p *Pool) readRing(a *assembly) (best *label.Ring, err error) {
 // closeDevices closes all devices at once. It does not wait for those that hang, and errors of those that are out of use
 // do not matter.
 func (p *Pool) closeDevices() error {
+	p.upkeep.change.Lock()
+	defer p.upkeep.change.Unlock()
 	out, stuck := map[disk.Device]bool{}, maps.Clone(p.stuck)
 	for _, m := range p.members() {
 		if d := m.dev.Disk(); d != nil && !m.online() {

@@ -77,7 +77,7 @@ func (p *Pool) writeLabels(next *label.Label) error {
 				targets = append(targets, m)
 			}
 		}
-		failed := p.onDevices("label", targets, func(m *member) error { return label.Write(m.dev.Disk(), own(next, m.guid, m.size)) })
+		failed := p.onDevices("label", targets, func(m *member) error { return label.Write(m.dev.Disk(), own(next, m.guid, m.size.Load())) })
 		for _, m := range targets {
 			if !slices.Contains(failed, m) {
 				m.last = next.Change
@@ -125,7 +125,12 @@ func (p *Pool) onDevices(what string, targets []*member, do func(m *member) erro
 	}
 	results := make(chan result, len(targets))
 	for _, m := range targets {
-		go func() { results <- result{m, do(m)} }()
+		m.io.Add(1)
+		go func() {
+			err := do(m)
+			m.io.Add(-1)
+			results <- result{m, err}
+		}()
 	}
 	waiting := slices.Clone(targets)
 	fail := func(m *member, err error) {
@@ -177,7 +182,7 @@ func (p *Pool) writeRing(r *label.Ring) error {
 			targets = append(targets, m)
 		}
 	}
-	p.onDevices("ring", targets, func(m *member) error { return label.WriteRing(m.dev.Disk(), m.size, r) })
+	p.onDevices("ring", targets, func(m *member) error { return label.WriteRing(m.dev.Disk(), m.size.Load(), r) })
 	for _, g := range p.seg.where.Load().groups {
 		g.dirty.Store(true)
 	}

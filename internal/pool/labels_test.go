@@ -8,7 +8,6 @@ import (
 	"github.com/cstor-go/cstor/internal/pool/compress"
 	"github.com/cstor-go/cstor/internal/pool/disk"
 	"github.com/cstor-go/cstor/internal/pool/label"
-	"github.com/cstor-go/cstor/internal/pool/raid"
 )
 
 // TestLabelsBeforeStable has a device fail and another one hang where the labels are that say so: nothing is called
@@ -154,7 +153,7 @@ func TestMissedDuringCheckpoint(t *testing.T) {
 	resume()
 	must(t, <-done)
 	d, l := q.Devices()[1], q.labels.now.Load()
-	if d.State != raid.Online || d.Stale == 0 || !l.Members[1].Out || l.Members[0].Out {
+	if d.State != DeviceOnline || d.Stale == 0 || !l.Members[1].Out || l.Members[0].Out {
 		t.Fatalf("%+v, %+v", d, l.Members)
 	}
 	must(t, q.cycle())

@@ -89,7 +89,7 @@ func (p *Pool) reserveLog(data, header int, what purpose) error {
 		return nil
 	}
 	free := p.seg.freeCount()
-	if what == forUser && free-n < p.reserve && p.full(data) {
+	if what == forUser && free-n < p.seg.reserve() && p.full(data) {
 		return ErrNoSpace
 	}
 	if start := p.cleanStart(); free-n < start {

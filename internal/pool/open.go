@@ -24,8 +24,7 @@ func Open(devs []disk.Device, opt Options) (*Pool, error) {
 	if p.opt.Log != nil {
 		p.opt.Log.Info("pool is open", "pool", p.cfg.Name, "health", p.Stats().Health, "replicas", len(p.idx.byName), "replayed", p.count.replayed, "took", time.Since(begin))
 	}
-	p.running.Store(true)
-	go p.background()
+	p.start()
 	if p.relabelDue.Load() {
 		p.wake()
 	}
@@ -43,6 +42,13 @@ func open(devs []disk.Device, opt Options) (*Pool, error) {
 	members, raidDevs := a.devices()
 	if err := p.build(l, members, raidDevs); err != nil {
 		return nil, fmt.Errorf("pool %s: %w", l.Name, err)
+	}
+	for i, x := range l.Members {
+		if f := a.members[i]; x.Left && f != nil {
+			p.upkeep.leave = append(p.upkeep.leave, leaver{guid: x.GUID, disk: f.dev, size: f.label.Size})
+		} else if x.Left {
+			p.upkeep.leave = append(p.upkeep.leave, leaver{guid: x.GUID})
+		}
 	}
 	for _, f := range a.unused {
 		p.stuck[f.dev] = errors.Is(f.err, errNoAnswer)
@@ -64,6 +70,11 @@ func open(devs []disk.Device, opt Options) (*Pool, error) {
 	}
 	if err := p.replay(); err != nil {
 		return nil, fmt.Errorf("pool %s: replay: %w", l.Name, err)
+	}
+	for _, f := range a.unused { // so that somebody may do something about it
+		if !p.stuck[f.dev] {
+			p.letGo(f.dev)
+		}
 	}
 	return p, nil
 }
@@ -92,7 +103,7 @@ func (p *Pool) load(ring *label.Ring) error {
 	if err := p.loadMembers(m.members); err != nil {
 		return err
 	}
-	p.generation, p.root = ring.Generation, ring.Root
+	p.generation, p.root, p.upkeep.scrub = ring.Generation, ring.Root, m.scrub
 	copy(p.seg.pageLive, m.live)
 	copy(p.seg.kind, m.kind)
 	copy(p.seg.birth, m.birth)

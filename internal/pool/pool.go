@@ -116,6 +116,8 @@ type Options struct {
 	Deadline time.Duration
 	// Compression is how data is compressed that is written; see SetCompression. Default LZ4.
 	Compression compress.Algorithm
+	// ScrubEvery is the time from the end of one scrub to the next. Default 0: no scrub begins by itself.
+	ScrubEvery time.Duration
 	// NoDiscard leaves the space of freed segments with the device instead of discarding it.
 	NoDiscard bool
 	// Log receives what an operator should know. Default: nothing is logged.

@@ -33,7 +33,7 @@ func (p *Pool) keep(what purpose) int {
 	case forRecords:
 		n++
 	}
-	return min(n, p.reserve)
+	return min(n, p.seg.reserve())
 }
 
 // indexNeed returns a bound of the segments that the next cycle takes for pages, directory and checkpoint: all of the
@@ -64,5 +64,5 @@ func (p *Pool) full(blocks int) bool {
 func (p *Pool) cleanStart() int {
 	least := p.keep(forUser) + 6
 	most := least + int(int64(p.cleaner.maxMoves())*block.Size*3/2>>p.seg.shift)
-	return min(max(p.reserve*13/20, least), p.reserve, most)
+	return min(max(p.seg.reserve()*13/20, least), p.seg.reserve(), most)
 }

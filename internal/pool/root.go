@@ -13,6 +13,7 @@ type rootImage struct {
 	from     logPos
 	appended uint64 // the log reached this batch, on stable storage, when the checkpoint was committed
 	members  []memberImage
+	scrub    scrubTask
 	replicas []replicaImage
 	clock    uint64 // blocks ever appended to the log where replay begins
 	live     []uint32
@@ -59,6 +60,7 @@ func (p *Pool) encodeRoot() []byte {
 	b = le.AppendUint64(b, s.from.incarnation)
 	b = binary.AppendUvarint(b, p.appended.Load())
 	b = p.encodeMembers(b)
+	b = p.encodeScrub(b)
 	b = binary.AppendUvarint(b, s.clock)
 	b = binary.AppendUvarint(b, uint64(len(s.images)))
 	for i := range s.images { // the holder of drain.mu is the only one to change pages and directory blocks
@@ -153,7 +155,7 @@ func (r *rootReader) fixed(n int) uint64 {
 	return binary.LittleEndian.Uint64(v[:])
 }
 
-// decodeRoot reads a root of a pool of so many segments.
+// decodeRoot reads a root of a pool of so many segments. It may be of a time when there were fewer.
 func decodeRoot(b []byte, segments int, segShift uint) (*rootImage, error) {
 	r := &rootReader{b: b}
 	const any = ^uint64(0)
@@ -169,6 +171,7 @@ func decodeRoot(b []byte, segments int, segShift uint) (*rootImage, error) {
 	m.from.incarnation = r.fixed(8)
 	m.appended = r.uint(any)
 	m.members = decodeMembers(r)
+	m.scrub = decodeScrub(r)
 	m.clock = r.uint(any)
 	slots := map[uint32]bool{}
 	for n := r.uint(MaxReplicas); n > 0 && !r.bad; n-- {

@@ -45,6 +45,7 @@ type segments struct {
 	nCache int      // free segments on cache groups
 	turn   int      // group after the one that was allocated from last
 	pinned []bool   // open for writing, or part of the log that a replay would read
+	freed  []uint64 // while somebody walks through segments: those that became free since; nil otherwise
 }
 
 func newSegments(w *space, shift uint) *segments {
@@ -58,12 +59,15 @@ func newSegments(w *space, shift uint) *segments {
 	return s
 }
 
-func (s *segments) count() int     { return len(s.kind) }
+func (s *segments) count() int     { return s.where.Load().count() }
 func (s *segments) bytes() int64   { return 1 << s.shift }
 func (s *segments) blocks() uint32 { return 1 << (s.shift - block.Shift) }
 
 // dataCount returns the number of segments on groups for data: what the capacity is made of.
 func (s *segments) dataCount() int { return s.where.Load().dataSegs }
+
+// reserve returns the number of segments that only index, discards and state records may use.
+func (s *segments) reserve() int { return max(12, s.dataCount()/20) }
 
 // limit returns the first address behind the pool's space.
 func (s *segments) limit() uint64 { return uint64(s.count()) << s.shift }
@@ -132,6 +136,9 @@ func (s *segments) discard(seg uint32) error {
 func (s *segments) setFree(seg uint32) {
 	s.kind[seg] = segFree
 	s.free[seg/64] |= 1 << (seg % 64)
+	if s.freed != nil {
+		s.freed[seg/64] |= 1 << (seg % 64)
+	}
 	sp := s.where.Load().span(seg)
 	sp.hint = min(sp.hint, seg)
 	s.addFree(sp.group, 1)
@@ -215,6 +222,13 @@ func (s *segments) lowest(w *space, g *groupState) uint32 {
 		sp.hint = end
 	}
 	panic("a group without free segments was chosen")
+}
+
+// watchFrees notes from now on which segments become free.
+func (s *segments) watchFrees() {
+	s.mu.Lock()
+	s.freed = make([]uint64, len(s.free))
+	s.mu.Unlock()
 }
 
 func (s *segments) unpin(seg uint32) {

@@ -65,15 +65,15 @@ func (w *space) count() int { return len(w.of) }
 
 func (w *space) span(seg uint32) *span { return &w.spans[w.of[seg]] }
 
-// segment returns the segment that a unit of a group is.
-func (w *space) segment(group, unit int) uint32 {
+// segment returns the segment that a unit of a group is; false while the group grows and it is none yet.
+func (w *space) segment(group, unit int) (seg uint32, ok bool) {
 	for i := range w.spans {
 		sp := &w.spans[i]
 		if sp.group.index == group && uint32(unit) >= sp.unit && uint32(unit) < sp.unit+sp.count {
-			return sp.first + uint32(unit) - sp.unit
+			return sp.first + uint32(unit) - sp.unit, true
 		}
 	}
-	panic("unit outside the pool")
+	return 0, false
 }
 
 // cacheKeep is the number of segments of cache groups that stay free while there is room elsewhere.

@@ -65,21 +65,24 @@ func decodeMembers(r *rootReader) (all []memberImage) {
 	return all
 }
 
-// missed returns how often units of each device became stale, to compare with later.
-func (p *Pool) missed() []uint64 {
-	var n []uint64
+// mark is how often units of a device had become stale at some moment, to compare with later.
+type mark struct {
+	m *member
+	n uint64
+}
+
+// missed returns the marks of all devices.
+func (p *Pool) missed() (marks []mark) {
 	for _, m := range p.members() {
-		n = append(n, m.dev.Missed())
+		marks = append(marks, mark{m, m.dev.Missed()})
 	}
-	return n
+	return marks
 }
 
 // committed notes that the newest checkpoint lists what was stale when marks were taken.
-func (p *Pool) committed(marks []uint64) error {
-	for i, m := range p.members() {
-		if i < len(marks) {
-			m.known.Store(marks[i])
-		}
+func (p *Pool) committed(marks []mark) error {
+	for _, x := range marks {
+		x.m.known.Store(x.n)
 	}
 	return p.recordIn()
 }
@@ -152,8 +155,10 @@ func (p *Pool) settleStale() {
 	}
 	w := p.seg.where.Load()
 	again := false
-	for i, m := range p.members() {
-		x := p.labels.now.Load().Members[i]
+	now := p.labels.now.Load()
+	for _, m := range p.members() {
+		m.known.Store(m.dev.Missed())
+		x := now.Members[now.Index(m.guid)]
 		stale, ok := p.returned.stale[m]
 		if !x.Out || !m.online() || !ok {
 			continue
@@ -161,7 +166,7 @@ func (p *Pool) settleStale() {
 		again = true
 		all := m.dev.StaleUnits()
 		for u := all.Next(0); u >= 0; u = all.Next(u + 1) {
-			if !stale.Has(u) && !p.returned.segments[w.segment(m.group, u)] {
+			if seg, _ := w.segment(m.group, u); !stale.Has(u) && !p.returned.segments[seg] {
 				m.dev.ClearStale(u)
 			}
 		}

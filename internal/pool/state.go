@@ -12,8 +12,8 @@ import (
 
 // Pool is an open pool. All methods may be called concurrently, except as Replica says.
 //
-// Locks, in the order in which they are taken: drain (one step of draining, one checkpoint), log (appends), flush.device,
-// labels.mu, idx.mu (the index in memory), seg.mu. Nothing waits for a device under idx.mu or seg.mu.
+// Locks, in the order in which they are taken: upkeep.change, drain (one step of draining, one checkpoint), log (appends), flush.device,
+// labels.mu, idx.mu (the index in memory), seg.mu, upkeep.mu. Nothing waits for a device under idx.mu, seg.mu or upkeep.mu.
 type Pool struct {
 	cfg     Config
 	opt     Options
@@ -22,7 +22,6 @@ type Pool struct {
 	devices atomic.Pointer[[]*member]
 	labels  labels
 	seg     *segments
-	reserve int // segments that only index, discards and state records may use
 
 	log   logWriter
 	idx   indexState
@@ -56,6 +55,7 @@ type Pool struct {
 
 	relabelDue atomic.Bool // a device went out or came back since the last cycle
 	returned   returned    // while the pool is opened
+	upkeep     upkeep
 
 	count counters
 }

@@ -3,7 +3,7 @@ package pool
 import "time"
 
 // capacity returns the bytes that data and index can take.
-func (p *Pool) capacity() int64 { return int64(p.seg.dataCount()-p.reserve) << p.seg.shift }
+func (p *Pool) capacity() int64 { return int64(p.seg.dataCount()-p.seg.reserve()) << p.seg.shift }
 
 // allocated returns the bytes of live data and metadata. The index lock is held.
 func (p *Pool) allocated() int64 {

@@ -29,6 +29,11 @@ type Device interface {
 	Close() error
 }
 
+// Refresher is a device whose size can change while it is open. Size is what it was when it was opened or refreshed.
+type Refresher interface {
+	Refresh() error
+}
+
 var (
 	// ErrBusy is wrapped when another process, or another Open in this one, holds the device.
 	ErrBusy = errors.New("device is in use")

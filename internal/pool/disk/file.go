@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"unsafe"
 
@@ -26,7 +27,7 @@ type file struct {
 	f      *os.File
 	fd     int
 	name   string
-	size   int64
+	size   atomic.Int64
 	block  bool // block device
 	direct bool
 	rdonly bool
@@ -78,25 +79,44 @@ func (d *file) prepare() error {
 			return fmt.Errorf("lock: %w", err)
 		}
 	}
+	n, err := d.measure()
+	d.size.Store(n)
+	return err
+}
+
+// measure asks the system how large the device is.
+func (d *file) measure() (int64, error) {
+	var n uint64
 	if d.block {
-		var n uint64
 		if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(d.fd), unix.BLKGETSIZE64, uintptr(unsafe.Pointer(&n))); e != 0 {
-			return fmt.Errorf("size: %w", e)
+			return 0, fmt.Errorf("size: %w", e)
 		}
-		d.size = int64(n)
 	} else {
 		st, err := d.f.Stat()
 		if err != nil {
-			return fmt.Errorf("size: %w", err)
+			return 0, fmt.Errorf("size: %w", err)
 		}
-		d.size = st.Size()
+		n = uint64(st.Size())
 	}
-	d.size -= d.size % Align
+	return int64(n - n%Align), nil
+}
+
+// Refresh implements Refresher.
+func (d *file) Refresh() error {
+	if err := d.enter("size", 0, 0); err != nil {
+		return err
+	}
+	defer d.mu.RUnlock()
+	n, err := d.measure()
+	if err != nil {
+		return fmt.Errorf("device %s: %w", d.name, err)
+	}
+	d.size.Store(n)
 	return nil
 }
 
 func (d *file) Name() string { return d.name }
-func (d *file) Size() int64  { return d.size }
+func (d *file) Size() int64  { return d.size.Load() }
 
 func (d *file) enter(op string, off, length int64) error {
 	d.mu.RLock()
@@ -104,7 +124,7 @@ func (d *file) enter(op string, off, length int64) error {
 		d.mu.RUnlock()
 		return &RequestError{Device: d.name, Op: op, Err: os.ErrClosed}
 	}
-	if err := check(d.name, off, length, d.size); err != nil {
+	if err := check(d.name, off, length, d.size.Load()); err != nil {
 		d.mu.RUnlock()
 		return err
 	}

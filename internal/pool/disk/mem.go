@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -12,7 +13,7 @@ import (
 // becomes stable with Flush; PowerCut decides, from a seed, what becomes of the rest.
 type Mem struct {
 	name string
-	size int64
+	size atomic.Int64
 
 	mu       sync.Mutex
 	data     map[int64]*[Align]byte // as the operating system sees it
@@ -61,8 +62,13 @@ const (
 
 // NewMem returns a device of size bytes (rounded down to Align) full of zeroes.
 func NewMem(name string, size int64) *Mem {
-	return &Mem{name: name, size: size - size%Align, data: map[int64]*[Align]byte{}}
+	m := &Mem{name: name, data: map[int64]*[Align]byte{}}
+	m.size.Store(size - size%Align)
+	return m
 }
+
+// Grow makes the device larger.
+func (m *Mem) Grow(size int64) { m.size.Store(size - size%Align) }
 
 // Inject sets the faults from now on.
 func (m *Mem) Inject(f Faults) {
@@ -102,7 +108,7 @@ func (m *Mem) PowerCut(fate Fate, rng *rand.Rand) *Mem {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.off = true
-	n := NewMem(m.name, m.size)
+	n := NewMem(m.name, m.Size())
 	for k, v := range m.data {
 		n.data[k] = v
 	}
@@ -148,7 +154,7 @@ func (m *Mem) Kill() *Mem {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.off = true
-	n := NewMem(m.name, m.size)
+	n := NewMem(m.name, m.Size())
 	n.data, n.unstable = m.data, m.unstable
 	m.data, m.unstable = nil, nil
 	return n
@@ -211,7 +217,7 @@ func (m *Mem) enter(op string, off, length int64, fail func(Faults) bool) error 
 		m.mu.Unlock()
 		return &RequestError{Device: m.name, Op: op, Off: off, Len: length, Err: err}
 	}
-	if err := check(m.name, off, length, m.size); err != nil {
+	if err := check(m.name, off, length, m.Size()); err != nil {
 		m.mu.Unlock()
 		return err
 	}
@@ -289,7 +295,7 @@ func (m *Mem) Discard(off, length int64) error {
 }
 
 func (m *Mem) Name() string { return m.name }
-func (m *Mem) Size() int64  { return m.size }
+func (m *Mem) Size() int64  { return m.size.Load() }
 
 // Close makes later requests fail. The content stays; see Reopen.
 func (m *Mem) Close() error {

@@ -35,7 +35,7 @@ func StopAll(mems []*Mem) {
 func (m *Mem) Clone() *Mem {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	n := NewMem(m.name, m.size)
+	n := NewMem(m.name, m.size.Load())
 	for k, v := range m.data {
 		n.data[k] = v
 	}

@@ -66,7 +66,7 @@ func (e *ErrForeign) Error() string {
 type Group struct {
 	Kind    uint8 // raid.Kind
 	Cache   bool  // takes index and log first; the data is moved to the other groups in time
-	Columns int   // devices of the group, the second one of a column that is being replaced not counted
+	Columns int   // places for devices; a place has two while its device is being replaced
 }
 
 // Member is one device of a pool as the labels of all of them list it.
@@ -78,6 +78,8 @@ type Member struct {
 	Out bool
 	// Replacing says that the device is to take the place of the other one in its column.
 	Replacing bool
+	// Left says that another device has taken this one's place. It stays listed until its own labels are gone.
+	Left bool
 	// Last and Try are the Change of the last label that is known to be on the device, and of one that may be, as of when
 	// it was put out. A device that is out and carries any other label was used without those that carry this one.
 	Last, Try uint64
@@ -95,7 +97,7 @@ type Label struct {
 	Device       block.GUID
 	Name         string // of the pool
 	Owner        string
-	Generation   uint64 // grows with every change of the labels; the highest wins
+	Generation   uint64 // grows with every change of the labels; the highest wins. 0: not a member yet unless others say so
 	Change       uint64 // a random number for each change
 	Size         int64  // bytes of the device when it was added
 	SegmentBytes int64
@@ -180,11 +182,14 @@ func (l *Label) check() error {
 	taken, columns := map[place]bool{}, 0
 	for i, m := range l.Members {
 		at := place{m.Group, m.Column, m.Replacing}
-		if m.Group < 0 || m.Group >= len(l.Groups) || m.Column < 0 || m.Column >= l.Groups[m.Group].Columns || taken[at] {
+		if m.Group < 0 || m.Group >= len(l.Groups) || m.Column < 0 || m.Column >= l.Groups[m.Group].Columns || taken[at] && !m.Left {
 			return fmt.Errorf("member %v in column %d of raid group %d", m.GUID, m.Column, m.Group)
 		}
 		if l.Index(m.GUID) != i {
 			return fmt.Errorf("member %v twice", m.GUID)
+		}
+		if m.Left {
+			continue
 		}
 		taken[at] = true
 		if !m.Replacing {
@@ -225,7 +230,7 @@ func (l *Label) Encode() ([]byte, error) {
 	}
 	for _, m := range l.Members {
 		copy(b[at:], m.GUID[:])
-		b[at+16], b[at+17], b[at+18] = byte(m.Group), byte(m.Column), flag(m.Out, 1)|flag(m.Replacing, 2)
+		b[at+16], b[at+17], b[at+18] = byte(m.Group), byte(m.Column), flag(m.Out, 1)|flag(m.Replacing, 2)|flag(m.Left, 4)
 		le.PutUint64(b[at+20:], m.Last)
 		le.PutUint64(b[at+28:], m.Try)
 		at += memberLen
@@ -289,7 +294,7 @@ func Decode(b []byte) (*Label, error) {
 	}
 	for range members {
 		l.Members = append(l.Members, Member{
-			GUID: block.GUID(b[at : at+16]), Group: int(b[at+16]), Column: int(b[at+17]), Out: b[at+18]&1 != 0, Replacing: b[at+18]&2 != 0,
+			GUID: block.GUID(b[at : at+16]), Group: int(b[at+16]), Column: int(b[at+17]), Out: b[at+18]&1 != 0, Replacing: b[at+18]&2 != 0, Left: b[at+18]&4 != 0,
 			Last: le.Uint64(b[at+20:]), Try: le.Uint64(b[at+28:]),
 		})
 		at += memberLen

@@ -53,6 +53,8 @@ type Device struct {
 	sums     atomic.Uint64
 	score    atomic.Int32 // of recent read errors, see readFailed
 
+	moment atomic.Uint64 // grows whenever the device comes, goes, or misses a write
+
 	stale    unitSet     // units that missed writes
 	allStale atomic.Bool // all units are; set before the device is in a group, which knows how many they are
 	dirty    unitSet     // units written since the last flush began
@@ -79,6 +81,7 @@ func (d *Device) setDisk(dev disk.Device) {
 	d.disk.Store(&diskRef{dev})
 	d.cause.Store(nil)
 	d.score.Store(0)
+	d.moment.Add(1)
 	d.state.Store(uint32(Online))
 }
 
@@ -195,6 +198,31 @@ func (d *Device) spreadStale(units int) {
 // the device meanwhile sets the mark again, so who heals goes on until Stale is false.
 func (d *Device) ClearStale(unit int) { d.stale.remove(unit) }
 
+// Moment returns a number that changes whenever the device goes out, comes back or misses a write.
+func (d *Device) Moment() uint64 { return d.moment.Load() }
+
+// Healed is ClearStale for who has healed everything that was in the unit when Moment was the given one, while writes
+// went on: it does nothing and returns false when the device is not online or may have missed any of those.
+func (d *Device) Healed(unit int, moment uint64) bool {
+	d.mu.Lock() // the device cannot go out meanwhile, and what it misses once it is out is marked later
+	defer d.mu.Unlock()
+	if !d.online() || d.moment.Load() != moment {
+		return false
+	}
+	d.stale.remove(unit)
+	if d.moment.Load() != moment { // it missed a write and stayed: whose mark may be the one that is gone now
+		d.stale.add(unit)
+		return false
+	}
+	return true
+}
+
+// miss marks units that a write did not reach.
+func (d *Device) miss(first, last int) {
+	d.moment.Add(1) // first, see Healed
+	d.stale.addRange(first, last)
+}
+
 // begin counts a request in, unless the device gets none.
 func (d *Device) begin() bool {
 	d.inflight.Add(1) // before the look at the state: Return looks at the two the other way round
@@ -236,6 +264,7 @@ func (d *Device) tryOut(g *Group, cause error, force bool) (done, gone bool) {
 		return false, false
 	}
 	d.cause.Store(&cause)
+	d.moment.Add(1)
 	d.state.Store(uint32(Out))
 	d.unflushed()
 	return true, false

@@ -76,7 +76,7 @@ func (g *Group) writeColumns(o *op, row, rows int64) error {
 		return fmt.Errorf("write: %w: %w", ErrLost, g.why())
 	}
 	for _, d := range o.skipped {
-		d.stale.addRange(first, last)
+		d.miss(first, last)
 	}
 	for _, r := range o.reqs {
 		r.dev.dirty.addRange(first, last)
@@ -88,12 +88,12 @@ func (g *Group) writeColumns(o *op, row, rows int64) error {
 	}
 	// Who heals may have cleared the mark of a device that came back since we skipped it, and did not see these rows.
 	for _, d := range o.skipped {
-		d.stale.addRange(first, last)
+		d.miss(first, last)
 	}
 	if now := g.layout.Load(); now != lay {
 		now.devices(func(_ int, d *Device) {
 			if !o.wrote(d) {
-				d.stale.addRange(first, last)
+				d.miss(first, last)
 			}
 		})
 	}
@@ -113,7 +113,7 @@ func (g *Group) settleWrite(o *op, first, last int) error {
 			r.dev.writes.Add(1)
 			r.hung(o.ticks >= hardTicks)
 			if enough {
-				r.dev.stale.addRange(first, last)
+				r.dev.miss(first, last)
 			}
 		case r.err != nil:
 			if failed == nil {
@@ -124,7 +124,7 @@ func (g *Group) settleWrite(o *op, first, last int) error {
 				continue // nothing that counts is missing on it: the rows are not written
 			}
 			out := r.dev.takeOut(fmt.Errorf("write error: %w", r.err), false)
-			if r.dev.stale.addRange(first, last); !out {
+			if r.dev.miss(first, last); !out {
 				g.changed(r.dev, "device missed a write and cannot be spared")
 			}
 		}

@@ -1,0 +1,298 @@
+package pool
+
+import (
+	"bytes"
+	"errors"
+	"slices"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/index"
+	"github.com/cstor-go/cstor/internal/pool/wal"
+)
+
+// piece is a range of a segment of which it is known what must be there.
+type piece struct {
+	at       uint64 // address
+	n        uint32 // bytes
+	kind     pieceKind
+	lost     bool // it cannot be had
+	reported bool
+	sum      uint32
+	slot     uint32 // replica
+	number   uint64 // block, or chunk
+	id       uint64 // page
+	known    []byte // the content itself
+}
+
+type pieceKind uint8
+
+const (
+	pieceBlock  pieceKind = iota // of a replica, raw or compressed
+	pieceState                   // a replica's state record
+	pieceHeader                  // of a batch
+	pieceZero                    // padding
+	piecePage                    // index page
+	pieceDir                     // directory block
+	pieceRoot                    // part of the root of the newest checkpoint
+)
+
+func (k pieceKind) String() string {
+	return [...]string{"data", "state record", "batch header", "padding", "index page", "directory block", "checkpoint"}[k]
+}
+
+// ofReplica reports whether slot says whose it is.
+func (k pieceKind) ofReplica() bool { return k == pieceBlock || k == piecePage || k == pieceDir }
+
+func (x *piece) end() uint64 { return x.at + uint64(x.n) }
+
+// loc returns the location of a block.
+func (x *piece) loc() index.Loc { return index.MakeLoc(x.at, int(x.n)) }
+
+// blockPiece returns the piece that a block of a replica is.
+func blockPiece(loc index.Loc, sum, slot uint32, b uint64) piece {
+	return piece{at: loc.Addr(), n: uint32(loc.Len()), sum: sum, slot: slot, number: b}
+}
+
+// right reports whether b is the content of x, of which only checksums are known. buf has room for a block.
+func (x *piece) right(b, buf []byte) bool {
+	switch x.kind {
+	case piecePage:
+		var v index.View
+		return v.Open(b, x.id, x.slot, x.number, false) == nil
+	default:
+		return block.Sum(b) == x.sum
+	}
+}
+
+func allZero(b []byte) bool {
+	for len(b) > 0 {
+		n := min(len(b), len(zeroRow))
+		if !bytes.Equal(b[:n], zeroRow[:n]) {
+			return false
+		}
+		b = b[n:]
+	}
+	return true
+}
+
+// batchPieces appends what the batch at start, with rows of that many blocks, consists of: everything up to the end of
+// its last row, ascending. h and raw are its header.
+func batchPieces(dst []piece, start uint64, h *wal.Header, raw []byte, row uint32) []piece {
+	header := bytes.Clone(raw[:h.HeaderBlocks*block.Size])
+	dst = append(dst, piece{at: start, n: uint32(len(header)), kind: pieceHeader, known: header})
+	first := len(dst)
+	at := start + uint64(len(header))
+	var it wal.Records
+	var rec wal.Record
+	for it.Reset(raw, h); it.Next(&rec); {
+		if rec.Kind == wal.State {
+			if rec.Count > 0 {
+				dst = append(dst, piece{at: at, n: rec.Count, kind: pieceState, sum: rec.Sums[0], slot: rec.Slot})
+			}
+		} else {
+			for i, sum := range rec.Sums {
+				dst = append(dst, blockPiece(index.RawAt(at+uint64(i)*block.Size), sum, rec.Slot, rec.Block+uint64(i)))
+			}
+		}
+		at += uint64(wal.DataBlocks(rec.Kind, rec.Count)) * block.Size
+	}
+	slices.SortFunc(dst[first:], func(a, b piece) int { return compare(a.at, b.at) })
+	return pad(dst, first, start+uint64(padded(h, row))<<block.Shift)
+}
+
+// pad adds the gaps between pieces from number first on, and up to an end, as zeroes.
+func pad(dst []piece, first int, end uint64) []piece {
+	at := dst[first-1].end()
+	n := len(dst)
+	for i := first; i <= n; i++ {
+		next := end
+		if i < n {
+			next = dst[i].at
+		}
+		if next > at {
+			dst = append(dst, piece{at: at, n: uint32(next - at), kind: pieceZero})
+		}
+		if i < n {
+			at = dst[i].end()
+		}
+	}
+	if len(dst) > n {
+		slices.SortFunc(dst[first:], func(a, b piece) int { return compare(a.at, b.at) })
+	}
+	return dst
+}
+
+// chunkPieces is what the index says of one chunk.
+type chunkPieces struct {
+	r      *Replica
+	number uint64
+	data   []blockAt // every version of every block that is stored
+	err    error     // the page is damaged
+	page   index.Page
+	view   index.View
+}
+
+// blockAt is where a block of a chunk is.
+type blockAt struct {
+	block int
+	loc   index.Loc
+	sum   uint32
+}
+
+// eachChunk calls f, without locks, for every chunk of every replica that has data, with all that its page and the
+// tables refer to. What f gets is valid during the call.
+func (p *Pool) eachChunk(f func(c *chunkPieces) error) error {
+	c := new(chunkPieces)
+	for slot := 0; ; slot++ {
+		p.idx.mu.RLock()
+		if slot >= len(p.idx.bySlot) {
+			p.idx.mu.RUnlock()
+			return nil
+		}
+		c.r = p.idx.bySlot[slot]
+		p.idx.mu.RUnlock()
+		if c.r == nil {
+			continue
+		}
+		for c.number = 0; ; c.number++ {
+			if more, err := p.nextChunk(c); err != nil {
+				return err
+			} else if !more {
+				break
+			}
+			if len(c.data) == 0 && c.err == nil {
+				continue
+			}
+			if err := f(c); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// nextChunk fills c for the first chunk that may have data from number on; false: there is none.
+func (p *Pool) nextChunk(c *chunkPieces) (more bool, err error) {
+	const span = 16 * dirSpan // chunks looked at in one critical section
+	r := c.r
+	for {
+		p.idx.mu.RLock()
+		end := uint64(len(r.dir)) << dirShift
+		found := false
+		for stop := min(end, c.number+span); c.number < stop && !found; {
+			switch d := r.chunk(c.number); {
+			case d == nil:
+				c.number = (c.number | (dirSpan - 1)) + 1
+			case d.page == 0 && d.heads == [2]uint32{}:
+				c.number++
+			default:
+				found = true
+			}
+		}
+		p.idx.mu.RUnlock()
+		if found {
+			return true, p.fillChunk(c)
+		}
+		if c.number >= end {
+			return false, nil
+		}
+	}
+}
+
+// fillChunk fills c with all that the index refers to for chunk number of r.
+func (p *Pool) fillChunk(c *chunkPieces) error {
+	c.data, c.err = c.data[:0], nil
+	r := c.r
+	ticket := p.read.enter()
+	defer p.read.leave(ticket)
+	p.idx.mu.RLock()
+	d := r.chunk(c.number)
+	if r.destroyed || d == nil {
+		p.idx.mu.RUnlock()
+		return nil
+	}
+	ref := *d
+	for t := range p.idx.tables {
+		for n := d.heads[t]; n != 0; n = p.idx.tables[t].At(n).Next {
+			if e := p.idx.tables[t].At(n); e.State() == index.Stored {
+				c.data = append(c.data, blockAt{int(e.Block() % block.ChunkBlocks), e.Loc(), e.Sum})
+			}
+		}
+	}
+	p.idx.mu.RUnlock()
+	if ref.page == 0 {
+		return nil
+	}
+	e, err := p.loadPage(r, c.number, &ref, &c.view)
+	if err != nil {
+		if isDamage(err) {
+			c.err = err
+			return nil
+		}
+		return err
+	}
+	c.view.Decode(&c.page)
+	p.cache.release(e)
+	for i := range c.page.Ver {
+		if c.page.Stored.Has(i) {
+			c.data = append(c.data, blockAt{i, c.page.Loc[i], c.page.Sum[i]})
+		}
+	}
+	return nil
+}
+
+// maxRefs bounds the bytes of the index whose places are in memory at a time.
+const maxRefs = 16 << 20
+
+// gather finds what the index says of some index segments, the first of which is seg.
+func (w *walk) gather(seg uint32) error {
+	p := w.p
+	w.refs, w.refsOf = w.refs[:0], map[uint32]bool{}
+	p.idx.mu.RLock()
+	p.seg.mu.Lock()
+	for n, i := int64(0), seg; i < w.live.hi && n < maxRefs; i++ {
+		if p.seg.kind[i] == segIndex && (i == seg || w.live.want(i)) {
+			w.refsOf[i] = true
+			n += int64(p.seg.pageLive[i])
+		}
+	}
+	p.seg.mu.Unlock()
+	slots := len(p.idx.bySlot)
+	p.idx.mu.RUnlock()
+	add := func(x piece) {
+		if w.refsOf[uint32(x.at>>p.seg.shift)] {
+			w.refs = append(w.refs, x)
+		}
+	}
+	for slot := range slots {
+		for i := 0; ; i++ {
+			p.idx.mu.RLock()
+			r := p.idx.bySlot[slot]
+			if r == nil || i >= len(r.dir) {
+				p.idx.mu.RUnlock()
+				break
+			}
+			if b := r.dir[i]; b != nil {
+				if b.size > 0 {
+					add(piece{at: b.addr, n: b.size, kind: pieceDir, sum: b.sum, slot: r.slot, number: uint64(i) * dirSpan * block.ChunkBlocks})
+				}
+				for c := range b.refs {
+					if d := &b.refs[c]; d.page != 0 {
+						add(piece{at: d.pageAddr(), n: uint32(d.pageLen()), kind: piecePage, slot: r.slot, number: uint64(i*dirSpan + c), id: d.id})
+					}
+				}
+			}
+			p.idx.mu.RUnlock()
+		}
+		if err := w.pace(0); err != nil {
+			return err
+		}
+	}
+	for _, e := range w.root {
+		add(piece{at: e.Addr, n: e.Len, kind: pieceRoot, sum: e.Sum})
+	}
+	slices.SortFunc(w.refs, func(a, b piece) int { return compare(a.at, b.at) })
+	return nil
+}
+
+// isDamage reports whether an error says that what is stored is damaged, rather than that it cannot be read now.
+func isDamage(err error) bool { return errors.Is(err, ErrChecksum) || errors.Is(err, ErrDamaged) }
