@@ -51,8 +51,8 @@ func (p *Pool) Damage() []Damage {
 	return slices.Clone(p.upkeep.damage)
 }
 
-// found notes damage and tells the operator.
-func (p *Pool) found(d Damage) {
+// found notes damage and tells the operator. It returns false for what is known.
+func (p *Pool) found(d Damage) (news bool) {
 	u := &p.upkeep
 	u.mu.Lock()
 	known := slices.Contains(u.damage, d)
@@ -61,10 +61,10 @@ func (p *Pool) found(d Damage) {
 	}
 	n := len(u.damage)
 	u.mu.Unlock()
-	if p.opt.Log == nil || known || n == maxDamage {
-		return
+	if p.opt.Log != nil && !known && n < maxDamage {
+		p.opt.Log.Error("stored data is damaged and cannot be repaired", "pool", p.cfg.Name, "what", d.What, "replica", d.Replica, "block", d.Block, "device", d.Device, "offset", d.Offset)
 	}
-	p.opt.Log.Error("stored data is damaged and cannot be repaired", "pool", p.cfg.Name, "what", d.What, "replica", d.Replica, "block", d.Block, "device", d.Device, "offset", d.Offset)
+	return !known
 }
 
 // task is the progress of a scrub or resilver.

@@ -32,7 +32,7 @@ type walk struct {
 	stale   bool // devices lack what is in these segments; otherwise everything is only verified
 
 	pace  func(n int64) error // called after every step, may wait; its error ends the walk
-	found func(d Damage)
+	found func(d Damage) (news bool)
 
 	pieces   []piece // of what is healed together, ascending
 	from, to uint64
@@ -67,7 +67,7 @@ func (p *Pool) newWalk(lo, hi uint32, want func(seg uint32) bool) (*walk, error)
 	p.log.mu.Unlock()
 	w.live = p.newLiveMap(lo, hi, want)
 	w.pace = func(int64) error { return nil }
-	w.found = func(Damage) {}
+	w.found = func(Damage) bool { return true }
 	return w, nil
 }
 
@@ -170,77 +170,103 @@ func (w *walk) enter(seg uint32) (ticket uint32, err error) {
 	return ticket, nil
 }
 
-// logSegment heals the batches of a segment that hold live blocks.
+// logSegment heals the batches of a segment that hold live blocks. Batches without live blocks cannot be proved and need
+// not be; when their lengths lead to where nothing can be proved either, some device has told of old times, and the
+// rows since then are looked at one by one.
 func (w *walk) logSegment(seg uint32) error {
-	p := w.p
-	row := p.seg.row(seg)
-	var pos logPos // where the next header is, if one was proved before
+	row := w.p.seg.row(seg)
 	w.gap = 0
 	last := w.live.last(seg)
 	if w.stale && seg == w.end.seg { // more will be written behind: headers must lead there
 		last = max(last, int(w.end.block)-1)
 	}
+	var pos logPos              // where the next header is, if one was proved before
+	back, slow := -1, uint32(0) // where the rows to look at again begin; where they end
 	for b := uint32(0); int(b) <= last; {
-		n, err := w.batch(seg, b, row, &pos)
+		n, what, err := w.batch(seg, b, row, &pos, b < slow)
 		if err != nil {
 			return err
 		}
-		b += n
+		switch {
+		case what == batchProved:
+			back, w.gap = -1, 0
+			b += n
+		case what == batchDead && b >= slow:
+			if back < 0 {
+				back = int(b)
+			}
+			b += n
+		case what != batchDead && back >= 0 && b >= slow:
+			b, slow, back = uint32(back), b+row, -1
+		default:
+			if start := uint64(seg)<<w.p.seg.shift + uint64(b)<<block.Shift; what != batchDead {
+				if what == batchNone && w.gap == 0 {
+					w.gap = start + 1
+				}
+				w.orphaned(start, row)
+			}
+			b += row
+		}
 	}
 	return w.flush()
 }
 
-// batch looks at the batch at a place and returns how many blocks to go on.
-func (w *walk) batch(seg, b, row uint32, pos *logPos) (n uint32, err error) {
+// verdict is what is known of what is at a place.
+type verdict uint8
+
+const (
+	batchNone   verdict = iota // there is no header
+	batchOld                   // there is a header, but another one should be there
+	batchDead                  // a batch without live blocks; nothing tells whether it is the last one that was written there
+	batchProved                // a batch
+)
+
+// batch looks at the batch at a place and heals it if it is proved. It returns how many blocks to go on.
+func (w *walk) batch(seg, b, row uint32, pos *logPos, careful bool) (n uint32, what verdict, err error) {
 	p := w.p
 	ticket, err := w.enter(seg)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	h, raw, proved, err := w.header(seg, b, pos)
+	h, raw, proved, err := w.header(seg, b, pos, careful)
 	p.read.leave(ticket)
-	if err != nil && !errors.Is(err, wal.ErrDamaged) {
-		return 0, err
-	}
-	start := uint64(seg)<<p.seg.shift + uint64(b)<<block.Shift
 	if err != nil {
 		pos.seq = 0
-		if w.gap == 0 {
-			w.gap = start + 1
+		if errors.Is(err, wal.ErrDamaged) {
+			return row, batchNone, nil
 		}
-		w.orphaned(start, row)
-		return row, w.flush()
+		return 0, 0, err
 	}
+	start := uint64(seg)<<p.seg.shift + uint64(b)<<block.Shift
 	n = padded(&h, row)
 	end := start + uint64(n)<<block.Shift
-	switch live := w.live.any(start, end); {
+	live := w.live.any(start, end)
+	switch {
 	case live && !proved:
 		pos.seq = 0
-		w.orphaned(start, row) // of what the header says nothing is believed, its length neither
-		return row, w.flush()
+		return row, batchOld, nil // of what the header says nothing is believed, its length neither
 	case live:
 		err = w.add(start, end, batchPieces(nil, start, &h, raw, row))
 	case w.stale: // only the header, so that whoever goes through the segment comes by
 		length := (uint32(h.HeaderBlocks) + row - 1) &^ (row - 1)
 		err = w.add(start, start+uint64(length)<<block.Shift, nil)
 	}
-	if h.Flags&wal.FlagLink != 0 && h.NextSegment != seg {
-		pos.seq = 0
-	} else {
-		*pos = logPos{seg: seg, block: b, seq: h.Seq, incarnation: h.Incarnation}
-		pos.advance(&h, row)
-		n = max(n, pos.block-min(pos.block, b)) // a link may lead over a hole
-	}
 	if !proved {
 		pos.seq = 0
-	} else {
-		w.gap = 0
+		return n, batchDead, err
 	}
-	return n, err
+	if h.Flags&wal.FlagLink != 0 && h.NextSegment != seg {
+		pos.seq = 0
+		return n, batchProved, err
+	}
+	*pos = logPos{seg: seg, block: b, seq: h.Seq, incarnation: h.Incarnation}
+	pos.advance(&h, row)
+	return max(n, pos.block-min(pos.block, b)), batchProved, err // a link may lead over a hole
 }
 
-// header returns the header at a place, and whether it is certain that it is the one that was written there last.
-func (w *walk) header(seg, b uint32, pos *logPos) (h wal.Header, raw []byte, proved bool, err error) {
+// header returns the header at a place, and whether it is certain that it is the one that was written there last. Unless
+// it is to be careful it does not ask all devices about a batch without live blocks.
+func (w *walk) header(seg, b uint32, pos *logPos, careful bool) (h wal.Header, raw []byte, proved bool, err error) {
 	p := w.p
 	ok := func(h *wal.Header, raw []byte) bool {
 		return pos.seq > 0 && pos.block == b && pos.follows(h) || w.confirmed(seg, b, h, raw)
@@ -253,7 +279,7 @@ func (w *walk) header(seg, b uint32, pos *logPos) (h wal.Header, raw []byte, pro
 		return h, nil, false, err
 	}
 	start := uint64(seg)<<p.seg.shift + uint64(b)<<block.Shift
-	if g, _ := p.seg.locate(start); g.Parity() == 0 || err == nil && !w.live.any(start, start+uint64(padded(&h, g.row))<<block.Shift) {
+	if g, _ := p.seg.locate(start); g.Parity() == 0 || !careful && err == nil && !w.live.any(start, start+uint64(padded(&h, g.row))<<block.Shift) {
 		return h, raw, false, err // nothing else to ask, or nothing to ask for
 	}
 	// What was read is damaged or old; others may have what is right. Nothing is repaired before it is proved.
@@ -550,20 +576,22 @@ func (w *walk) damaged(x *piece) {
 		d.Replica = p.idx.bySlot[x.slot].name
 	}
 	p.idx.mu.RUnlock()
-	w.errors++
-	p.count.sumErrors.Add(1)
-	w.found(d)
+	if w.found(d) {
+		w.errors++
+		p.count.sumErrors.Add(1)
+	}
 }
 
 // damagedPage reports a page that could not be read when the index was gone through.
 func (w *walk) damagedPage(c *chunkPieces) {
 	var e *ChecksumError
-	d := Damage{Replica: c.r.name, Block: c.number * block.ChunkBlocks, What: piecePage.String(), Offset: -1}
+	d := Damage{Replica: c.r.name, Block: c.number * block.ChunkBlocks, What: piecePage.String()}
 	if errors.As(c.err, &e) {
 		d.Device, d.Offset = e.Device, e.Offset
 	}
-	w.errors++
-	w.found(d)
+	if w.found(d) {
+		w.errors++
+	}
 }
 
 func compare(a, b uint64) int {

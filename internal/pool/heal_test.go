@@ -1,11 +1,8 @@
 package pool
 
 import (
-	"math/rand/v2"
 	"testing"
-	"time"
 
-	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/disk"
 )
 
@@ -210,7 +207,3 @@ func TestResilverGoesOn(t *testing.T) {
 		}
 	})
 }
-
-var _ = block.Size
-var _ = rand.IntN
-var _ = time.Second

@@ -1,0 +1,285 @@
+package pool
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/disk"
+	"github.com/cstor-go/cstor/internal/pool/label"
+)
+
+// flip inverts a bit of a share of the blocks of a device between two offsets.
+func (s *sweep) flip(m *disk.Mem, from, to int64, oneIn int) (n int) {
+	for off := from; off < to; off += block.Size {
+		if s.rng.IntN(oneIn) == 0 {
+			m.FlipBit(off+int64(s.rng.IntN(block.Size)), uint(s.rng.IntN(8)))
+			n++
+		}
+	}
+	return n
+}
+
+// TestScrubRepairs: bits flip anywhere on as many devices of each group as may lie, while the pool is used. A scrub makes
+// everything right, on all devices.
+func TestScrubRepairs(t *testing.T) {
+	redundant(t, func(t *testing.T, l layout) {
+		t.Parallel()
+		for _, oneIn := range []int{1, 3, 40} {
+			s := newHealTest(t, l, 24<<20)
+			s.churn(30)
+			must(t, s.p.cycle())
+			s.churn(2)
+			flipped := 0
+			for _, v := range l.victims() {
+				m := s.mems[v]
+				flipped += s.flip(m, label.HeadBytes, m.Size()-label.TailBytes, oneIn)
+				s.flip(m, 0, label.HeadBytes, 4*oneIn) // ring and copies of labels
+			}
+			must(t, s.p.Scrub(ScrubOptions{}))
+			s.churn(3)
+			s.p.rest()
+			x := s.p.Activity().Scrub
+			if x.State != ActivityDone || x.Repaired == 0 || x.Errors != 0 || x.Repaired > int64(flipped) {
+				t.Fatalf("%d flipped: %+v %v", flipped, x, s.p.Damage())
+			}
+			blamed, wrongly := uint64(0), uint64(0)
+			for i, d := range s.p.Devices() {
+				if blamed += d.ChecksumErrors; !slices.Contains(l.victims(), i) { // for what nobody needs any more, beside what is live
+					wrongly += d.ChecksumErrors
+				}
+			}
+			if oneIn == 1 && wrongly > blamed/4 {
+				t.Fatalf("%+v", s.p.Devices())
+			}
+			if n := s.p.Stats().BlocksRepaired; n < uint64(x.Repaired) || blamed < uint64(x.Repaired) {
+				t.Fatal(n, blamed, x.Repaired)
+			}
+			s.whole()
+			for _, v := range l.victims() { // labels and ring, too
+				for _, off := range []int64{0, 64 << 10, s.mems[v].Size() - label.TailBytes, s.mems[v].Size() - label.TailBytes + 64<<10} {
+					b := make([]byte, block.Size)
+					must(t, s.mems[v].ReadAt(b, off))
+					if _, err := label.Decode(b); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			s.othersGo()
+			must(t, s.p.Close())
+		}
+	})
+}
+
+// TestScrubReports: without redundancy a scrub names everything that is damaged, and only that.
+func TestScrubReports(t *testing.T) {
+	forLayouts(t, func(t *testing.T, l layout) {
+		if l.parity(0) > 0 {
+			return
+		}
+		s := newHealTest(t, l, 24<<20)
+		must(t, s.create("a", 1500))
+		must(t, s.ops("a", Op{Kind: OpWrite, Block: 0, Count: 100}))
+		must(t, s.ops("a", Op{Kind: OpWrite, Block: 600, Count: 1}))
+		must(t, s.ops("a", Op{Kind: OpWrite, Block: 700, Count: 1}))
+		must(t, s.ops("a", Op{Kind: OpWrite, Block: 600, Count: 1}))
+		old := s.place("a", 50)
+		must(t, s.ops("a", Op{Kind: OpWrite, Block: 50, Count: 1}))
+		must(t, s.p.cycle())
+		must(t, s.ops("a", Op{Kind: OpWrite, Block: 1100, Count: 7}))
+		var want []Damage
+		hit := func(addr uint64, d Damage) {
+			var name string
+			name, d.Offset = s.p.where(addr)
+			if d.Device = name; d.What != "" {
+				want = append(want, d)
+			}
+			for _, m := range s.mems {
+				if m.Name() == name {
+					m.FlipBit(d.Offset+int64(s.rng.IntN(40)), uint(s.rng.IntN(8)))
+				}
+			}
+		}
+		look := func() {
+			t.Helper()
+			s.p.cache = newPageCache(1 << 20)
+			x := s.scrub()
+			got := s.p.Damage()
+			slices.SortFunc(got, func(a, b Damage) int { return cmp.Or(compare(a.Block, b.Block), strings.Compare(a.What, b.What)) })
+			slices.SortFunc(want, func(a, b Damage) int { return cmp.Or(compare(a.Block, b.Block), strings.Compare(a.What, b.What)) })
+			if !slices.Equal(got, want) || x.Errors != int64(len(want)) || x.Repaired != 0 {
+				t.Fatalf("found %+v\nwant %+v\n%+v", got, want, x)
+			}
+		}
+		look()
+		hit(old, Damage{}) // not in use any more
+		look()
+		for _, b := range []uint64{3, 50, 99, 1103} { // the last one is not in a page yet
+			hit(s.place("a", b), Damage{Replica: "a", Block: b, What: "data"})
+		}
+		look()
+		var buf [block.Size]byte
+		r := s.p.Replica("a")
+		if err := r.Read(3, buf[:], nil); err == nil {
+			t.Fatal("damaged block was read")
+		}
+		// A header. The blocks behind it are found through the index.
+		hit(s.place("a", 700)-block.Size, Damage{What: "batch header"})
+		look()
+		hit(s.place("a", 700), Damage{Replica: "a", Block: 700, What: "data"})
+		look()
+		hit(r.dir[0].addr, Damage{Replica: "a", What: "directory block"})
+		look()
+		hit(r.chunk(2).pageAddr(), Damage{Replica: "a", Block: 1024, What: "index page"})
+		want = slices.DeleteFunc(want, func(d Damage) bool { return d.Block == 1103 }) // nobody knows where that is any more
+		look()
+	})
+}
+
+// place returns the address of a block.
+func (s *sweep) place(name string, b uint64) uint64 {
+	s.t.Helper()
+	var x readScratch
+	must(s.t, s.p.Replica(name).find(&x, b, 1))
+	return x.places[0].loc.Addr()
+}
+
+// TestScrubPauses: a scrub is paused, goes on where it was after the pool was opened again or killed, and stops.
+func TestScrubPauses(t *testing.T) {
+	forLayouts(t, func(t *testing.T, l layout) {
+		t.Parallel()
+		s := newHealTest(t, l, 24<<20)
+		s.opt.PageCacheBytes = 1 << 20
+		s.churn(40)
+		must(t, s.sync())
+		if s.p.PauseScrub() == nil || s.p.ResumeScrub() == nil || s.p.StopScrub() == nil {
+			t.Fatal("there is no scrub")
+		}
+		// One of the first steps hangs until the scrub is paused.
+		stop := func(what func() error) Progress {
+			waits := make(chan struct{})
+			first := sync.OnceFunc(func() { close(waits) })
+			var resume []func()
+			for _, m := range s.mems {
+				_, f := m.HangIf(func(op string, off, n int64) bool {
+					if op == "read" && off >= label.HeadBytes {
+						first()
+					}
+					return op == "read" && off >= label.HeadBytes
+				})
+				resume = append(resume, f)
+			}
+			must(t, s.p.Scrub(ScrubOptions{}))
+			<-waits
+			must(t, what())
+			for _, f := range resume {
+				f()
+			}
+			s.p.rest()
+			return s.p.Activity().Scrub
+		}
+		x := stop(s.p.PauseScrub)
+		if x.State != ActivityPaused || x.Done >= x.Total {
+			t.Fatalf("%+v", x)
+		}
+		must(t, s.p.Close())
+		reopenAll(s.mems)
+		s.open()
+		s.p.rest()
+		y := s.p.Activity().Scrub
+		if y.State != ActivityPaused || y.Done != x.Done || y.Total != x.Total {
+			t.Fatalf("%+v, was %+v", y, x)
+		}
+		must(t, s.p.ResumeScrub())
+		s.p.rest()
+		z := s.p.Activity().Scrub
+		if z.State != ActivityDone || z.Done != z.Total || z.Errors != 0 {
+			t.Fatalf("%+v", z)
+		}
+		if x := stop(s.p.StopScrub); x.State != ActivityStopped {
+			t.Fatalf("%+v", x)
+		}
+		// Killed in the middle: it goes on by itself, from the position that a checkpoint knows.
+		s.p.upkeep.mu.Lock()
+		s.p.upkeep.scrub.state, s.p.upkeep.scrub.next, s.p.upkeep.scrub.done = ActivityRunning, 20, 12345
+		s.p.upkeep.mu.Unlock()
+		must(t, s.p.cycle())
+		s.mems = disk.KillAll(s.mems)
+		s.crash(true)
+		s.p.rest()
+		if z := s.p.Activity().Scrub; z.State != ActivityDone || z.Done <= 12345 {
+			t.Fatalf("%+v", z)
+		}
+		s.same()
+		must(t, s.p.Close())
+	})
+}
+
+// TestScrubSchedule: a scrub begins when the last one was long enough ago, also if the pool was closed meanwhile.
+func TestScrubSchedule(t *testing.T) {
+	l := layouts[2]
+	s := newHealTest(t, l, 24<<20)
+	s.churn(5)
+	must(t, s.p.Close())
+	reopenAll(s.mems)
+	s.opt.ScrubEvery = 24 * time.Hour
+	s.open()
+	now := time.Now()
+	advance := func(d time.Duration) {
+		s.p.upkeep.mu.Lock()
+		now = now.Add(d)
+		at := now
+		s.p.upkeep.now = func() time.Time { return at }
+		s.p.upkeep.mu.Unlock()
+		s.p.rest()
+	}
+	advance(23 * time.Hour)
+	if x := s.p.Activity().Scrub; x.State != ActivityNone {
+		t.Fatalf("%+v", x)
+	}
+	advance(2 * time.Hour)
+	first := s.p.Activity().Scrub
+	if first.State != ActivityDone || first.Ended.IsZero() {
+		t.Fatalf("%+v", first)
+	}
+	must(t, s.p.Close())
+	reopenAll(s.mems)
+	s.open()
+	advance(23 * time.Hour)
+	if x := s.p.Activity().Scrub; x.Ended.Unix() != first.Ended.Unix() {
+		t.Fatalf("%+v, was %+v", x, first)
+	}
+	advance(2 * time.Hour)
+	if x := s.p.Activity().Scrub; !x.Ended.After(first.Ended) {
+		t.Fatalf("%+v, was %+v", x, first)
+	}
+	must(t, s.p.Close())
+}
+
+// TestLyingDeviceIsNotBelieved: a device lost writes without a word, so that what it holds is old and intact. A scrub
+// takes what the others have.
+func TestLyingDeviceIsNotBelieved(t *testing.T) {
+	redundant(t, func(t *testing.T, l layout) {
+		t.Parallel()
+		s := newHealTest(t, l, 24<<20)
+		s.p.opt.NoDiscard = true
+		s.churn(60) // segments are used more than once
+		for _, v := range l.victims() {
+			s.mems[v].Inject(disk.Faults{LoseWrite: true})
+		}
+		s.churn(40)
+		for _, v := range l.victims() {
+			s.mems[v].Inject(disk.Faults{})
+		}
+		if x := s.scrub(); x.Repaired == 0 || x.Errors != 0 {
+			t.Fatalf("%+v %v", x, s.p.Damage())
+		}
+		s.whole()
+		s.othersGo()
+		must(t, s.p.Close())
+	})
+}
