@@ -11,13 +11,21 @@ import (
 //	delta     bytes of blocks that the tables refer to
 //	hidden    of delta: entries of the frozen table that the active table has replaced already
 //	pending   of data: what the tables have replaced; the drain releases it
+//	held      bytes of older versions that pages and history pages refer to
 //
-// All but pending are exact. Whether a page has data for a block that a table replaces is known, but not how many bytes
+// All but pending are exact, but what of hidden and pending a snapshot shows is known only when it is drained: where
+// there are snapshots neither counts before. Whether a page has data for a block that a table replaces is known, but not how many bytes
 // that takes without reading the page: it is estimated by the chunk's average. So all is exact when nothing waits to be
 // drained, or when nothing is compressed.
 
 // allocated returns the bytes that the replica's data and metadata take. The index lock is held.
-func (r *Replica) allocated() int64 { return r.data + r.delta - r.hidden - r.pending + r.meta }
+func (r *Replica) allocated() int64 {
+	n := r.data + r.delta + r.held + r.meta
+	if len(r.snaps) == 0 {
+		n -= r.hidden + r.pending
+	}
+	return n
+}
 
 // refer adds the data of an entry to the accounts, or takes it away. The index lock is held for writing.
 func (p *Pool) refer(r *Replica, loc index.Loc, sign int64) {
@@ -42,7 +50,7 @@ func (p *Pool) pendingOf(d *chunkRef) int64 {
 func (p *Pool) hide(r *Replica, d *chunkRef, b uint64) {
 	x := &p.idx
 	if f := 1 - x.active; d.heads[f] != 0 && d.disc[x.active] == 0 {
-		if e := x.tables[f].Find(index.Key(r.slot, b)); e != nil && e.State() == index.Stored {
+		if e := x.tables[f].Find(index.Key(r.slot, b)); e != nil && e.Visible() && e.State() == index.Stored {
 			d.fresh--
 			r.hidden += int64(e.Loc().Len())
 		}
@@ -59,7 +67,7 @@ func (p *Pool) hideChunk(r *Replica, d *chunkRef) {
 	}
 	for n := d.heads[f]; n != 0; n = x.tables[f].At(n).Next {
 		e := x.tables[f].At(n)
-		if e.State() == index.Stored && !p.hidden(r, d, e.Block()) {
+		if e.Visible() && e.State() == index.Stored && !p.hidden(r, d, e.Block()) {
 			d.fresh--
 			r.hidden += int64(e.Loc().Len())
 		}
@@ -84,9 +92,11 @@ func (p *Pool) accountDrained(r *Replica, d *chunkRef, count int, data uint32) {
 		if e.State() != index.Stored {
 			continue
 		}
-		if p.hidden(r, d, e.Block()) {
+		switch {
+		case !e.Visible():
+		case p.hidden(r, d, e.Block()):
 			r.hidden -= int64(e.Loc().Len())
-		} else {
+		default:
 			d.fresh--
 		}
 		p.refer(r, e.Loc(), -1)

@@ -12,8 +12,10 @@ import (
 // Apply carries out ops in order with one append to the log. When it returns they are handed to the operating system
 // and visible; Sync makes them stable. After a crash either all ops of the call are there or none, unless they update
 // more than a quarter of Options.DeltaEntries blocks (a discarded chunk counts as one), in which case it may be the
-// first ones. Data is borrowed during the call. It wraps ErrNoSpace (ErrReadOnly) when there is no room for all of it,
-// and then nothing is applied; ErrFailed, ErrClosed, ErrNotFound after DestroyReplica, ErrTooLarge.
+// first ones; and whether an OpSnapshot, OpDeleteSnapshot or OpResize is there does not depend on what precedes or follows
+// it in the call, other than by their order. Data is borrowed during the call. It wraps ErrNoSpace (ErrReadOnly) when there is no room for all of it,
+// and then nothing is applied; ErrFailed, ErrClosed, ErrNotFound after DestroyReplica, ErrTooLarge, ErrExists for a
+// snapshot's name, ErrInUse for a snapshot with clones.
 func (r *Replica) Apply(ops []Op) error {
 	if err := r.apply(ops); err != nil {
 		return r.wrap("apply", err)
@@ -26,57 +28,81 @@ func (r *Replica) wrap(what string, err error) error {
 }
 
 func (r *Replica) apply(ops []Op) error {
-	p := r.p
-	limit := uint64(p.unitEntries())
+	limit := uint64(r.p.unitEntries())
 	var need uint64
 	from := 0
-	for i := range ops {
-		o := &ops[i]
-		n, err := r.check(o)
-		if err != nil {
+	size, shown := r.size.Load(), r.hasSnapshots()
+	for i := range ops { // whatever is wrong with the call is found before any of it is applied
+		if _, err := check(&ops[i], blocksOf(size), limit); err != nil {
 			return fmt.Errorf("operation %d: %w", i, err)
 		}
-		if need+n > limit { // only for batches far beyond what a connection delivers, or huge discards
-			if err := r.applyUnit(ops[from:i], need); err != nil {
+		if ops[i].Kind == OpResize {
+			size = ops[i].Size
+		}
+	}
+	for i := range ops {
+		o := &ops[i]
+		n, _ := check(o, ^uint64(0), limit)
+		if shown { // what is replaced may have to stay
+			n *= 2
+		}
+		point := o.Kind == OpSnapshot || o.Kind == OpDeleteSnapshot || o.Kind == OpResize
+		if need+n > limit || point { // the first only for batches far beyond what a connection delivers, or huge discards
+			if err := r.applyUnit(ops[from:i], need, shown); err != nil {
 				return err
 			}
 			from, need = i, 0
-			if n > limit {
-				if o.Kind == OpWrite {
-					return fmt.Errorf("operation %d: write of %d blocks: %w", i, o.Count, ErrTooLarge)
-				}
-				if err := r.applyHugeDiscard(o); err != nil {
-					return err
-				}
-				from, n = i+1, 0
+			var err error
+			switch {
+			case point:
+				err = r.applyPoint(o)
+				shown = shown || o.Kind == OpSnapshot
+			case n > limit && o.Kind == OpDiscard:
+				err = r.applyHugeDiscard(o.Block, uint64(o.Count), o.Version, true)
+			default:
+				need = n
+				continue
 			}
+			if err != nil {
+				return err
+			}
+			from = i + 1
+			continue
 		}
 		need += n
 	}
-	return r.applyUnit(ops[from:], need)
+	return r.applyUnit(ops[from:], need, shown)
+}
+
+func (r *Replica) hasSnapshots() bool {
+	r.p.idx.mu.RLock()
+	defer r.p.idx.mu.RUnlock()
+	return len(r.snaps) > 0
 }
 
 // unitEntries is the number of index entries that one unit of the log may need.
 func (p *Pool) unitEntries() int { return p.opt.DeltaEntries / 4 }
 
-// check validates an operation and returns the number of index entries it needs.
-func (r *Replica) check(o *Op) (entries uint64, err error) {
-	switch o.Kind {
-	case OpMark:
-		return 0, nil
-	case OpWrite, OpDiscard:
-	default:
-		return 0, fmt.Errorf("kind %d is unknown", o.Kind)
-	}
+// check validates an operation on a replica of so many blocks and returns the number of blocks that it updates, a whole
+// chunk counted as one.
+func check(o *Op, blocks, limit uint64) (entries uint64, err error) {
 	n := uint64(o.Count)
 	switch {
-	case n == 0 || o.Block >= r.blocks() || n > r.blocks()-o.Block:
-		return 0, fmt.Errorf("blocks %d+%d of %d are outside the replica", o.Block, o.Count, r.blocks())
+	case o.Kind == OpMark:
+		return 0, nil
+	case o.Kind == 0 || o.Kind > OpResize:
+		return 0, fmt.Errorf("kind %d is unknown", o.Kind)
 	case o.Version.IsZero():
 		return 0, errors.New("version is zero")
+	case o.Kind == OpSnapshot || o.Kind == OpDeleteSnapshot:
+		return 0, checkName(o.Name)
+	case o.Kind == OpResize:
+		return 0, checkSize(o.Size)
+	case n == 0 || o.Block >= blocks || n > blocks-o.Block:
+		return 0, fmt.Errorf("blocks %d+%d of %d are outside the replica", o.Block, o.Count, blocks)
 	case o.Kind == OpDiscard:
 		return entriesOfDiscard(o.Block, n), nil
-	case n > MaxWriteBlocks:
+	case n > MaxWriteBlocks || n > limit:
 		return 0, fmt.Errorf("write of %d blocks: %w", n, ErrTooLarge)
 	case uint64(len(o.Data)) != n*block.Size:
 		return 0, fmt.Errorf("write of %d blocks with %d bytes", n, len(o.Data))
@@ -86,23 +112,46 @@ func (r *Replica) check(o *Op) (entries uint64, err error) {
 	return n, nil
 }
 
-// applyHugeDiscard carries out a discard in several units. The last one carries Applied forward. A crash in between
-// leaves the rest of the range as it was; whoever resends the operation completes it.
-func (r *Replica) applyHugeDiscard(o *Op) error {
+func checkName(name string) error {
+	switch {
+	case name == "":
+		return errors.New("name is empty")
+	case len(name) > MaxName:
+		return fmt.Errorf("name of %d bytes: %w", len(name), ErrTooLarge)
+	}
+	return nil
+}
+
+func checkSize(size int64) error {
+	switch {
+	case size <= 0 || size%block.SectorSize != 0:
+		return fmt.Errorf("size of %d bytes is not a positive multiple of %d", size, block.SectorSize)
+	case size > MaxReplicaSize:
+		return fmt.Errorf("size of %d bytes: %w", size, ErrTooLarge)
+	}
+	return nil
+}
+
+// applyHugeDiscard carries out a discard in several units. The last one carries Applied forward, if last says so. A
+// crash in between leaves the rest of the range as it was; whoever resends the operation completes it.
+func (r *Replica) applyHugeDiscard(b, left uint64, v block.Version, last bool) error {
 	p := r.p
-	step := uint64(p.unitEntries()-2*block.ChunkBlocks) * block.ChunkBlocks
-	for b, left := o.Block, uint64(o.Count); left > 0; {
+	step := uint64(p.unitEntries()/2-2*block.ChunkBlocks) * block.ChunkBlocks
+	if p.unitEntries()/2 <= 2*block.ChunkBlocks {
+		step = block.ChunkBlocks
+	}
+	for left > 0 {
 		n := min(left, step-b%block.ChunkBlocks)
-		rec := wal.Record{Kind: wal.DiscardPart, Slot: r.slot, Block: b, Count: uint32(n), Version: o.Version}
-		if n == left {
+		rec := wal.Record{Kind: wal.DiscardPart, Slot: r.slot, Block: b, Count: uint32(n), Version: v}
+		if n == left && last {
 			rec.Kind = wal.Discard
 		}
-		err := p.unit(r, int(entriesOfDiscard(b, n)), 0, wal.RecordLen, false, func() error {
+		err := p.unit(r, 2*int(entriesOfDiscard(b, n)), 0, wal.RecordLen, false, func() error {
 			return p.add(&rec, nil, 0)
 		}, func() {
-			p.insertGone(r, b, n, index.Tombstone, o.Version)
+			p.insertGone(r, b, n, index.Tombstone, v)
 			if rec.Kind == wal.Discard {
-				r.applied = o.Version
+				r.applied = v
 			}
 		})
 		if err != nil {
@@ -114,7 +163,8 @@ func (r *Replica) applyHugeDiscard(o *Op) error {
 	return nil
 }
 
-func (r *Replica) applyUnit(ops []Op, entries uint64) error {
+// applyUnit appends ops as one unit, which needs so many entries. shown says that this counts with snapshots.
+func (r *Replica) applyUnit(ops []Op, entries uint64, shown bool) error {
 	if len(ops) == 0 {
 		return nil
 	}
@@ -163,6 +213,11 @@ func (r *Replica) applyUnit(ops []Op, entries uint64) error {
 	}
 	if err := p.begin(r, int(entries), pk.seal(), header, data > 0); err != nil {
 		return err
+	}
+	if !shown && r.hasSnapshots() { // a rebuild took one over meanwhile
+		p.releaseSpare()
+		p.end(int(entries))
+		return r.applyUnit(ops, 2*entries, true)
 	}
 	defer p.end(int(entries))
 	given = own

@@ -112,7 +112,7 @@ func (c *pageCache) release(e *cachedPage) {
 func (c *pageCache) keeps(id uint64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.byID[id] != nil || c.used+index.MaxPage+bufferStep <= c.limit
+	return c.byID[id] != nil || c.used+index.MaxHeads+bufferStep <= c.limit
 }
 
 // add caches a copy of the page b.

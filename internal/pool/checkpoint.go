@@ -131,6 +131,8 @@ const (
 	dirHasPage = 1 << iota
 	dirFull
 	dirBitmap
+	dirOlder
+	dirDeep
 
 	maxDirBlock = dirSpan*(2+16+16+16+64) + index.Granule
 )
@@ -152,6 +154,12 @@ func (p *Pool) encodeDir(b []byte, d *dirBlock) []byte {
 		}
 		if c.bitmap != 0 {
 			flags |= dirBitmap
+		}
+		if c.older {
+			flags |= dirOlder
+		}
+		if c.deep {
+			flags |= dirDeep
 		}
 		b = append(b, byte(i), flags)
 		b = le.AppendUint64(b, c.newest.Epoch)
@@ -191,10 +199,12 @@ func decodeDir(b []byte, limit uint64, segShift uint, dst []decodedRef) ([]decod
 		}
 		d := decodedRef{i: int(b[0])}
 		flags := b[1]
-		if d.i <= last || d.i >= dirSpan || flags&^7 != 0 || flags&(dirFull|dirBitmap) == dirFull|dirBitmap {
+		if d.i <= last || d.i >= dirSpan || flags&^31 != 0 || flags&(dirFull|dirBitmap) == dirFull|dirBitmap ||
+			flags&dirOlder != 0 && flags&dirHasPage == 0 || flags&(dirOlder|dirDeep) == dirDeep {
 			return nil, fmt.Errorf("directory block: chunk %d flags %#x: %w", d.i, flags, ErrDamaged)
 		}
 		last = d.i
+		d.ref.older, d.ref.deep = flags&dirOlder != 0, flags&dirDeep != 0
 		d.ref.newest = block.Version{Epoch: le.Uint64(b[2:]), N: le.Uint64(b[10:])}
 		x, y := le.Uint64(b[18:]), le.Uint64(b[26:])
 		b = b[34:]

@@ -18,13 +18,19 @@ type chunkView struct {
 	view    index.View
 	discard block.Version
 	all     bool // the whole chunk was discarded after its page was written
+	layers  [2]layer
+	snaps   snapshots // set by listOwn
+	every   bool      // list also what no snapshot shows any more
 }
 
 var chunkViews = sync.Pool{New: func() any { return new(chunkView) }}
 
-// list fills v with the state of a chunk: its page with what the tables have on top. The caller is entered as a reader
-// and may hold the log's lock.
+// list fills v with the newest versions of a chunk: its page with what the tables have on top; older versions are left
+// out. The caller is entered as a reader and may hold the log's lock.
 func (r *Replica) list(v *chunkView, chunk uint64) error {
+	if r.origin != nil {
+		return r.listAll(v, chunk)
+	}
 	p := r.p
 	p.idx.mu.RLock()
 	if err := r.readable(); err != nil {
@@ -68,6 +74,93 @@ func (r *Replica) list(v *chunkView, chunk uint64) error {
 	return nil
 }
 
+// listOwn fills v with all versions of a chunk, those in history pages included, other than what a clone reads through.
+// Some of the older versions may be such that no snapshot shows any more.
+func (r *Replica) listOwn(v *chunkView, chunk uint64) error {
+	p := r.p
+	p.idx.mu.RLock()
+	if err := r.readable(); err != nil {
+		p.idx.mu.RUnlock()
+		return err
+	}
+	v.scan, v.snaps = r.applied, r.snaps
+	d := r.chunk(chunk)
+	if d == nil {
+		p.idx.mu.RUnlock()
+		v.page.Reset(block.Version{})
+		return nil
+	}
+	ref := *d
+	v.layers[0].gather(p.idx.tables[1-p.idx.active], d.heads[1-p.idx.active])
+	v.layers[1].gather(p.idx.tables[p.idx.active], d.heads[p.idx.active])
+	p.idx.mu.RUnlock()
+	if ref.page == 0 {
+		v.page.Reset(ref.tomb)
+	} else {
+		e, err := p.loadPage(r, chunk, &ref, &v.view)
+		if err != nil {
+			return err
+		}
+		v.view.Decode(&v.page)
+		p.cache.release(e)
+		if err := p.allHistory(r, chunk, &v.page); err != nil {
+			return err
+		}
+		v.page.Hist = v.page.Hist[:0]
+	}
+	for i := range v.layers {
+		v.layers[i].all = v.every
+		v.layers[i].lay(&v.page, v.snaps, r.origin != nil, nil)
+	}
+	return nil
+}
+
+// listAll fills v with all versions of a chunk. What a clone reads through is the oldest version of a block.
+func (r *Replica) listAll(v *chunkView, chunk uint64) error {
+	if err := r.listOwn(v, chunk); err != nil || r.origin == nil {
+		return err
+	}
+	o := chunkViews.Get().(*chunkView)
+	defer chunkViews.Put(o)
+	if err := r.origin.listAt(o, chunk, r.from.ver); err != nil {
+		return err
+	}
+	pg, base := &v.page, &o.page
+	old := make([]index.Old, 0, len(pg.Old))
+	at := 0
+	for b := range block.ChunkBlocks {
+		below := pg.Hole.Has(b) // an explicit hole hides what the origin has
+		oldest, own := pg.Ver[b], below || !pg.Ver[b].IsZero()
+		for ; at < len(pg.Old) && int(pg.Old[at].Block) == b; at++ {
+			if pg.Old[at].Ver.IsZero() {
+				below = true
+			} else {
+				old = append(old, pg.Old[at])
+				oldest = pg.Old[at].Ver
+			}
+		}
+		pg.Hole.Unset(b)
+		switch {
+		case below || base.Ver[b].IsZero() || own && !base.Ver[b].Less(oldest):
+		case own:
+			old = append(old, base.At(b))
+		default:
+			pg.SetNewest(base.At(b))
+		}
+	}
+	pg.Old = old
+	return nil
+}
+
+// listAt fills v with what the chunk showed at a version.
+func (r *Replica) listAt(v *chunkView, chunk uint64, at block.Version) error {
+	if err := r.listAll(v, chunk); err != nil {
+		return err
+	}
+	v.page.Rewind(at)
+	return nil
+}
+
 // overlay notes what table t has for a chunk. The index lock is held; older tables come first.
 func (p *Pool) overlay(v *chunkView, d *chunkRef, t int) {
 	x := p.idx.tables[t]
@@ -76,7 +169,7 @@ func (p *Pool) overlay(v *chunkView, d *chunkRef, t int) {
 	}
 	for n := d.heads[t]; n != 0; n = x.At(n).Next {
 		e := x.At(n)
-		if n == d.disc[t] || e.State() == index.Dead {
+		if n == d.disc[t] || !e.Visible() {
 			continue
 		}
 		i := int(e.Block() % block.ChunkBlocks)
@@ -102,14 +195,19 @@ func (r *Replica) Changed(base block.Version, from uint64, dst []uint64) (chunks
 	for {
 		r.p.idx.mu.RLock()
 		end := uint64(len(r.dir)) << dirShift
+		extent := r.extent()
+		for o := r.origin; o != nil; o = o.origin {
+			end = max(end, uint64(len(o.dir))<<dirShift)
+		}
+		end = min(end, extent)
 		stop := min(end, from+step)
 		for from < stop {
-			b := r.dir[from>>dirShift]
-			if b == nil {
+			known, newer := r.newer(base, from)
+			if !known {
 				from = (from>>dirShift + 1) << dirShift
 				continue
 			}
-			if base.Less(b.refs[from&(dirSpan-1)].newest) {
+			if newer {
 				if len(chunks) == cap(dst) {
 					r.p.idx.mu.RUnlock()
 					return chunks, from, false
@@ -123,6 +221,20 @@ func (r *Replica) Changed(base block.Version, from uint64, dst []uint64) (chunks
 			return chunks, max(from, end), true
 		}
 	}
+}
+
+// newer reports whether a chunk may have a version newer than base, and whether anything is known about it and those
+// around it. The index lock is held.
+func (r *Replica) newer(base block.Version, chunk uint64) (known, newer bool) {
+	i := chunk >> dirShift
+	if i < uint64(len(r.dir)) && r.dir[i] != nil {
+		known, newer = true, base.Less(r.dir[i].refs[chunk&(dirSpan-1)].newest)
+	}
+	if r.origin != nil && !newer && base.Less(r.from.ver) {
+		k, n := r.origin.newer(base, chunk)
+		known, newer = known || k, n
+	}
+	return known, newer
 }
 
 // ReadChunk lists a chunk into c at one moment, with c.Scan what was applied then, and reads the data of those stored

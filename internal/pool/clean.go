@@ -47,6 +47,7 @@ type cleaner struct {
 // movedBlock is a block that was copied: where its page says old it is to say new.
 type movedBlock struct {
 	key      uint64 // index.Key
+	ver      block.Version
 	old, new index.Loc
 }
 
@@ -182,7 +183,7 @@ func (c *cleaner) gather(seg uint32, again bool) error {
 		var it wal.Records
 		var rec wal.Record
 		for it.Reset(raw, &h); it.Next(&rec); {
-			if rec.Kind != wal.Write && rec.Kind != wal.MergeWrite && rec.Kind != wal.Move {
+			if rec.Kind == wal.State || len(rec.Sums) == 0 {
 				area.Skip(rec.Kind, rec.Count, rec.Lens)
 				continue
 			}
@@ -269,10 +270,13 @@ func (c *cleaner) inChunk(found []candidate, named map[uint32]uint64) ([]candida
 	defer p.cache.release(page)
 	kept := found[:0]
 	for _, x := range found {
-		i := int(x.key % block.ChunkBlocks)
-		if loc, sum, ok := c.view.Data(i); ok && loc == x.loc {
-			named[p.seg.of(loc)] += uint64(loc.Len())
-			kept = append(kept, candidate{key: x.key, loc: loc, sum: sum, ver: c.view.Version(i)})
+		o, ok, err := p.findPlace(r, chunk, &ref, &c.view, int(x.key%block.ChunkBlocks), x.loc)
+		if err != nil {
+			c.unreadable(p.seg.of(x.loc), uint64(x.loc.Len()), err)
+		}
+		if ok {
+			named[p.seg.of(o.Loc)] += uint64(o.Loc.Len())
+			kept = append(kept, candidate{key: x.key, loc: o.Loc, sum: o.Sum, ver: o.Ver})
 		}
 	}
 	if gone {
@@ -283,7 +287,7 @@ func (c *cleaner) inChunk(found []candidate, named map[uint32]uint64) ([]candida
 	defer p.idx.mu.RUnlock()
 	d := r.chunk(chunk)
 	for _, x := range found {
-		if _, ok := p.lookup(r, d, x.key&(1<<40-1)); !ok {
+		if p.needed(r, d, x.key&(1<<40-1), x.ver) {
 			kept = append(kept, x)
 		}
 	}

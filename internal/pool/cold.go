@@ -73,7 +73,7 @@ func (c *cleaner) append(w *coldWriter, x *candidate, stored []byte, birth uint6
 	} else {
 		w.packed = append(w.packed, stored...)
 	}
-	w.moves = append(w.moves, movedBlock{key: x.key, old: x.loc})
+	w.moves = append(w.moves, movedBlock{key: x.key, ver: x.ver, old: x.loc})
 	w.births += birth
 	w.blocks++
 	return nil

@@ -23,8 +23,8 @@ func (p *Pool) compactIndex() error {
 	for i := range s.images {
 		work = p.inSegments(s.images[i].r, victims, work)
 	}
-	s.work, s.next = append(s.work[:0], work...), 0
-	defer func() { s.work, s.next = s.work[:0], 0 }()
+	s.work, s.next, s.victims = append(s.work[:0], work...), 0, victims
+	defer func() { s.work, s.next, s.victims = s.work[:0], 0, nil }()
 	for s.next < len(s.work) {
 		if err := p.drainStep(); err != nil {
 			return err
@@ -71,7 +71,7 @@ func (p *Pool) sparseIndex() map[uint32]bool {
 	return victims
 }
 
-// inSegments adds to work the chunks of a replica whose pages are in the given segments, and has directory blocks that
+// inSegments adds to work the chunks of a replica whose pages are in the given segments, or history pages may be, and has directory blocks that
 // are there written again.
 func (p *Pool) inSegments(r *Replica, victims map[uint32]bool, work []uint64) []uint64 {
 	const step = 64 // directory blocks looked at in one critical section
@@ -87,7 +87,7 @@ func (p *Pool) inSegments(r *Replica, victims map[uint32]bool, work []uint64) []
 				b.dirty = true
 			}
 			for c := range b.refs {
-				if d := &b.refs[c]; d.page != 0 && !r.dying && victims[uint32(d.pageAddr()>>p.seg.shift)] {
+				if d := &b.refs[c]; d.page != 0 && !r.dying && (d.deep || victims[uint32(d.pageAddr()>>p.seg.shift)]) {
 					work = append(work, index.Key(r.slot, 0)/block.ChunkBlocks|uint64(i*dirSpan+c))
 				}
 			}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/bits"
 	"math/rand/v2"
+	"strings"
 	"sync"
 
 	"github.com/cstor-go/cstor/internal/block"
@@ -31,6 +32,9 @@ func (o *Options) setDefaults() {
 	}
 	if o.CheckpointBytes <= 0 {
 		o.CheckpointBytes = 1 << 30
+	}
+	if o.inlineBytes == 0 {
+		o.inlineBytes, o.historyBytes = index.MaxInline, index.MaxHistory
 	}
 	if o.FlushBytes <= 0 {
 		o.FlushBytes = 128 << 20
@@ -145,7 +149,7 @@ func preparePool(l *label.Label, devs []disk.Device, opt Options) *Pool {
 	p.cleaner.init(p)
 	p.pace.cond = sync.NewCond(&p.pace.mu)
 	p.upkeep.init()
-	p.drain.writer.buf = newGroup()
+	p.drain.writer.buf, p.drain.cold.buf = newGroup(), newGroup()
 	return p
 }
 
@@ -174,37 +178,26 @@ func (p *Pool) CreateReplica(name string, size int64) (*Replica, error) {
 }
 
 func (p *Pool) createReplica(name string, size int64) (*Replica, error) {
-	switch {
-	case name == "":
-		return nil, errors.New("name is empty")
-	case len(name) > MaxName:
-		return nil, fmt.Errorf("name of %d bytes: %w", len(name), ErrTooLarge)
-	case size <= 0 || size%block.SectorSize != 0:
-		return nil, fmt.Errorf("size of %d bytes is not a positive multiple of %d", size, block.SectorSize)
-	case size > MaxReplicaSize:
-		return nil, fmt.Errorf("size of %d bytes: %w", size, ErrTooLarge)
+	if err := checkName(name); err != nil {
+		return nil, err
 	}
-	r := &Replica{p: p, name: name, guid: block.NewGUID(), size: size}
+	if err := checkSize(size); err != nil {
+		return nil, err
+	}
+	r := p.newReplica(name, block.NewGUID(), size)
 	if err := p.begin(nil, 0, 0, wal.Len(wal.Create, 0, len(name)), false); err != nil {
 		return nil, err
 	}
 	err := func() error {
 		defer p.end(0)
 		p.idx.mu.RLock()
-		exists := p.idx.byName[name] != nil
-		slot := 0
-		for slot < len(p.idx.bySlot) && p.idx.bySlot[slot] != nil {
-			slot++
-		}
+		slot, err := p.freeSlot(name)
 		p.idx.mu.RUnlock()
-		if exists || slot >= MaxReplicas {
+		if err != nil {
 			p.releaseSpare()
-			if exists {
-				return ErrExists
-			}
-			return fmt.Errorf("%d replicas: %w", slot, ErrTooLarge)
+			return err
 		}
-		r.slot = uint32(slot)
+		r.slot = slot
 		if err := p.add(&wal.Record{Kind: wal.Create, Slot: r.slot, Block: uint64(size), GUID: r.guid, Name: name}, nil, 0); err != nil {
 			return err
 		}
@@ -223,6 +216,27 @@ func (p *Pool) createReplica(name string, size int64) (*Replica, error) {
 	return r, nil
 }
 
+// freeSlot returns the slot for a new replica of that name. The index lock is held.
+func (p *Pool) freeSlot(name string) (uint32, error) {
+	slot := 0
+	for slot < len(p.idx.bySlot) && p.idx.bySlot[slot] != nil {
+		slot++
+	}
+	switch {
+	case p.idx.byName[name] != nil:
+		return 0, ErrExists
+	case slot >= MaxReplicas:
+		return 0, fmt.Errorf("%d replicas: %w", slot, ErrTooLarge)
+	}
+	return uint32(slot), nil
+}
+
+func (p *Pool) newReplica(name string, guid block.GUID, size int64) *Replica {
+	r := &Replica{p: p, name: name, guid: guid}
+	r.size.Store(size)
+	return r
+}
+
 // register makes r known. The log's lock is held, or nobody else is there.
 func (p *Pool) register(r *Replica) {
 	p.idx.mu.Lock()
@@ -234,8 +248,8 @@ func (p *Pool) register(r *Replica) {
 	p.idx.mu.Unlock()
 }
 
-// DestroyReplica removes a replica with all its data. That is stable when it returns; the space counts as free at once
-// and becomes usable in the background. Wraps ErrNotFound.
+// DestroyReplica removes a replica with all its data and snapshots. That is stable when it returns; the space counts as free at once
+// and becomes usable in the background. Wraps ErrNotFound, and ErrInUse when there are clones of it.
 func (p *Pool) DestroyReplica(name string) error {
 	err := p.destroyReplica(name)
 	if err == nil {
@@ -257,6 +271,13 @@ func (p *Pool) destroyReplica(name string) error {
 	if r == nil {
 		p.releaseSpare()
 		return ErrNotFound
+	}
+	p.idx.mu.RLock()
+	clones := r.clones("")
+	p.idx.mu.RUnlock()
+	if len(clones) > 0 {
+		p.releaseSpare()
+		return fmt.Errorf("%w by %s", ErrInUse, strings.Join(clones, ", "))
 	}
 	if err := p.add(&wal.Record{Kind: wal.Destroy, Slot: r.slot, GUID: r.guid}, nil, 0); err != nil {
 		return err

@@ -84,7 +84,7 @@ func (p *Pool) due(idle, quiet bool) bool {
 	p.log.mu.Unlock()
 	p.idx.mu.RLock()
 	n := p.idx.tables[p.idx.active].Len() + p.idx.reserved
-	dying := len(p.idx.bySlot) > 0 && p.anyDying()
+	dying := p.anyDying()
 	p.idx.mu.RUnlock()
 	return p.cycles.wanted() || p.low() || p.destageDue() && p.mayClean() || p.relabelDue.Load() || n > p.idx.soft ||
 		since >= uint64(p.opt.CheckpointBytes) || dying || idle && p.freeable.Load() || quiet && n > 0
@@ -104,9 +104,10 @@ func (p *Pool) deltaFills() bool {
 	return t.Len()+p.idx.reserved > t.Cap()/8*7
 }
 
+// anyDying reports whether a replica is to be taken apart or older versions are to be given back.
 func (p *Pool) anyDying() bool {
 	for _, r := range p.idx.bySlot {
-		if r != nil && r.destroyed {
+		if r != nil && (r.destroyed || r.purge.wanted) {
 			return true
 		}
 	}
@@ -180,8 +181,8 @@ func (p *Pool) cycle() error {
 	return p.runCycle()
 }
 
-// runCycle cleans when free segments are few, drains the delta into pages, releases destroyed replicas, makes a
-// checkpoint and frees the segments that nothing refers to any more.
+// runCycle cleans when free segments are few, drains the delta into pages, releases destroyed replicas and what deleted
+// snapshots held, makes a checkpoint and frees the segments that nothing refers to any more.
 func (p *Pool) runCycle() error {
 	s := &p.drain
 	s.cycle.Lock()
@@ -220,6 +221,9 @@ func (p *Pool) runCycle() error {
 	p.thaw()
 	p.count.drains.Add(1)
 	if err := p.releaseDying(); err != nil {
+		return p.fail(err)
+	}
+	if err := p.purgeOld(); err != nil {
 		return p.fail(err)
 	}
 	if err := p.compactIndex(); err != nil {

@@ -24,6 +24,8 @@ type chunkRef struct {
 	fresh  uint16        // blocks that have data where the tables say
 	bitmap uint32        // in index.bitmaps: which blocks have data; 0: see full
 	full   bool          // without bitmap: all blocks have data (true) or none (false)
+	older  bool          // the page has or refers to older versions
+	deep   bool          // it refers to history pages
 }
 
 func packPage(addr uint64, length int) uint64 {

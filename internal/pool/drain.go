@@ -15,23 +15,34 @@ type drainState struct {
 	cycle sync.Mutex
 	mu    sync.Mutex
 
-	frozen   int          // which table
-	work     []uint64     // chunks to rewrite, in order
-	next     int          // first of work that is not done
-	total    atomic.Int64 // chunks of the frozen table; 0: it is drained
-	done     atomic.Int64 // of them
-	from     logPos       // everything before is in the frozen table or in pages
-	clock    uint64       // segments.clock there
-	spent    atomic.Int32 // segments taken for the index in this cycle
-	moves    []movedBlock // what the cleaner copied before the freeze, by key
-	nextMove int          // first of moves that is not of a chunk done
-	images   []image      // the replicas as they were there
-	released []*Replica   // taken apart, to be forgotten once that is checkpointed
+	frozen   int             // which table
+	work     []uint64        // chunks to rewrite, in order
+	next     int             // first of work that is not done
+	total    atomic.Int64    // chunks of the frozen table; 0: it is drained
+	done     atomic.Int64    // of them
+	from     logPos          // everything before is in the frozen table or in pages
+	clock    uint64          // segments.clock there
+	spent    atomic.Int32    // segments taken for the index in this cycle
+	moves    []movedBlock    // what the cleaner copied before the freeze, by key
+	nextMove int             // first of moves that is not of a chunk done
+	images   []image         // the replicas as they were there
+	released []*Replica      // taken apart, to be forgotten once that is checkpointed
+	purging  bool            // chunks are only looked at for versions that nobody shows any more
+	victims  map[uint32]bool // index segments to be emptied
 	writer   indexWriter
+	cold     indexWriter // history pages
 	page     index.Page
+	layer    layer
 	group    []drained
-	gone     []index.Loc // what the group's pages do not refer to any more
-	came     []index.Loc // where they found what the cleaner moved
+	data     changes      // of the group's pages
+	hist     []histChange // likewise
+	old      []index.Old  // scratch
+}
+
+// histChange is a history page that a chunk has now, or has not any more.
+type histChange struct {
+	ref  index.HistRef
+	sign int
 }
 
 // image is what a checkpoint says of a replica besides its directory: its state where the replay begins.
@@ -40,6 +51,8 @@ type image struct {
 	applied block.Version
 	state   []byte
 	dying   bool
+	size    int64
+	snaps   snapshots
 }
 
 // drained is a chunk of the group in the writer's buffer.
@@ -50,12 +63,14 @@ type drained struct {
 	page   uint64
 	id     uint64
 	tomb   block.Version
-	from   int // of buf
-	to     int
-	gone   int // end of its part of drainState.gone
-	count  int // blocks with data in the new page, and their bytes
+	older  bool // the page has or refers to older versions
+	deep   bool // it refers to some
+	held   int64
+	count  int // blocks whose newest version has data in the new page, and their bytes
 	data   uint32
-	came   int // of drainState.came
+	gone   int // ends of its part of drainState.data.gone, data.come and hist
+	come   int
+	hist   int
 	forget bool
 }
 
@@ -81,7 +96,7 @@ func (p *Pool) freeze() {
 	for _, r := range x.bySlot {
 		if r != nil {
 			r.dying = r.destroyed
-			s.images = append(s.images, image{r: r, applied: r.applied, state: r.state, dying: r.dying})
+			s.images = append(s.images, image{r: r, applied: r.applied, state: r.state, dying: r.dying, size: r.size.Load(), snaps: r.snaps})
 		}
 	}
 	x.room.Broadcast()
@@ -109,6 +124,11 @@ func (p *Pool) thaw() {
 	s := &p.drain
 	p.idx.tables[s.frozen].Reset() // no chunk refers to it any more, so that nobody looks into it
 	p.idx.mu.Lock()
+	for _, r := range p.idx.bySlot {
+		if r != nil {
+			r.layered[s.frozen] = false
+		}
+	}
 	p.idx.room.Broadcast()
 	p.idx.mu.Unlock()
 	s.total.Store(0)
@@ -117,27 +137,29 @@ func (p *Pool) thaw() {
 	p.cleaner.drained()
 }
 
-// drainStep rewrites the next few chunks of the work, as many as fit into one write. drain.mu is held.
+// drainStep rewrites the next few chunks of the work, about as many as fit into one write. drain.mu is held.
 func (p *Pool) drainStep() error {
 	s := &p.drain
 	w := &s.writer
-	s.group, s.gone, s.came = s.group[:0], s.gone[:0], s.came[:0]
-	for s.next < len(s.work) && w.room(index.MaxPage) && len(s.group) < 64 {
+	s.group, s.hist = s.group[:0], s.hist[:0]
+	s.data.gone, s.data.come = s.data.gone[:0], s.data.come[:0]
+	begin := s.next
+	for s.next < len(s.work) && w.room(index.MaxHeads) && s.next-begin < 64 {
 		if err := p.drainChunk(s.work[s.next]); err != nil {
-			w.buf = w.buf[:0]
+			w.buf, s.cold.buf = w.buf[:0], s.cold.buf[:0]
 			return p.fail(err)
 		}
 		s.next++
 	}
-	if len(s.group) == 0 {
-		return nil
+	if err := p.writeGroup(&s.cold); err != nil {
+		return err
 	}
 	if err := p.writeGroup(w); err != nil {
 		return err
 	}
 	p.install()
 	p.count.pagesWritten.Add(uint64(len(s.group)))
-	s.done.Add(int64(len(s.group)))
+	s.done.Add(int64(s.next - begin))
 	return nil
 }
 
@@ -145,16 +167,22 @@ func (p *Pool) drainStep() error {
 func (p *Pool) drainChunk(key uint64) error {
 	s := &p.drain
 	x := &p.idx
+	pg := &s.page
 	x.mu.RLock()
 	r := x.bySlot[key>>31]
 	chunk := key & (1<<31 - 1)
 	g := drained{r: r, chunk: chunk, old: *r.chunk(chunk), forget: r.dying}
+	snaps, clone, purge := r.snaps, r.origin != nil, r.purge.wanted
 	x.mu.RUnlock()
-	if g.forget { // its pages are released when the whole directory is
-		g.page, g.id, g.tomb = g.old.page, g.old.id, g.old.tomb
-		g.count, g.data = int(g.old.count), g.old.data
-		g.gone, g.came = len(s.gone), len(s.came)
+	done := func() {
+		g.held, g.gone, g.come, g.hist = s.data.held, len(s.data.gone), len(s.data.come), len(s.hist)
 		s.group = append(s.group, g)
+	}
+	s.data.held = 0
+	if g.forget { // its pages are released when the whole directory is
+		g.page, g.id, g.tomb, g.older, g.deep = g.old.page, g.old.id, g.old.tomb, g.old.older, g.old.deep
+		g.count, g.data = int(g.old.count), g.old.data
+		done()
 		return nil
 	}
 	cached := p.cache.keeps(g.old.id)
@@ -164,43 +192,91 @@ func (p *Pool) drainChunk(key uint64) error {
 		if err != nil {
 			return err
 		}
-		v.Decode(&s.page)
+		v.Decode(pg)
 		p.cache.release(e)
 	} else {
-		s.page.Reset(g.old.tomb)
+		pg.Reset(g.old.tomb)
 	}
-	p.merge(&s.page, &g.old)
-	s.relocate(&s.page, key)
-	g.gone, g.came = len(s.gone), len(s.came)
-	g.count, g.data = sizeOf(&s.page)
-	if v, ok := s.page.Uniform(); ok {
+	if len(snaps) > 0 || clone || g.old.older || !p.merge(pg, &g.old) {
+		s.layer.gather(x.tables[s.frozen], g.old.heads[s.frozen])
+		if s.layer.needsHistory(pg) {
+			if err := p.inlineHistory(r, chunk, pg); err != nil {
+				return err
+			}
+		}
+		s.layer.lay(pg, snaps, clone, &s.data)
+	}
+	if moves := s.movesOf(key); len(moves) > 0 {
+		s.relocate(pg, moves)
+		if err := p.relocateInHistory(r, chunk, pg, moves); err != nil {
+			return err
+		}
+	}
+	changed, hist := false, len(s.hist)
+	if purge {
+		var err error
+		if changed, err = p.prune(r, chunk, pg, snaps); err != nil {
+			return err
+		}
+	}
+	if s.victims != nil {
+		if err := p.moveHistory(r, chunk, pg); err != nil {
+			return err
+		}
+	}
+	if !changed && hist == len(s.hist) && (s.purging || s.victims != nil && !s.victims[uint32(g.old.pageAddr()>>p.seg.shift)]) {
+		return nil // looked at in vain
+	}
+	if err := p.spill(r, chunk, pg); err != nil {
+		return err
+	}
+	g.count, g.data = sizeOf(pg)
+	g.older, g.deep = len(pg.Old)+len(pg.Hist) > 0, len(pg.Hist) > 0
+	if v, ok := pg.Uniform(); ok {
 		g.tomb = v
 	} else {
+		if !s.writer.room(pg.MaxLen()) {
+			if err := p.writeGroup(&s.writer); err != nil {
+				return err
+			}
+		}
 		addr, err := p.place(&s.writer)
 		if err != nil {
 			return err
 		}
 		p.nextPageID++
-		g.id, g.from = p.nextPageID, len(s.writer.buf)
-		s.writer.buf = s.page.Encode(s.writer.buf, g.id, r.slot, chunk)
-		g.to = len(s.writer.buf)
-		g.page = packPage(addr, g.to-g.from)
+		from := len(s.writer.buf)
+		g.id = p.nextPageID
+		s.writer.buf = pg.Encode(s.writer.buf, g.id, r.slot, chunk)
+		g.page = packPage(addr, len(s.writer.buf)-from)
 		if cached {
-			p.cache.add(g.id, s.writer.buf[g.from:g.to])
+			p.cache.add(g.id, s.writer.buf[from:])
 		}
 	}
-	s.group = append(s.group, g)
+	done()
 	return nil
 }
 
-// merge applies the frozen updates of a chunk to its page and notes which data blocks go. The frozen table does not
-// change, so no lock is needed.
-func (p *Pool) merge(pg *index.Page, d *chunkRef) {
+// merge applies the frozen updates of a chunk to its page, when there is nothing but newest versions, and notes which data blocks come and go. It returns false, with nothing done, when there is more to it. The frozen
+// table does not change, so no lock is needed.
+func (p *Pool) merge(pg *index.Page, d *chunkRef) bool {
 	s := &p.drain
 	t := p.idx.tables[s.frozen]
+	var flags index.EntryFlags
+	for n := d.heads[s.frozen]; n != 0; n = t.At(n).Next {
+		e := t.At(n)
+		flags |= e.Flags()
+		if e.State() == index.Gone || e.Flags()&index.Whole != 0 && n != d.disc[s.frozen] {
+			return false
+		}
+	}
+	if flags&^(index.Whole|index.Cut) != 0 {
+		return false
+	}
+	c := &s.data
 	leave := func(i int) {
 		if pg.Stored.Has(i) {
-			s.gone = append(s.gone, pg.Loc[i])
+			c.gone = append(c.gone, pg.Loc[i])
 			pg.Stored.Unset(i)
 		}
 	}
@@ -212,7 +288,7 @@ func (p *Pool) merge(pg *index.Page, d *chunkRef) {
 	}
 	for n := d.heads[s.frozen]; n != 0; n = t.At(n).Next {
 		e := t.At(n)
-		if n == d.disc[s.frozen] || e.State() == index.Dead {
+		if !e.Visible() {
 			continue
 		}
 		i := int(e.Block() % block.ChunkBlocks)
@@ -221,18 +297,39 @@ func (p *Pool) merge(pg *index.Page, d *chunkRef) {
 		if e.State() == index.Stored {
 			pg.Stored.Set(i)
 			pg.Loc[i], pg.Sum[i] = e.Loc(), e.Sum
+			c.come = append(c.come, e.Loc())
 		}
 	}
+	return true
 }
 
-// relocate puts the new locations of blocks that the cleaner copied into their page, unless they have been overwritten.
-func (s *drainState) relocate(pg *index.Page, chunk uint64) {
-	for ; s.nextMove < len(s.moves) && s.moves[s.nextMove].key/block.ChunkBlocks <= chunk; s.nextMove++ {
-		m := &s.moves[s.nextMove]
-		i := int(m.key % block.ChunkBlocks)
-		if m.key/block.ChunkBlocks == chunk && pg.Stored.Has(i) && pg.Loc[i] == m.old {
-			pg.Loc[i] = m.new
-			s.gone, s.came = append(s.gone, m.old), append(s.came, m.new)
+// movesOf returns what the cleaner copied of a chunk.
+func (s *drainState) movesOf(chunk uint64) []movedBlock {
+	for s.nextMove < len(s.moves) && s.moves[s.nextMove].key/block.ChunkBlocks < chunk {
+		s.nextMove++
+	}
+	from := s.nextMove
+	for s.nextMove < len(s.moves) && s.moves[s.nextMove].key/block.ChunkBlocks == chunk {
+		s.nextMove++
+	}
+	return s.moves[from:s.nextMove]
+}
+
+// relocate puts the new locations of versions that the cleaner copied into their page, unless they are not there any
+// more.
+func (s *drainState) relocate(pg *index.Page, moves []movedBlock) {
+	for i := range moves {
+		m := &moves[i]
+		b := int(m.key % block.ChunkBlocks)
+		if pg.Stored.Has(b) && pg.Loc[b] == m.old {
+			pg.Loc[b] = m.new
+			s.data.move(m)
+			continue
+		}
+		at, _ := slices.BinarySearchFunc(pg.Old, index.Old{Block: uint16(b), Ver: m.ver}, index.CompareOld)
+		if at < len(pg.Old) && int(pg.Old[at].Block) == b && pg.Old[at].Stored && pg.Old[at].Loc == m.old {
+			pg.Old[at].Loc = m.new
+			s.data.move(m)
 		}
 	}
 }
@@ -242,34 +339,37 @@ func (p *Pool) install() {
 	s := &p.drain
 	x := &p.idx
 	x.mu.Lock()
-	at, came := 0, 0
-	t := x.tables[s.frozen]
+	gone, come, hist := 0, 0, 0
 	for i := range s.group {
 		g := &s.group[i]
 		d := g.r.touch(g.chunk)
-		for n := d.heads[s.frozen]; n != 0 && !g.forget; n = t.At(n).Next {
-			if e := t.At(n); e.State() == index.Stored {
-				p.seg.pageLive[p.seg.of(e.Loc())] += uint32(e.Loc().Len())
-			}
-		}
 		p.accountDrained(g.r, d, g.count, g.data)
-		for ; at < g.gone; at++ {
-			p.seg.pageLive[p.seg.of(s.gone[at])] -= uint32(s.gone[at].Len())
+		for ; gone < g.gone; gone++ {
+			p.seg.pageLive[p.seg.of(s.data.gone[gone])] -= uint32(s.data.gone[gone].Len())
 		}
-		for ; came < g.came; came++ {
-			p.seg.pageLive[p.seg.of(s.came[came])] += uint32(s.came[came].Len())
+		for ; come < g.come; come++ {
+			p.seg.pageLive[p.seg.of(s.data.come[come])] += uint32(s.data.come[come].Len())
+		}
+		for ; hist < g.hist; hist++ {
+			p.accountHistory(g.r, &s.hist[hist].ref, s.hist[hist].sign)
 		}
 		if g.forget {
 			continue
 		}
+		g.r.held += g.held
 		p.accountPage(g.r, d.page, -1)
 		p.accountPage(g.r, g.page, 1)
-		d.page, d.id, d.tomb = g.page, g.id, g.tomb
+		d.page, d.id, d.tomb, d.older, d.deep = g.page, g.id, g.tomb, g.older, g.deep
 	}
 	x.mu.Unlock()
 	for i := range s.group {
 		if g := &s.group[i]; !g.forget && g.old.page != 0 {
 			p.cache.drop(g.old.id)
+		}
+	}
+	for i := range s.hist {
+		if s.hist[i].sign < 0 {
+			p.cache.drop(s.hist[i].ref.ID)
 		}
 	}
 }
@@ -285,4 +385,12 @@ func (p *Pool) accountPage(r *Replica, page uint64, sign int) {
 	p.seg.pageLive[d.pageAddr()>>p.seg.shift] += uint32(n)
 	r.meta += int64(n)
 	r.pages += int64(sign)
+}
+
+// accountHistory does so for a history page.
+func (p *Pool) accountHistory(r *Replica, h *index.HistRef, sign int) {
+	n := h.Len() * sign
+	p.seg.pageLive[h.Addr()>>p.seg.shift] += uint32(n)
+	r.meta += int64(n)
+	r.history += int64(n)
 }

@@ -6,7 +6,10 @@ func sampleRoot(tb testing.TB) (root, dir []byte, segs int) {
 	p, _ := newMemPool(tb, 40<<20, Options{SegmentBytes: 1 << 20})
 	r, err := p.CreateReplica("vol", 8<<20)
 	must(tb, err)
-	must(tb, r.Apply([]Op{write(0, 512, 1), write(600, 3, 2), discard(1024, 512, 3)}))
+	must(tb, r.Apply([]Op{write(0, 512, 1), write(600, 3, 2), snap("s", 2), discard(1024, 512, 3), snap("t", 3), snap("u", 3)}))
+	_, err = p.Clone("copy", "vol", "s")
+	must(tb, err)
+	must(tb, r.Apply([]Op{unsnap("t", 3)}))
 	must(tb, r.SetState([]byte("x"), ver(4)))
 	must(tb, p.cycle())
 	p.drain.cycle.Lock()
@@ -22,7 +25,8 @@ func sampleRoot(tb testing.TB) (root, dir []byte, segs int) {
 
 func FuzzRoot(f *testing.F) {
 	root, _, segs := sampleRoot(f)
-	if m, err := decodeRoot(root, segs, 20); err != nil || len(m.replicas) != 1 || string(m.replicas[0].state) != "x" || m.replicas[0].applied != ver(4) {
+	if m, err := decodeRoot(root, segs, 20); err != nil || len(m.replicas) != 2 || string(m.replicas[0].state) != "x" || m.replicas[0].applied != ver(4) ||
+		len(m.replicas[0].snaps) != 2 || m.replicas[0].snaps[1].ver != ver(3) || !m.replicas[1].clone || m.replicas[1].from != "s" {
 		f.Fatal(m, err)
 	}
 	f.Add(root)
@@ -32,6 +36,11 @@ func FuzzRoot(f *testing.F) {
 			return
 		}
 		for _, r := range m.replicas {
+			for i := range r.snaps {
+				if i > 0 && r.snaps[i].ver.Less(r.snaps[i-1].ver) || r.snaps.find(r.snaps[i].name) != i {
+					t.Fatal("snapshots out of order")
+				}
+			}
 			for _, d := range r.dirs {
 				if d.addr+uint64(d.size) > uint64(segs)<<20 {
 					t.Fatal("directory outside the pool")

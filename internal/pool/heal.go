@@ -567,7 +567,7 @@ func (w *walk) inspect(x *piece, from, to uint64, lost []int) {
 func (w *walk) damaged(x *piece) {
 	p := w.p
 	d := Damage{Block: x.number, What: x.kind.String()}
-	if x.kind == piecePage {
+	if x.kind == piecePage || x.kind == pieceHistory {
 		d.Block *= block.ChunkBlocks
 	}
 	d.Device, d.Offset = p.where(x.at)

@@ -9,19 +9,79 @@ import (
 // The functions of this file put updates into the delta. Apply, Merge and replay use the same ones, so that what a
 // crash leaves behind is the same as what was in memory. The index lock is held for writing, and there is room.
 
-// entry returns the entry of a block in the active table, chained to its chunk, without the reference to its data.
-func (p *Pool) entry(r *Replica, d *chunkRef, b uint64) *index.Entry {
+// entry returns the entry of a block in the active table for version v to be put into, chained to its chunk, without the
+// reference to its data. What it said before goes on in an entry of its own when a snapshot shows it.
+func (p *Pool) entry(r *Replica, d *chunkRef, b uint64, v block.Version) (e *index.Entry, flags index.EntryFlags) {
 	x := &p.idx
 	t := x.tables[x.active]
 	e, number := t.Insert(index.Key(r.slot, b))
 	if number != 0 {
 		p.hide(r, d, b)
 		p.chain(r, d, b, e, number)
-	} else if e.State() == index.Stored {
+		return e, 0
+	}
+	state := e.State()
+	if state == index.Dead {
+		return e, 0
+	}
+	if e.Flags()&index.Replaced != 0 || len(r.snaps) > 0 && r.snaps.show(e.Version(), v) {
+		if e.Visible() && state == index.Stored {
+			d.fresh--
+		}
+		h, number := t.Add(index.Key(r.slot, b))
+		h.Copy(e)
+		p.chain(r, d, b, h, number)
+		p.replace(r, h)
+		return e, 0
+	}
+	if state == index.Stored {
 		d.fresh--
 		p.refer(r, e.Loc(), -1)
 	}
-	return e
+	if state == index.None {
+		flags = index.Cut
+	}
+	return e, flags | e.Flags()&index.Cut
+}
+
+// replace marks an entry as one that is kept for a snapshot.
+func (p *Pool) replace(r *Replica, e *index.Entry) {
+	e.Mark(index.Replaced)
+	r.layered[p.idx.active] = true
+}
+
+// retire is replace for an entry that was the newest of its block.
+func (p *Pool) retire(r *Replica, d *chunkRef, e *index.Entry) {
+	if e.Visible() && e.State() == index.Stored {
+		d.fresh--
+	}
+	p.replace(r, e)
+}
+
+// killNewer makes the table forget those versions of n blocks, other than the newest ones, that are not older than v: a
+// lower version comes now. Discards of the chunk are left alone.
+func (p *Pool) killNewer(r *Replica, d *chunkRef, b uint64, n int, v block.Version) {
+	if !r.layered[p.idx.active] || d.newest.Less(v) {
+		return
+	}
+	t := p.idx.tables[p.idx.active]
+	for i := d.heads[p.idx.active]; i != 0; i = t.At(i).Next {
+		e := t.At(i)
+		if e.Flags()&(index.Replaced|index.Under) != 0 && e.Flags()&index.Whole == 0 && e.Block()-b < uint64(n) && !e.Version().Less(v) {
+			p.kill(r, d, e)
+		}
+	}
+}
+
+// kill makes an entry say nothing any more.
+func (p *Pool) kill(r *Replica, d *chunkRef, e *index.Entry) {
+	if e.State() == index.Stored {
+		if e.Visible() {
+			d.fresh--
+		}
+		p.refer(r, e.Loc(), -1)
+	}
+	e.Set(index.Dead, 0, 0, block.Version{})
 }
 
 func (p *Pool) chain(r *Replica, d *chunkRef, b uint64, e *index.Entry, number uint32) {
@@ -51,6 +111,7 @@ func (p *Pool) insertData(r *Replica, b uint64, area wal.Area, lens []uint8, sum
 		most := min(len(sums), block.ChunkBlocks-in)
 		d := r.touch(b / block.ChunkBlocks)
 		r.pending -= p.pendingOf(d)
+		p.killNewer(r, d, b, most, v)
 		n := 0
 		for ; n < most; n++ {
 			length := uint8(wal.MaxLen)
@@ -60,7 +121,9 @@ func (p *Pool) insertData(r *Replica, b uint64, area wal.Area, lens []uint8, sum
 				}
 			}
 			loc := index.MakeLoc(area.Next(length), int(length)*wal.Granule)
-			p.entry(r, d, b+uint64(n)).Set(index.Stored, loc, sums[n], v)
+			e, flags := p.entry(r, d, b+uint64(n), v)
+			e.Set(index.Stored, loc, sums[n], v)
+			e.Mark(flags)
 			d.fresh++
 			p.refer(r, loc, 1)
 		}
@@ -86,8 +149,11 @@ func (p *Pool) insertGone(r *Replica, b, count uint64, state index.EntryState, v
 		if n == block.ChunkBlocks && state == index.Tombstone {
 			p.insertChunkDiscard(r, d, b, v)
 		} else {
+			p.killNewer(r, d, b, n, v)
 			for i := range n {
-				p.entry(r, d, b+uint64(i)).Set(state, 0, 0, v)
+				e, flags := p.entry(r, d, b+uint64(i), v)
+				e.Set(state, 0, 0, v)
+				e.Mark(flags)
 			}
 		}
 		r.stored += int64(p.idx.bitmaps.set(d, in, n, false))
@@ -106,21 +172,97 @@ func (p *Pool) insertChunkDiscard(r *Replica, d *chunkRef, b uint64, v block.Ver
 	p.hideChunk(r, d)
 	for i := d.heads[x.active]; i != 0; i = t.At(i).Next {
 		e := t.At(i)
-		if i == d.disc[x.active] {
+		switch state := e.State(); {
+		case state == index.Dead || i == d.disc[x.active]:
+		case state == index.Gone:
+			if e.Version() == v && e.Flags() == 0 {
+				p.kill(r, d, e)
+			}
+		case state == index.None || e.Flags()&index.Cut != 0: // goes on taking away what older layers have
+			if !r.snaps.show(e.Version(), v) {
+				p.kill(r, d, e)
+				e.Set(index.None, 0, 0, block.Version{})
+			}
+			p.retire(r, d, e)
+		case e.Visible() && r.snaps.show(e.Version(), v):
+			p.retire(r, d, e)
+		case e.Visible() || !e.Version().Less(v):
+			p.kill(r, d, e)
+		}
+	}
+	if i := d.disc[x.active]; i != 0 && r.snaps.show(t.At(i).Version(), v) {
+		p.replace(r, t.At(i))
+	} else if i != 0 {
+		t.At(i).Set(index.Dead, 0, 0, block.Version{})
+	}
+	e, number := t.Add(index.Key(r.slot, b)) // never in place: the order of the entries says what came after it
+	p.chain(r, d, b, e, number)
+	e.Set(index.Tombstone, 0, 0, v)
+	e.Mark(index.Whole)
+	d.disc[x.active] = number
+}
+
+// insertUnder adds a version of a block below newer ones, of so many granules of area, 0: without data.
+func (p *Pool) insertUnder(r *Replica, b uint64, area *wal.Area, granules uint8, sum uint32, v block.Version) {
+	e, number := p.idx.tables[p.idx.active].Add(index.Key(r.slot, b))
+	p.chain(r, r.touch(b/block.ChunkBlocks), b, e, number)
+	if granules == 0 {
+		e.Set(index.Tombstone, 0, 0, v)
+	} else {
+		loc := index.MakeLoc(area.Next(granules), int(granules)*wal.Granule)
+		e.Set(index.Stored, loc, sum, v)
+		p.refer(r, loc, 1)
+	}
+	e.Mark(index.Under)
+	r.layered[p.idx.active] = true
+}
+
+// insertWithout takes exactly one version of a block away. When it is the newest one, the caller puts another in its
+// place.
+func (p *Pool) insertWithout(r *Replica, b uint64, v block.Version) {
+	x := &p.idx
+	t := x.tables[x.active]
+	d := r.touch(b / block.ChunkBlocks)
+	r.pending -= p.pendingOf(d)
+	defer func() { r.pending += p.pendingOf(d) }()
+	if e := t.Find(index.Key(r.slot, b)); e != nil && e.Visible() && e.Version() == v {
+		cut := e.State() == index.None || e.Flags()&index.Cut != 0
+		if p.kill(r, d, e); cut {
+			e.Set(index.None, 0, 0, block.Version{})
+		}
+	}
+	for i := d.heads[x.active]; r.layered[x.active] && i != 0; i = t.At(i).Next {
+		if e := t.At(i); e.Flags()&(index.Replaced|index.Under) != 0 && e.Flags()&index.Whole == 0 && e.Block() == b && e.Version() == v {
+			cut := e.State() == index.None || e.Flags()&index.Cut != 0
+			if p.kill(r, d, e); cut {
+				e.Set(index.None, 0, 0, block.Version{})
+				p.replace(r, e)
+			}
+		}
+	}
+	e, number := t.Add(index.Key(r.slot, b))
+	p.chain(r, d, b, e, number)
+	e.Set(index.Gone, 0, 0, v)
+}
+
+// passOver makes n blocks, to which a rebuild gives version v, forget what the active table has of discards of their
+// whole chunk, as far as these are not older.
+func (p *Pool) passOver(r *Replica, b uint64, n int, v block.Version) {
+	x := &p.idx
+	t := x.tables[x.active]
+	d := r.touch(b / block.ChunkBlocks)
+	for i := d.heads[x.active]; i != 0; i = t.At(i).Next {
+		if e := t.At(i); e.Flags()&index.Whole == 0 || e.Version().Less(v) {
 			continue
 		}
-		if e.State() == index.Stored {
-			d.fresh--
-			p.refer(r, e.Loc(), -1)
+		for k := range uint64(n) {
+			e, number := t.Add(index.Key(r.slot, b+k))
+			p.chain(r, d, b, e, number)
+			e.Set(index.Gone, 0, 0, v)
+			e.Mark(index.Cut)
 		}
-		e.Set(index.Dead, 0, 0, block.Version{})
+		return
 	}
-	if d.disc[x.active] == 0 {
-		e, number := t.Add(index.Key(r.slot, b))
-		p.chain(r, d, b, e, number)
-		d.disc[x.active] = number
-	}
-	t.At(d.disc[x.active]).Set(index.Tombstone, 0, 0, v)
 }
 
 // entriesOfDiscard returns how many entries a discard takes at most: one for each whole chunk, one for each block of
@@ -141,7 +283,7 @@ func (p *Pool) lookup(r *Replica, d *chunkRef, b uint64) (e *index.Entry, found 
 		if d.heads[t] == 0 {
 			continue
 		}
-		if e := x.tables[t].Find(index.Key(r.slot, b)); e != nil && e.State() != index.Dead {
+		if e := x.tables[t].Find(index.Key(r.slot, b)); e != nil && e.Visible() {
 			return e, true
 		}
 		if d.disc[t] != 0 {

@@ -146,7 +146,7 @@ func (p *Pool) addPacked(r *wal.Record, data, packed []byte, rec int) error {
 		fits := func(n int) bool {
 			cut(done, n)
 			raw, pk := wal.DataLen(part_.Kind, part_.Count, part_.Lens)
-			hb := blocksFor(len(w.hdr) + wal.Len(part_.Kind, part_.Count, len(part_.Name)) + len(part_.Lens))
+			hb := blocksFor(len(w.hdr) + wal.Len(part_.Kind, part_.Count, len(part_.Name)+len(part_.From)) + len(part_.Lens))
 			return hb <= wal.MaxHeaderBlocks && hb+wal.AreaBlocks(w.raw+raw, w.packed+pk) <= space
 		}
 		n := blocks - done

@@ -84,18 +84,26 @@ func (c *cleaner) lookAtNext() (over bool) {
 		return false // what it refers to stays where it is
 	}
 	defer p.cache.release(page)
+	old, err := p.olderVersions(r, chunk, &ref, &c.view)
+	if err != nil {
+		return false
+	}
 	p.idx.mu.RLock()
 	defer p.idx.mu.RUnlock()
 	d = r.chunk(chunk)
+	look := func(o index.Old) {
+		b := chunk*block.ChunkBlocks + uint64(o.Block)
+		if o.Stored && l.now[p.seg.of(o.Loc)] && p.needed(r, d, b, o.Ver) {
+			c.found = append(c.found, candidate{key: index.Key(r.slot, b), loc: o.Loc, sum: o.Sum, ver: o.Ver})
+		}
+	}
 	for i := range block.ChunkBlocks {
-		loc, sum, ok := c.view.Data(i)
-		if !ok || !l.now[p.seg.of(loc)] {
-			continue
+		if loc, sum, ok := c.view.Data(i); ok {
+			look(index.Old{Block: uint16(i), Ver: c.view.Version(i), Loc: loc, Sum: sum, Stored: true})
 		}
-		b := chunk*block.ChunkBlocks + uint64(i)
-		if _, ok := p.lookup(r, d, b); !ok {
-			c.found = append(c.found, candidate{key: index.Key(r.slot, b), loc: loc, sum: sum, ver: c.view.Version(i)})
-		}
+	}
+	for i := range old {
+		look(old[i])
 	}
 	return false
 }

@@ -5,9 +5,12 @@ import (
 	"slices"
 
 	"github.com/cstor-go/cstor/internal/block"
-	"github.com/cstor-go/cstor/internal/pool/index"
 	"github.com/cstor-go/cstor/internal/pool/wal"
 )
+
+// mergeEntries is the number of index entries that a merge may need: for each block its new version, the one before it
+// if a snapshot shows that, and what passes over discards of the chunk.
+const mergeEntries = 3 * block.ChunkBlocks
 
 // mergeRun is consecutive blocks of a merge that are treated alike.
 type mergeRun struct {
@@ -22,6 +25,10 @@ type mergeRun struct {
 // to Apply, and after a crash all or nothing of it is there. Applied stays. The newest version of the chunk becomes
 // that of the blocks it then has. When a block must be taken whose data is not in c, nothing is done and ErrStaleChunk
 // is returned. Wraps ErrNoSpace when there is no room for c's data.
+//
+// A chunk that lists newest versions only leaves older versions alone, apart from those that are not older than what is
+// taken. One with all versions, as ReadVersions makes it, makes those of its blocks what the source has, and the
+// snapshots that the source had when it listed them come with it; SetSnapshots is called first.
 func (r *Replica) Merge(c *Chunk) (MergeResult, error) {
 	res, err := r.merge(c)
 	if err != nil {
@@ -37,6 +44,9 @@ func (r *Replica) merge(c *Chunk) (res MergeResult, err error) {
 	}
 	if len(c.Data) != len(c.DataOf)*block.Size || !slices.IsSorted(c.DataOf) {
 		return res, fmt.Errorf("%d blocks named, %d bytes of data", len(c.DataOf), len(c.Data))
+	}
+	if c.Snapshots != nil {
+		return r.mergeVersions(c)
 	}
 	var at [block.ChunkBlocks]int // in c.Data, plus one
 	for i, b := range c.DataOf {
@@ -65,12 +75,12 @@ func (r *Replica) merge(c *Chunk) (res MergeResult, err error) {
 	for i, b := range c.DataOf {
 		pk.add(r, c.Data[i*block.Size:(i+1)*block.Size], c.Sums[b:b+1])
 	}
-	err = p.begin(r, block.ChunkBlocks, pk.seal(), block.ChunkBlocks*(wal.RecordLen+5)+wal.RecordLen, len(c.DataOf) > 0)
+	err = p.begin(r, mergeEntries, pk.seal(), block.ChunkBlocks*(wal.RecordLen+5)+wal.RecordLen, len(c.DataOf) > 0)
 	ticket = p.read.enter()
 	if err != nil {
 		return res, err
 	}
-	defer p.end(block.ChunkBlocks)
+	defer p.end(mergeEntries)
 	if err := r.list(v, c.Index); err != nil {
 		p.releaseSpare()
 		return res, err
@@ -79,7 +89,7 @@ func (r *Replica) merge(c *Chunk) (res MergeResult, err error) {
 	var runs []mergeRun
 	for i := range blocks {
 		local := v.page.Ver[i]
-		run := mergeRun{from: i, count: 1, ver: c.Versions[i]}
+		run := mergeRun{from: i, count: 1, ver: c.Versions[i]} // ver is zero for a block to drop
 		final := c.Versions[i]
 		switch block.Resolve(local, c.Versions[i], c.Scan) {
 		case block.Keep:
@@ -120,6 +130,11 @@ func (r *Replica) merge(c *Chunk) (res MergeResult, err error) {
 		p.releaseSpare()
 		return res, nil
 	}
+	for i := blocks; i < block.ChunkBlocks; i++ { // what was cut off
+		if newest.Less(v.page.Ver[i]) {
+			newest = v.page.Ver[i]
+		}
+	}
 	return res, r.appendMerge(c, base, runs, newest, pk)
 }
 
@@ -151,21 +166,21 @@ func (r *Replica) appendMerge(c *Chunk, base uint64, runs []mergeRun, newest blo
 	p.idx.mu.Lock()
 	for i := range runs {
 		x := &runs[i]
-		switch x.kind {
-		case wal.MergeWrite:
-			for len(parts) > 0 && parts[0].rec == i {
-				f := x.from + parts[0].first
-				p.insertData(r, base+uint64(f), parts[0].area, parts[0].lens, c.Sums[f:f+parts[0].count], x.ver)
-				p.count.blocksWritten.Add(uint64(parts[0].count))
-				parts = parts[1:]
-			}
-		case wal.MergeDiscard:
-			p.insertGone(r, base+uint64(x.from), uint64(x.count), index.Tombstone, x.ver)
-		case wal.MergeDrop:
-			p.insertGone(r, base+uint64(x.from), uint64(x.count), index.None, block.Version{})
+		rec := wal.Record{Kind: x.kind, Slot: r.slot, Block: base + uint64(x.from), Count: uint32(x.count), Version: x.ver}
+		if x.kind != wal.MergeWrite {
+			p.indexMerge(r, &rec, wal.Area{})
+			continue
+		}
+		for len(parts) > 0 && parts[0].rec == i {
+			f := x.from + parts[0].first
+			rec.Block, rec.Count, rec.Sums, rec.Lens = base+uint64(f), uint32(parts[0].count), c.Sums[f:f+parts[0].count], parts[0].lens
+			p.indexMerge(r, &rec, parts[0].area)
+			p.count.blocksWritten.Add(uint64(parts[0].count))
+			parts = parts[1:]
 		}
 	}
 	r.touch(c.Index).newest = newest
+	r.changes++
 	p.idx.mu.Unlock()
 	pk.count(&p.count)
 	return nil

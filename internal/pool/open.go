@@ -118,16 +118,25 @@ func (p *Pool) load(ring *label.Ring) error {
 			return fmt.Errorf("replica %s: %w", m.replicas[i].name, err)
 		}
 	}
+	for i := range m.replicas {
+		if x := &m.replicas[i]; x.clone {
+			if err := p.attach(p.idx.bySlot[x.slot], x.origin, x.from); err != nil {
+				return fmt.Errorf("replica %s: %w", x.name, err)
+			}
+		}
+	}
 	p.log.pos, p.drain.from = m.from, m.from
 	p.appended.Store(m.from.seq - 1)
 	p.flush.stable.Store(m.appended)
 	return nil
 }
 
+// loadReplica makes a replica of the checkpoint known.
 func (p *Pool) loadReplica(m *replicaImage) error {
-	r := &Replica{p: p, name: m.name, guid: m.guid, size: m.size, slot: m.slot, applied: m.applied, state: m.state}
-	if r.size <= 0 || p.idx.byName[r.name] != nil && !m.dying {
-		return fmt.Errorf("size %d or name: %w", r.size, ErrDamaged)
+	r := p.newReplica(m.name, m.guid, m.size)
+	r.slot, r.applied, r.state, r.snaps, r.purge = m.slot, m.applied, m.state, m.snaps, m.purge
+	if m.size <= 0 || p.idx.byName[r.name] != nil && !m.dying {
+		return fmt.Errorf("size %d or name: %w", m.size, ErrDamaged)
 	}
 	other := p.idx.byName[r.name]
 	p.register(r)
@@ -137,9 +146,10 @@ func (p *Pool) loadReplica(m *replicaImage) error {
 			p.idx.byName[r.name] = other
 		}
 	}
+	r.held, r.history, r.meta = m.held, m.history, m.history
 	var refs []decodedRef
 	for _, d := range m.dirs {
-		if d.index > r.chunks()>>dirShift || uint64(len(r.dir)) > d.index {
+		if uint64(len(r.dir)) > d.index {
 			return fmt.Errorf("directory block %d: %w", d.index, ErrDamaged)
 		}
 		buf := make([]byte, d.size)

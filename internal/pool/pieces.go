@@ -21,6 +21,7 @@ type piece struct {
 	slot     uint32 // replica
 	number   uint64 // block, or chunk
 	id       uint64 // page
+	hist     *index.HistRef
 	known    []byte // the content itself
 }
 
@@ -32,16 +33,17 @@ const (
 	pieceHeader                  // of a batch
 	pieceZero                    // padding
 	piecePage                    // index page
+	pieceHistory                 // history page
 	pieceDir                     // directory block
 	pieceRoot                    // part of the root of the newest checkpoint
 )
 
 func (k pieceKind) String() string {
-	return [...]string{"data", "state record", "batch header", "padding", "index page", "directory block", "checkpoint"}[k]
+	return [...]string{"data", "state record", "batch header", "padding", "index page", "history page", "directory block", "checkpoint"}[k]
 }
 
 // ofReplica reports whether slot says whose it is.
-func (k pieceKind) ofReplica() bool { return k == pieceBlock || k == piecePage || k == pieceDir }
+func (k pieceKind) ofReplica() bool { return k == pieceBlock || k == piecePage || k == pieceHistory || k == pieceDir }
 
 func (x *piece) end() uint64 { return x.at + uint64(x.n) }
 
@@ -59,6 +61,9 @@ func (x *piece) right(b, buf []byte) bool {
 	case piecePage:
 		var v index.View
 		return v.Open(b, x.id, x.slot, x.number, false) == nil
+	case pieceHistory:
+		var v index.OldView
+		return index.OpenHistory(&v, b, x.hist, x.slot, x.number, false) == nil
 	default:
 		return block.Sum(b) == x.sum
 	}
@@ -237,7 +242,42 @@ func (p *Pool) fillChunk(c *chunkPieces) error {
 			c.data = append(c.data, blockAt{i, c.page.Loc[i], c.page.Sum[i]})
 		}
 	}
+	if err := p.allHistory(r, c.number, &c.page); err != nil {
+		if isDamage(err) {
+			c.err = err
+			return nil
+		}
+		return err
+	}
+	for i := range c.page.Old {
+		if x := &c.page.Old[i]; x.Stored {
+			c.data = append(c.data, blockAt{int(x.Block), x.Loc, x.Sum})
+		}
+	}
 	return nil
+}
+
+// histories returns what the page of a chunk says of its history pages.
+func (p *Pool) histories(r *Replica, number uint64) ([]index.HistRef, error) {
+	ticket := p.read.enter()
+	defer p.read.leave(ticket)
+	p.idx.mu.RLock()
+	d := r.chunk(number)
+	if r.destroyed || d == nil || d.page == 0 {
+		p.idx.mu.RUnlock()
+		return nil, nil
+	}
+	ref := *d
+	p.idx.mu.RUnlock()
+	var v index.View
+	e, err := p.loadPage(r, number, &ref, &v)
+	if err != nil {
+		return nil, err
+	}
+	var pg index.Page
+	v.Decode(&pg)
+	p.cache.release(e)
+	return pg.Hist, nil
 }
 
 // maxRefs bounds the bytes of the index whose places are in memory at a time.
@@ -263,8 +303,10 @@ func (w *walk) gather(seg uint32) error {
 			w.refs = append(w.refs, x)
 		}
 	}
+	var deep []uint64 // chunks of the directory block that refer to history pages
 	for slot := range slots {
 		for i := 0; ; i++ {
+			deep = deep[:0]
 			p.idx.mu.RLock()
 			r := p.idx.bySlot[slot]
 			if r == nil || i >= len(r.dir) {
@@ -278,10 +320,23 @@ func (w *walk) gather(seg uint32) error {
 				for c := range b.refs {
 					if d := &b.refs[c]; d.page != 0 {
 						add(piece{at: d.pageAddr(), n: uint32(d.pageLen()), kind: piecePage, slot: r.slot, number: uint64(i*dirSpan + c), id: d.id})
+						if d.deep {
+							deep = append(deep, uint64(i*dirSpan+c))
+						}
 					}
 				}
 			}
 			p.idx.mu.RUnlock()
+			for _, number := range deep {
+				refs, err := p.histories(r, number)
+				if err != nil && !isDamage(err) { // a damaged page is found by itself
+					return err
+				}
+				for k := range refs {
+					h := &refs[k]
+					add(piece{at: h.Addr(), n: uint32(h.Len()), kind: pieceHistory, slot: r.slot, number: number, id: h.ID, hist: h})
+				}
+			}
 		}
 		if err := w.pace(0); err != nil {
 			return err

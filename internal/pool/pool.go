@@ -42,6 +42,10 @@ var (
 	ErrExists = errors.New("replica exists")
 	// ErrNotFound is wrapped when no replica of that name exists, or when it has been destroyed.
 	ErrNotFound = errors.New("no such replica")
+	// ErrInUse is wrapped when a snapshot or replica cannot go because clones show what it has; the error names them.
+	ErrInUse = errors.New("in use")
+	// ErrNoSnapshot is wrapped when a replica has no snapshot of that name.
+	ErrNoSnapshot = errors.New("no such snapshot")
 	// ErrChecksum is wrapped by reads of damaged blocks or damaged index pages; see ChecksumError for where.
 	ErrChecksum = errors.New("checksum mismatch")
 	// ErrStaleChunk is returned by Merge when a block must be taken whose data is not in the chunk, because the puller's
@@ -82,6 +86,8 @@ const (
 	MaxName = 255
 	// MaxState is the largest state record of a replica in bytes.
 	MaxState = 64 << 10
+	// MaxSnapshots is the number of snapshots that a replica can have.
+	MaxSnapshots = 1024
 	// MaxWriteBlocks is the largest Count of an OpWrite.
 	MaxWriteBlocks = 8192
 )
@@ -122,6 +128,9 @@ type Options struct {
 	NoDiscard bool
 	// Log receives what an operator should know. Default: nothing is logged.
 	Log *slog.Logger
+
+	inlineBytes  int // of older versions in a page, set by tests
+	historyBytes int // of a history page, likewise
 }
 
 // Stats is a snapshot of a pool's counters. Sizes are bytes.

@@ -63,10 +63,23 @@ func (p *Pool) release(r *Replica, left *int) (done bool, err error) {
 				}
 				v.Decode(pg)
 				p.cache.release(e)
+				if err := p.allHistory(r, uint64(i*dirSpan+c), pg); err != nil {
+					return false, err
+				}
 				p.cache.drop(old.id)
 			}
 			p.idx.mu.Lock()
 			b.dirty = true
+			for j := range pg.Hist {
+				p.accountHistory(r, &pg.Hist[j], -1)
+				p.cache.drop(pg.Hist[j].ID)
+			}
+			for j := range pg.Old {
+				if o := &pg.Old[j]; o.Stored {
+					p.seg.pageLive[p.seg.of(o.Loc)] -= uint32(o.Loc.Len())
+					r.held -= int64(o.Loc.Len())
+				}
+			}
 			for j := range pg.Ver {
 				if pg.Stored.Has(j) {
 					p.seg.pageLive[p.seg.of(pg.Loc[j])] -= uint32(pg.Loc[j].Len())

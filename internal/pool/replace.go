@@ -36,7 +36,7 @@ type leaver struct {
 func (p *Pool) Replace(old block.GUID, dev disk.Device) error {
 	p.upkeep.change.Lock()
 	defer p.upkeep.change.Unlock()
-	m, err := p.replace(old, dev)
+	m, err := p.replaceDevice(old, dev)
 	if err != nil {
 		return p.wrap(fmt.Sprintf("replace device %v by %s", old, dev.Name()), err)
 	}
@@ -47,7 +47,7 @@ func (p *Pool) Replace(old block.GUID, dev disk.Device) error {
 	return nil
 }
 
-func (p *Pool) replace(old block.GUID, dev disk.Device) (*member, error) {
+func (p *Pool) replaceDevice(old block.GUID, dev disk.Device) (*member, error) {
 	if err := p.usable(); err != nil {
 		return nil, err
 	}

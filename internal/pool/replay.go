@@ -251,12 +251,20 @@ func (p *Pool) replayBatch(h *wal.Header, b []byte) error {
 }
 
 func (p *Pool) replayRecord(rec *wal.Record, area wal.Area) error {
-	if rec.Kind == wal.Create {
+	if rec.Kind == wal.Create || rec.Kind == wal.Clone {
 		if rec.Slot >= MaxReplicas || int(rec.Slot) < len(p.idx.bySlot) && p.idx.bySlot[rec.Slot] != nil ||
 			p.idx.byName[rec.Name] != nil || rec.Block == 0 || rec.Block > MaxReplicaSize {
 			return fmt.Errorf("create of replica %s: %w", rec.Name, ErrDamaged)
 		}
-		p.register(&Replica{p: p, name: rec.Name, guid: rec.GUID, size: int64(rec.Block), slot: rec.Slot})
+		r := p.newReplica(rec.Name, rec.GUID, int64(rec.Block))
+		r.slot = rec.Slot
+		if rec.Kind == wal.Clone {
+			r.applied = rec.Version
+			if err := p.attach(r, rec.Count, rec.From); err != nil {
+				return err
+			}
+		}
+		p.register(r)
 		return nil
 	}
 	if int(rec.Slot) >= len(p.idx.bySlot) || p.idx.bySlot[rec.Slot] == nil {
@@ -282,20 +290,24 @@ func (p *Pool) replayRecord(rec *wal.Record, area wal.Area) error {
 		}
 		r.applied = rec.Version
 		return p.replayState(r, rec, area.Raw)
+	case wal.Snapshot, wal.DeleteSnapshot, wal.TakeSnapshot, wal.DropSnapshot, wal.Resize:
+		if rec.Kind == wal.Resize && (rec.Block == 0 || rec.Block > MaxReplicaSize) {
+			return fmt.Errorf("replica %s: size %d: %w", r.name, rec.Block, ErrDamaged)
+		}
+		r.indexPoint(rec)
+		return nil
 	}
-	if rec.Block >= r.blocks() || uint64(rec.Count) > r.blocks()-rec.Block {
+	if most := blocksOf(MaxReplicaSize); rec.Block >= most || uint64(rec.Count) > most-rec.Block { // snapshots may be larger
 		return fmt.Errorf("replica %s: blocks %d+%d: %w", r.name, rec.Block, rec.Count, ErrDamaged)
 	}
 	p.replayRoom(rec)
 	switch rec.Kind {
-	case wal.Write, wal.MergeWrite:
+	case wal.Write:
 		p.insertData(r, rec.Block, area, rec.Lens, rec.Sums, rec.Version)
-	case wal.Discard, wal.DiscardPart, wal.MergeDiscard:
+	case wal.Discard, wal.DiscardPart:
 		p.insertGone(r, rec.Block, uint64(rec.Count), index.Tombstone, rec.Version)
-	case wal.MergeDrop:
-		p.insertGone(r, rec.Block, uint64(rec.Count), index.None, block.Version{})
-	case wal.MergeNewest:
-		r.touch(rec.Block / block.ChunkBlocks).newest = rec.Version
+	case wal.MergeWrite, wal.MergeDiscard, wal.MergeDrop, wal.MergeNewest, wal.MergeOldWrite, wal.MergeOldDiscard, wal.MergeGone:
+		p.indexMerge(r, rec, area)
 	default:
 		return fmt.Errorf("record of kind %d: %w", rec.Kind, ErrDamaged)
 	}
@@ -311,6 +323,12 @@ func (p *Pool) replayRoom(rec *wal.Record) {
 	n := uint64(rec.Count)
 	if rec.Kind == wal.Discard || rec.Kind == wal.DiscardPart || rec.Kind == wal.MergeDiscard {
 		n = entriesOfDiscard(rec.Block, n)
+	}
+	switch {
+	case rec.Kind == wal.MergeWrite || rec.Kind == wal.MergeDiscard || rec.Kind == wal.MergeDrop:
+		n = mergeEntries / block.ChunkBlocks * uint64(rec.Count)
+	case len(p.idx.bySlot[rec.Slot].snaps) > 0:
+		n *= 2
 	}
 	t := p.idx.tables[p.idx.active]
 	if t.Len()+int(n) > t.Cap() {

@@ -10,19 +10,25 @@ import (
 type OpKind uint8
 
 const (
-	OpWrite   OpKind = iota + 1 // Count blocks of data
-	OpDiscard                   // Count blocks read as zeroes afterwards; their version is remembered
-	OpMark                      // no blocks; only advances Applied (an opened epoch, for example)
+	OpWrite          OpKind = iota + 1 // Count blocks of data
+	OpDiscard                          // Count blocks read as zeroes afterwards; their version is remembered
+	OpMark                             // no blocks; only advances Applied (an opened epoch, for example)
+	OpSnapshot                         // from now on Name shows what the replica shows at Version
+	OpDeleteSnapshot                   // the snapshot Name goes
+	OpResize                           // the replica has Size bytes
 )
 
-// Op is one operation of a replica's write order.
+// Op is one operation of a replica's write order. What it says holds again when it is repeated: a snapshot of the same
+// name and version exists already, a snapshot to delete is gone already.
 type Op struct {
 	Kind    OpKind
 	Block   uint64        // first block
 	Count   uint32        // blocks
-	Version block.Version // not zero for OpWrite and OpDiscard
+	Version block.Version // not zero, except for OpMark
 	Data    []byte        // OpWrite: Count*4096 bytes, borrowed during Apply only
 	Sums    []uint32      // OpWrite: CRC-32C of each block, already verified; nil: the engine computes them
+	Name    string        // OpSnapshot, OpDeleteSnapshot
+	Size    int64         // OpResize: bytes, a multiple of 512; what is cut off reads as zeroes when it comes back
 }
 
 // Chunk is the content of 512 blocks of a replica, or that part of it which a puller lacks.
@@ -34,6 +40,27 @@ type Chunk struct {
 	Stored   [block.ChunkBlocks]bool   // has data; false: hole or tombstone
 	Data     []byte                    // the 4 KiB blocks named in DataOf, in that order
 	DataOf   []uint16                  // block indexes within the chunk, ascending
+
+	// A chunk with all versions, as ReadVersions makes it; Snapshots is nil in one that lists newest versions only.
+	First, Count int        // the blocks of the chunk that are listed; others are not spoken of
+	Snapshots    []Snapshot // of the source
+	Old          []OldBlock // versions that only snapshots show, by block, the newest first
+	OldData      []byte     // the 4 KiB blocks of those in Old that have HasData, in that order
+}
+
+// OldBlock is a version of a block that only snapshots show.
+type OldBlock struct {
+	Block   uint16 // within the chunk
+	Version block.Version
+	Sum     uint32 // ZeroSum unless Stored
+	Stored  bool   // has data; false: tombstone
+	HasData bool   // its data is in the chunk
+}
+
+// BlockVersion names a version of a block within a chunk.
+type BlockVersion struct {
+	Block   uint16
+	Version block.Version
 }
 
 // MergeResult counts what Merge did.

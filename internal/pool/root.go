@@ -30,6 +30,13 @@ type replicaImage struct {
 	state   []byte
 	dying   bool
 	dirs    []dirImage
+	held    int64 // bytes of older versions in pages and history pages
+	history int64 // bytes of history pages
+	snaps   snapshots
+	purge   purge
+	clone   bool
+	origin  uint32
+	from    string
 }
 
 type dirImage struct {
@@ -95,7 +102,7 @@ func encodeReplica(b []byte, m *image) []byte {
 	b = append(b, r.guid[:]...)
 	b = binary.AppendUvarint(b, uint64(len(r.name)))
 	b = append(b, r.name...)
-	b = binary.AppendUvarint(b, uint64(r.size))
+	b = binary.AppendUvarint(b, uint64(m.size))
 	b = binary.AppendUvarint(b, m.applied.Epoch)
 	b = binary.AppendUvarint(b, m.applied.N)
 	if m.dying {
@@ -120,7 +127,38 @@ func encodeReplica(b []byte, m *image) []byte {
 			b = binary.LittleEndian.AppendUint32(b, d.sum)
 		}
 	}
-	return b
+	return encodeVersions(b, m)
+}
+
+// encodeVersions appends what a root says about the snapshots of a replica and about its origin. The index lock is
+// held.
+func encodeVersions(b []byte, m *image) []byte {
+	r := m.r
+	b = binary.AppendUvarint(b, uint64(r.held))
+	b = binary.AppendUvarint(b, uint64(r.history))
+	b = binary.AppendUvarint(b, uint64(len(m.snaps)))
+	for i := range m.snaps {
+		x := &m.snaps[i]
+		b = binary.AppendUvarint(b, uint64(len(x.name)))
+		b = append(b, x.name...)
+		b = binary.AppendUvarint(b, x.ver.Epoch)
+		b = binary.AppendUvarint(b, x.ver.N)
+		b = binary.AppendUvarint(b, uint64(x.size))
+		b = binary.AppendUvarint(b, uint64(x.refd))
+	}
+	next := uint64(0) // what is still to be purged; the log may have more to purge behind this place
+	if r.purge.wanted {
+		if next = 1; !r.purge.again {
+			next += r.purge.next
+		}
+	}
+	b = binary.AppendUvarint(b, next)
+	if r.origin == nil || m.dying {
+		return binary.AppendUvarint(b, 0)
+	}
+	b = binary.AppendUvarint(b, uint64(r.origin.slot)+1)
+	b = binary.AppendUvarint(b, uint64(len(r.from.name)))
+	return append(b, r.from.name...)
 }
 
 // rootReader takes values off a root and remembers that it ran out of bytes or met a value out of bounds.
@@ -227,6 +265,22 @@ func decodeReplica(r *rootReader, limit uint64) (m replicaImage) {
 			r.bad = true
 		}
 		m.dirs = append(m.dirs, d)
+	}
+	m.held, m.history = int64(r.uint(limit)), int64(r.uint(limit))
+	for n := r.uint(MaxSnapshots); n > 0 && !r.bad; n-- {
+		x := snapshot{name: string(r.bytes(r.uint(MaxName))), ver: block.Version{Epoch: r.uint(any), N: r.uint(any)}}
+		x.size, x.refd = int64(r.uint(MaxReplicaSize)), int64(r.uint(2*MaxReplicaSize))
+		if i := len(m.snaps); i > 0 && x.ver.Less(m.snaps[i-1].ver) || m.snaps.find(x.name) >= 0 {
+			r.bad = true
+		}
+		m.snaps = append(m.snaps, x)
+	}
+	if next := r.uint(any); next > 0 {
+		m.purge = purge{wanted: true, begun: next > 1, next: next - 1}
+	}
+	if origin := r.uint(MaxReplicas); origin > 0 {
+		m.clone, m.origin = true, uint32(origin-1)
+		m.from = string(r.bytes(r.uint(MaxName)))
 	}
 	return m
 }

@@ -88,7 +88,7 @@ type Replica struct {
 	p    *Pool
 	name string
 	guid block.GUID
-	size int64
+	size atomic.Int64 // bytes; changes under the index lock
 	slot uint32
 
 	// guarded by p.idx.mu
@@ -96,7 +96,9 @@ type Replica struct {
 	applied block.Version
 	state   []byte // replaced, never changed
 	stored  int64  // blocks with data
-	meta    int64  // bytes of pages and directory blocks
+	held    int64  // bytes of older versions that pages and history pages refer to
+	history int64  // bytes of history pages
+	meta    int64  // bytes of pages, history pages and directory blocks
 	data    int64  // see account.go
 	delta   int64
 	hidden  int64
@@ -107,6 +109,18 @@ type Replica struct {
 	destroyed, dying bool
 
 	pace compress.Pace
+
+	snaps   snapshots
+	purge   purge
+	layered [2]bool // the table has more than the newest version of some block
+
+	// A clone shows, where it has no version of its own, what its origin's snapshot shows.
+	origin *Replica
+	from   snapshot
+
+	changes  uint64 // of the list of snapshots, and merges; guarded by p.idx.mu
+	uniqueMu sync.Mutex
+	uniqueOf uniqueSizes
 }
 
 // Name returns the name given to CreateReplica.
@@ -116,14 +130,27 @@ func (r *Replica) Name() string { return r.name }
 func (r *Replica) GUID() block.GUID { return r.guid }
 
 // Size returns the size in bytes.
-func (r *Replica) Size() int64 { return r.size }
+func (r *Replica) Size() int64 { return r.size.Load() }
 
 // blocks returns the number of blocks, the last of which may be used in part only.
-func (r *Replica) blocks() uint64 { return uint64(r.size+block.Size-1) / block.Size }
+func (r *Replica) blocks() uint64 { return blocksOf(r.size.Load()) }
 
-// chunks returns the number of chunks that the blocks make.
+func blocksOf(size int64) uint64 { return uint64(size+block.Size-1) / block.Size }
+
+// chunks returns the number of chunks that the blocks make, now or in a snapshot.
 func (r *Replica) chunks() uint64 {
-	return (r.blocks() + block.ChunkBlocks - 1) / block.ChunkBlocks
+	r.p.idx.mu.RLock()
+	defer r.p.idx.mu.RUnlock()
+	return r.extent()
+}
+
+// extent is chunks with the index lock held.
+func (r *Replica) extent() uint64 {
+	size := r.size.Load()
+	for i := range r.snaps {
+		size = max(size, r.snaps[i].size)
+	}
+	return (blocksOf(size) + block.ChunkBlocks - 1) / block.ChunkBlocks
 }
 
 // Applied returns the version of the last operation applied.

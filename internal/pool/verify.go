@@ -11,7 +11,7 @@ import (
 )
 
 // Check recomputes every counter that the engine keeps from the index itself and reports all that differ: presence
-// and newest version of every chunk, what replicas use, live bytes of every segment, free segments, blocks that two
+// and newest version of every chunk, what replicas use, older versions and their history, live bytes of every segment, free segments, blocks that two
 // places refer to. It holds up everything else while it runs. It reads index pages but no data.
 func (p *Pool) Check() error {
 	p.drain.cycle.Lock()
@@ -46,6 +46,7 @@ type checker struct {
 	owner map[index.Loc]string
 	meta  int64
 	errs  []error
+	pg    index.Page
 }
 
 func (c *checker) errorf(format string, a ...any) {
@@ -69,7 +70,7 @@ func (c *checker) refer(loc index.Loc, who string, live []uint64) {
 
 func (c *checker) replica(r *Replica) {
 	p := c.p
-	var stored, meta, pages int64
+	var stored, meta, pages, held, history int64
 	var sum accounts
 	v := new(chunkView)
 	for i, b := range r.dir {
@@ -93,28 +94,29 @@ func (c *checker) replica(r *Replica) {
 					c.errorf("replica %s: %v", r.name, err)
 					continue
 				}
-				for n := range block.ChunkBlocks {
-					if loc, _, ok := view.Data(n); ok {
-						c.refer(loc, fmt.Sprintf("%s block %d", r.guid, chunk*block.ChunkBlocks+uint64(n)), c.page)
-					}
-				}
-				view.Decode(&v.page)
+				view.Decode(&c.pg)
 				p.cache.release(e)
+				h, m := c.pageOf(r, chunk, d)
+				held, meta, history = held+h, meta+m, history+m
 			} else {
-				v.page.Reset(d.tomb)
+				c.pg.Reset(d.tomb)
+				if d.older || d.deep {
+					c.errorf("replica %s chunk %d: older versions without a page", r.name, chunk)
+				}
 			}
-			c.chunk(r, d, chunk, &v.page, &sum)
+			c.chunk(r, d, chunk, &c.pg, &sum)
 			for t := range p.idx.tables {
 				for n := d.heads[t]; n != 0; n = p.idx.tables[t].At(n).Next {
 					if e := p.idx.tables[t].At(n); e.State() == index.Stored {
-						c.refer(e.Loc(), fmt.Sprintf("%s block %d", r.guid, e.Block()), c.delta)
+						c.refer(e.Loc(), fmt.Sprintf("%s block %d version %v", r.guid, e.Block(), e.Version()), c.delta)
+						sum.delta += int64(e.Loc().Len())
 					}
 				}
 			}
 			if r.destroyed {
 				continue
 			}
-			if err := r.list(v, chunk); err != nil {
+			if err := r.listOwn(v, chunk); err != nil {
 				c.errorf("replica %s: %v", r.name, err)
 				continue
 			}
@@ -139,6 +141,9 @@ func (c *checker) replica(r *Replica) {
 	}
 	if known := (accounts{r.data, r.delta, r.hidden, r.pending}); sum != known {
 		c.errorf("replica %s: data, delta, hidden, pending are %d bytes, %d known", r.name, sum, known)
+	}
+	if held != r.held || history != r.history {
+		c.errorf("replica %s: %d bytes of older versions, %d known; %d bytes of history, %d known", r.name, held, r.held, history, r.history)
 	}
 	if meta != r.meta || pages != r.pages {
 		c.errorf("replica %s: %d bytes in %d pages, %d in %d known", r.name, meta, pages, r.meta, r.pages)
@@ -173,8 +178,7 @@ func (c *checker) chunk(r *Replica, d *chunkRef, chunk uint64, pg *index.Page, s
 			}
 			e := p.idx.tables[t].Find(key)
 			known := e != nil && e.State() != index.Dead
-			if known && e.State() == index.Stored {
-				sum.delta += int64(e.Loc().Len())
+			if known && e.Visible() && e.State() == index.Stored {
 				if visible {
 					fresh++
 				} else {
@@ -194,6 +198,55 @@ func (c *checker) chunk(r *Replica, d *chunkRef, chunk uint64, pg *index.Page, s
 	if count > 0 {
 		sum.pending += int64(replaced) * int64(data) / int64(count)
 	}
+}
+
+// pageOf refers to what the page c.pg of a chunk refers to, and returns the bytes of older versions and of history pages.
+func (c *checker) pageOf(r *Replica, chunk uint64, d *chunkRef) (held, history int64) {
+	p, pg := c.p, &c.pg
+	who := func(o *index.Old) string {
+		return fmt.Sprintf("%s block %d version %v", r.guid, chunk*block.ChunkBlocks+uint64(o.Block), o.Ver)
+	}
+	for n := range block.ChunkBlocks {
+		if o := pg.At(n); o.Stored {
+			c.refer(o.Loc, who(&o), c.page)
+		}
+	}
+	if d.older != (len(pg.Old)+len(pg.Hist) > 0) || d.deep != (len(pg.Hist) > 0) {
+		c.errorf("replica %s chunk %d: %d older versions, %d history pages, flags %t %t", r.name, chunk, len(pg.Old), len(pg.Hist), d.older, d.deep)
+	}
+	next := pg.Ver
+	older := func(old []index.Old) {
+		for i := range old {
+			o := &old[i]
+			if !o.Ver.Less(next[o.Block]) || i > 0 && index.CompareOld(old[i-1], *o) >= 0 {
+				c.errorf("replica %s chunk %d: version %v of block %d is not in order", r.name, chunk, o.Ver, o.Block)
+			}
+			if !r.purge.wanted && !r.destroyed && !r.snaps.show(o.Ver, next[o.Block]) {
+				c.errorf("replica %s chunk %d: version %v of block %d is kept for no snapshot, before %v", r.name, chunk, o.Ver, o.Block, next[o.Block])
+			}
+			next[o.Block] = o.Ver
+			if o.Stored {
+				c.refer(o.Loc, who(o), c.page)
+				held += int64(o.Loc.Len())
+			}
+		}
+	}
+	older(pg.Old)
+	for i := range pg.Hist {
+		h := &pg.Hist[i]
+		c.page[h.Addr()>>p.seg.shift] += uint64(h.Len())
+		history += int64(h.Len())
+		old, err := p.history(r, chunk, h, nil)
+		if err != nil {
+			c.errorf("replica %s: %v", r.name, err)
+			continue
+		}
+		if g := index.Describe(old); g.Lo != h.Lo || g.Hi != h.Hi || g.First != h.First || g.Last != h.Last || g.Count != h.Count {
+			c.errorf("replica %s chunk %d: history page %d is not what its reference says", r.name, chunk, i)
+		}
+		older(old)
+	}
+	return held, history
 }
 
 func (c *checker) segments() {

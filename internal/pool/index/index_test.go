@@ -62,8 +62,11 @@ func TestPageRoundTrip(t *testing.T) {
 // FuzzPage opens arbitrary bytes without the checksum, which leaves the bounds to the decoder.
 func FuzzPage(f *testing.F) {
 	rng := rand.New(rand.NewPCG(1, 1))
-	for range 5 {
-		f.Add(randomPage(rng).Encode(make([]byte, 0, MaxPage), 5, 6, 7))
+	for i := range 5 {
+		p := randomPage(rng)
+		p.Old = randomOld(rng, i*5)
+		p.Hist = make([]HistRef, i)
+		f.Add(p.Encode(make([]byte, 0, MaxPage), 5, 6, 7))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var v View
@@ -72,6 +75,10 @@ func FuzzPage(f *testing.F) {
 		}
 		v.Decode(new(Page))
 		v.End()
+		var o OldView
+		if v.Old(&o) == nil {
+			o.Find(7, block.Version{N: 9})
+		}
 		for i := range block.ChunkBlocks {
 			v.Data(i)
 			v.Version(i)

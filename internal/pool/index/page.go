@@ -8,17 +8,20 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"slices"
 
 	"github.com/cstor-go/cstor/internal/block"
 )
 
 const (
-	pageMagic = 0x47504743 // "CGPG"
+	pageMagic = 0x32504743 // "CGP2"
 	pageFixed = 64
 	// Granule is the unit of page lengths in bytes.
 	Granule = 64
 	// MaxPage is the largest encoded page in bytes.
-	MaxPage = 64 + 128 + block.ChunkBlocks*(8+5+4+2+8) + Granule
+	MaxPage = MaxHeads + MaxHistories*histRef + MaxInline
+	// MaxHeads is that of a page without older versions.
+	MaxHeads = 64 + 128 + block.ChunkBlocks*(8+8+4+2+8) + Granule
 )
 
 // ErrDamaged is wrapped when a page does not decode.
@@ -48,25 +51,30 @@ func (m *Bitmap) rank(i int) int {
 	return n + bits.OnesCount64(m[i>>6]&(1<<(i&63)-1))
 }
 
-// Page is the decoded form: for each block its version (zero: never written), and location and checksum when it has data.
+// Page is the decoded form: for each block its newest version (zero: never written), and location and checksum when it
+// has data; the older versions that snapshots show; and where more of them are.
 type Page struct {
 	Stored Bitmap
+	Hole   Bitmap // never written, but hides what a clone's origin has
 	Ver    [block.ChunkBlocks]block.Version
 	Loc    [block.ChunkBlocks]Loc
 	Sum    [block.ChunkBlocks]uint32
+	Old    []Old     // newer than what Hist has of the same block
+	Hist   []HistRef // newest first
 }
 
 // Reset makes p the page of a chunk that was discarded as a whole at v; the zero version: never written.
 func (p *Page) Reset(v block.Version) {
-	p.Stored = Bitmap{}
+	p.Stored, p.Hole = Bitmap{}, Bitmap{}
+	p.Old, p.Hist = p.Old[:0], p.Hist[:0]
 	for i := range p.Ver {
 		p.Ver[i] = v
 	}
 }
 
-// Uniform reports whether no block has data and all have the same version, which needs no page.
+// Uniform reports whether no block has data, all have the same version and there are no others, which needs no page.
 func (p *Page) Uniform() (v block.Version, ok bool) {
-	if p.Stored != (Bitmap{}) {
+	if p.Stored != (Bitmap{}) || p.Hole != (Bitmap{}) || len(p.Old) > 0 || len(p.Hist) > 0 {
 		return v, false
 	}
 	for i := range p.Ver {
@@ -75,6 +83,49 @@ func (p *Page) Uniform() (v block.Version, ok bool) {
 		}
 	}
 	return p.Ver[0], true
+}
+
+// At returns the newest version of a block, which has one.
+func (p *Page) At(b int) Old {
+	return Old{Block: uint16(b), Ver: p.Ver[b], Loc: p.Loc[b], Sum: p.Sum[b], Stored: p.Stored.Has(b)}
+}
+
+// SetNewest makes o the newest version of its block.
+func (p *Page) SetNewest(o Old) {
+	b := int(o.Block)
+	p.Ver[b], p.Loc[b], p.Sum[b] = o.Ver, o.Loc, o.Sum
+	p.Stored.Unset(b)
+	if o.Stored {
+		p.Stored.Set(b)
+	}
+}
+
+// Rewind makes p, whose older versions are all in Old, what it was at a version: per block the newest version that is
+// not newer.
+func (p *Page) Rewind(at block.Version) {
+	for b := range p.Ver {
+		if at.Less(p.Ver[b]) {
+			p.SetNewest(Old{Block: uint16(b)})
+		}
+	}
+	for i := len(p.Old) - 1; i >= 0; i-- { // from the oldest of a block to the newest
+		if o := p.Old[i]; !at.Less(o.Ver) && !o.Ver.Less(p.Ver[o.Block]) {
+			p.SetNewest(o)
+		}
+	}
+	p.Old = p.Old[:0]
+}
+
+// Find returns the newest version of a block that is not newer than at, of a page whose older versions are all in Old.
+func (p *Page) Find(b int, at block.Version) (o Old, ok bool) {
+	if (!p.Ver[b].IsZero() || p.Hole.Has(b)) && !at.Less(p.Ver[b]) {
+		return p.At(b), true
+	}
+	i, _ := slices.BinarySearchFunc(p.Old, Old{Block: uint16(b), Ver: at}, CompareOld)
+	if i < len(p.Old) && int(p.Old[i].Block) == b {
+		return p.Old[i], true
+	}
+	return Old{}, false
 }
 
 func width(v uint64) int { return (bits.Len64(v) + 7) / 8 }
@@ -95,7 +146,10 @@ func getUint(b []byte, w int) (v uint64) {
 	return v
 }
 
-// Encode writes p behind dst, which must have MaxPage bytes of room, and returns the longer slice. id is a number that
+// MaxLen returns a bound of the bytes that p takes when it is encoded.
+func (p *Page) MaxLen() int { return MaxHeads + len(p.Hist)*histRef + OldLen(p.Old) }
+
+// Encode writes p behind dst, which must have MaxLen bytes of room, and returns the longer slice. id is a number that
 // no other page of the pool has; slot and chunk say whose page it is.
 func (p *Page) Encode(dst []byte, id uint64, slot uint32, chunk uint64) []byte {
 	var versioned Bitmap
@@ -103,14 +157,14 @@ func (p *Page) Encode(dst []byte, id uint64, slot uint32, chunk uint64) []byte {
 	var epochOf [block.ChunkBlocks]uint16
 	nEpochs, last, shift := 0, -1, uint(block.Shift)
 	for i := range p.Loc {
-		if p.Stored.Has(i) && !p.Loc[i].Raw() {
+		if p.Stored.Has(i) && p.Loc[i]&(block.Size-1) != locLen {
 			shift = 0
 			break
 		}
 	}
 	loLoc, hiLoc, loN, hiN := ^uint64(0), uint64(0), ^uint64(0), uint64(0)
 	for i := range p.Ver {
-		if v := p.Ver[i]; !v.IsZero() {
+		if v := p.Ver[i]; !v.IsZero() || p.Hole.Has(i) {
 			versioned.Set(i)
 			if last < 0 || epochs[last] != v.Epoch {
 				for last = 0; last < nEpochs && epochs[last] != v.Epoch; last++ {
@@ -138,10 +192,20 @@ func (p *Page) Encode(dst []byte, id uint64, slot uint32, chunk uint64) []byte {
 		eW = width(uint64(nEpochs - 1))
 	}
 	stored, nv := p.Stored.Count(), versioned.Count()
-	length := pageFixed + 128 + 8*nEpochs + stored*(locW+4) + nv*(eW+nW)
-	length = (length + Granule - 1) &^ (Granule - 1)
+	heads := pageFixed + 128 + 8*nEpochs + stored*(locW+4) + nv*(eW+nW)
 	start := len(dst)
+	dst = dst[:start+heads]
+	for i := range p.Hist {
+		dst = p.Hist[i].append(dst)
+	}
+	olds := len(dst) - start
+	if len(p.Old) > 0 {
+		dst = appendOld(dst, p.Old)
+	}
+	length := (len(dst) - start + Granule - 1) &^ (Granule - 1)
+	end := len(dst)
 	dst = dst[:start+length]
+	clear(dst[end:])
 	b := dst[start:]
 	clear(b[:pageFixed])
 	le := binary.LittleEndian
@@ -155,6 +219,10 @@ func (p *Page) Encode(dst []byte, id uint64, slot uint32, chunk uint64) []byte {
 	le.PutUint64(b[40:], loN)
 	le.PutUint16(b[48:], uint16(nEpochs))
 	b[50], b[51], b[52], b[53] = byte(locW), byte(nW), byte(eW), byte(shift)
+	le.PutUint16(b[54:], uint16(len(p.Hist)))
+	if len(p.Old) > 0 {
+		le.PutUint32(b[56:], uint32(olds))
+	}
 	at := pageFixed
 	for w := range p.Stored {
 		le.PutUint64(b[at+8*w:], p.Stored[w])
@@ -180,7 +248,6 @@ func (p *Page) Encode(dst []byte, id uint64, slot uint32, chunk uint64) []byte {
 			eps, ns = eps+eW, ns+nW
 		}
 	}
-	clear(b[ns:])
 	le.PutUint32(b[4:], block.Sum(b[8:]))
 	return dst
 }
@@ -193,6 +260,8 @@ type View struct {
 	locW, nW, eW        int
 	shift               uint
 	locs, sums, eps, ns int // offsets
+	hist, nHist         int // offset and number of references to history pages
+	old                 int // offset of older versions, 0: none
 }
 
 // Open checks the encoded page b against what it should be and prepares v for access. v refers to b afterwards.
@@ -226,6 +295,10 @@ func (v *View) Open(b []byte, id uint64, slot uint32, chunk uint64, checked bool
 	if nEpochs > block.ChunkBlocks || nv > 0 && nEpochs == 0 || v.locW > 8 || v.nW > 8 || v.eW > 2 || v.shift != 0 && v.shift != block.Shift || v.ns+nv*v.nW > len(b) {
 		return fmt.Errorf("fields out of limits: %w", ErrDamaged)
 	}
+	v.hist, v.nHist, v.old = v.ns+nv*v.nW, int(le.Uint16(b[54:])), int(le.Uint32(b[56:]))
+	if at := v.hist + v.nHist*histRef; v.nHist > MaxHistories || at > len(b) || v.old != 0 && (v.old != at || len(b) > MaxPage) {
+		return fmt.Errorf("older versions out of limits: %w", ErrDamaged)
+	}
 	for i := 0; v.eW > 0 && i < nv; i++ {
 		if int(getUint(b[v.eps+i*v.eW:], v.eW)) >= nEpochs {
 			return fmt.Errorf("epoch out of limits: %w", ErrDamaged)
@@ -256,6 +329,27 @@ func (v *View) version(rank int) block.Version {
 	}
 }
 
+// Known reports whether the page has a version of block i, which is zero for a hole that hides something.
+func (v *View) Known(i int) bool { return v.versioned.Has(i) }
+
+// HasOld reports whether the page has or refers to older versions.
+func (v *View) HasOld() bool { return v.old != 0 || v.nHist > 0 }
+
+// Old opens the older versions that are in the page.
+func (v *View) Old(o *OldView) error {
+	if v.old == 0 {
+		return o.open(nil)
+	}
+	return o.open(v.b[v.old:])
+}
+
+// Histories returns the number of history pages, History one of them.
+func (v *View) Histories() int { return v.nHist }
+func (v *View) History(i int) (h HistRef) {
+	h.decode(v.b[v.hist+i*histRef:])
+	return h
+}
+
 // Data returns location and checksum of block i; false when it has no data.
 func (v *View) Data(i int) (loc Loc, sum uint32, ok bool) {
 	if !v.stored.Has(i) {
@@ -278,8 +372,17 @@ func (v *View) data(rank int) (Loc, uint32) {
 	return Loc(loc), binary.LittleEndian.Uint32(v.b[v.sums+4*rank:])
 }
 
-// End returns the address behind the last stored byte that the page refers to, 0 if it has no data.
+// End returns the address behind the last stored byte that the page refers to, 0 if it refers to nothing.
 func (v *View) End() (end uint64) {
+	var o OldView
+	if v.Old(&o) != nil {
+		return ^uint64(0)
+	}
+	end = o.end()
+	for i := range v.nHist {
+		h := v.History(i)
+		end = max(end, h.Addr()+uint64(h.Len()))
+	}
 	for n := range v.stored.Count() {
 		loc, _ := v.data(n)
 		end = max(end, loc.End())
@@ -287,19 +390,31 @@ func (v *View) End() (end uint64) {
 	return end
 }
 
-// Decode fills p from v.
+// Decode fills p from v, which End accepted.
 func (v *View) Decode(p *Page) {
-	p.Stored = v.stored
+	p.Stored, p.Hole = v.stored, Bitmap{}
 	s, n := 0, 0
 	for i := range p.Ver {
 		p.Ver[i] = block.Version{}
 		if v.versioned.Has(i) {
-			p.Ver[i] = v.version(n)
+			if p.Ver[i] = v.version(n); p.Ver[i].IsZero() {
+				p.Hole.Set(i)
+			}
 			n++
 		}
 		if v.stored.Has(i) {
 			p.Loc[i], p.Sum[i] = v.data(s)
 			s++
 		}
+	}
+	p.Old, p.Hist = p.Old[:0], p.Hist[:0]
+	if v.old != 0 {
+		var o OldView
+		if v.Old(&o) == nil {
+			p.Old = o.Append(p.Old)
+		}
+	}
+	for i := range v.nHist {
+		p.Hist = append(p.Hist, v.History(i))
 	}
 }

@@ -10,16 +10,31 @@ import (
 type EntryState uint8
 
 const (
-	Dead      EntryState = iota // nothing: a whole-chunk discard came after it
+	Dead      EntryState = iota // nothing any more
 	Stored                      // data at Loc
 	Tombstone                   // discarded at Version
 	None                        // never written (a rebuild removed it)
+	Gone                        // Version, and no other, is not there any more in what is older than the table
 )
 
-// Entry is one update of one block. Next chains the entries of a chunk, by number; 0 ends the chain.
+// EntryFlags say what is special about an Entry.
+type EntryFlags uint8
+
+const (
+	// Replaced marks a version that a newer one has replaced in this table and that a snapshot needs.
+	Replaced EntryFlags = 1 << (3 + iota)
+	// Under marks a version that was added below newer ones; unlike others it replaces nothing.
+	Under
+	// Whole marks an entry that holds for every block of its chunk.
+	Whole
+	// Cut marks a version that replaces whatever older tables and the page have of its block.
+	Cut
+)
+
+// Entry is one update of one block. Next chains the entries of a chunk, by number, newest first; 0 ends the chain.
 type Entry struct {
 	key  uint64
-	word uint64 // state in the top byte, location below
+	word uint64 // state and flags in the top byte, location below
 	n    uint64
 	ep   uint64
 	Sum  uint32
@@ -33,7 +48,22 @@ func Key(slot uint32, b uint64) uint64 { return uint64(slot)<<40 | b }
 func (e *Entry) Block() uint64 { return e.key & (1<<40 - 1) }
 
 // State returns what the entry says about the block.
-func (e *Entry) State() EntryState { return EntryState(e.word >> 56) }
+func (e *Entry) State() EntryState { return EntryState(e.word >> 56 & 7) }
+
+// Flags returns what is special about the entry.
+func (e *Entry) Flags() EntryFlags { return EntryFlags(e.word>>56) &^ 7 }
+
+// Visible reports whether the entry is the newest version of its block.
+func (e *Entry) Visible() bool {
+	s := e.State()
+	return e.Flags()&^Cut == 0 && s != Dead && s != Gone
+}
+
+// Copy makes e say what o says, flags included.
+func (e *Entry) Copy(o *Entry) { e.word, e.Sum, e.ep, e.n = o.word, o.Sum, o.ep, o.n }
+
+// Mark adds flags to the entry.
+func (e *Entry) Mark(f EntryFlags) { e.word |= uint64(f) << 56 }
 
 // Loc returns where the data is; valid for Stored.
 func (e *Entry) Loc() Loc { return Loc(e.word) & MaxLoc }
@@ -41,7 +71,7 @@ func (e *Entry) Loc() Loc { return Loc(e.word) & MaxLoc }
 // Version returns the version that wrote the block; zero for None.
 func (e *Entry) Version() block.Version { return block.Version{Epoch: e.ep, N: e.n} }
 
-// Set replaces what the entry says.
+// Set replaces what the entry says and removes its flags.
 func (e *Entry) Set(s EntryState, loc Loc, sum uint32, v block.Version) {
 	e.word, e.Sum, e.ep, e.n = uint64(s)<<56|uint64(loc), sum, v.Epoch, v.N
 }
@@ -118,7 +148,7 @@ func (t *Table) Insert(key uint64) (e *Entry, number uint32) {
 // hidden marks the keys of entries that Find does not find.
 const hidden = 1 << 63
 
-// Add makes an entry that Find does not find: the discard of a whole chunk.
+// Add makes an entry that Find does not find.
 func (t *Table) Add(key uint64) (*Entry, uint32) { return t.add(key | hidden) }
 
 func (t *Table) add(key uint64) (*Entry, uint32) {

@@ -30,6 +30,16 @@ const (
 	MergeDrop                    // blocks become never written
 	MergeNewest                  // end of a merge: Version is the newest of the chunk of Block
 	Move                         // in batches with FlagCold only: the cleaner's copy of blocks that keep their versions
+
+	Snapshot        // Name keeps what the replica shows at Version; Block = blocks with data; advances Applied
+	DeleteSnapshot  // of Name; advances Applied
+	Resize          // Block = new size in bytes; advances Applied
+	Clone           // a replica: Name, GUID, Block = size in bytes, of replica Count at its snapshot From, Version
+	TakeSnapshot    // like Snapshot, from a rebuild's source: Applied stays
+	DropSnapshot    // like DeleteSnapshot, Applied stays
+	MergeOldWrite   // like MergeWrite, below newer versions
+	MergeOldDiscard // like MergeDiscard, below newer versions
+	MergeGone       // Version of the blocks is not there any more
 	kinds
 )
 
@@ -93,14 +103,16 @@ type Record struct {
 	Version block.Version
 	Sums    []uint32   // kinds with data: one per block; State: one for the bytes
 	Lens    []uint8    // kinds with data but State: stored granules per block, 0: all zeroes, not stored; nil: all MaxLen
-	Name    string     // Create
-	GUID    block.GUID // Create, Destroy
+	Name    string     // Create, Clone, kinds of snapshots
+	From    string     // Clone: the snapshot's name
+	Size    int64      // TakeSnapshot: of the replica at that version
+	GUID    block.GUID // Create, Clone, Destroy
 }
 
 // DataBlocks returns the number of data blocks of a record of that kind and count when nothing is compressed.
 func DataBlocks(k Kind, count uint32) int {
 	switch k {
-	case Write, MergeWrite, Move:
+	case Write, MergeWrite, Move, MergeOldWrite:
 		return int(count)
 	case State:
 		return (int(count) + block.Size - 1) / block.Size
@@ -115,11 +127,18 @@ func sums(k Kind, count uint32) int {
 	return DataBlocks(k, count)
 }
 
-// Len returns the encoded length in bytes of a record without lengths; those take one byte per block.
+// Len returns the encoded length in bytes of a record without lengths; those take one byte per block. name is the length
+// of the names in it.
 func Len(k Kind, count uint32, name int) int {
 	switch n := RecordLen + 4*sums(k, count); k {
 	case Create:
 		return n + 16 + 1 + name
+	case Clone:
+		return n + 16 + 2 + name
+	case Snapshot, DeleteSnapshot, DropSnapshot:
+		return n + 1 + name
+	case TakeSnapshot:
+		return n + 8 + 1 + name
 	case Destroy:
 		return n + 16
 	default:
@@ -147,13 +166,23 @@ func Append(b []byte, r *Record) []byte {
 	switch r.Kind {
 	case Create:
 		b = append(b, r.GUID[:]...)
-		b = append(b, byte(len(r.Name)))
-		b = append(b, r.Name...)
+		b = appendName(b, r.Name)
+	case Clone:
+		b = append(b, r.GUID[:]...)
+		b = appendName(b, r.Name)
+		b = appendName(b, r.From)
+	case Snapshot, DeleteSnapshot, DropSnapshot:
+		b = appendName(b, r.Name)
+	case TakeSnapshot:
+		b = le.AppendUint64(b, uint64(r.Size))
+		b = appendName(b, r.Name)
 	case Destroy:
 		b = append(b, r.GUID[:]...)
 	}
 	return b
 }
+
+func appendName(b []byte, s string) []byte { return append(append(b, byte(len(s))), s...) }
 
 // Finish fills the fixed part of the header whose records end at len(b), pads b to whole blocks and returns it and the
 // header's checksum. b[:FixedLen] is reserved for the fixed part and b's capacity must suffice.
@@ -264,8 +293,17 @@ func measure(b []byte) (k Kind, count uint32, lens []uint8, length int, err erro
 	default:
 		return 0, 0, nil, 0, fmt.Errorf("flags %#x of a record: %w", b[1], ErrDamaged)
 	}
-	if k == Create && length <= len(b) {
-		length += int(b[length-1])
+	switch k {
+	case Create, Snapshot, DeleteSnapshot, TakeSnapshot, DropSnapshot:
+		if length <= len(b) {
+			length += int(b[length-1])
+		}
+	case Clone: // the length of the second name follows the first
+		if length <= len(b) {
+			if length += int(b[length-2]); length <= len(b) {
+				length += int(b[length-1])
+			}
+		}
 	}
 	if length > len(b) {
 		return 0, 0, nil, 0, fmt.Errorf("record beyond its header: %w", ErrDamaged)
@@ -303,6 +341,16 @@ func (it *Records) Next(r *Record) bool {
 	case Create:
 		r.GUID = block.GUID(b[RecordLen:])
 		r.Name = string(b[RecordLen+17 : length])
+	case Clone:
+		r.GUID = block.GUID(b[RecordLen:])
+		n := int(b[RecordLen+16])
+		r.Name = string(b[RecordLen+17 : RecordLen+17+n])
+		r.From = string(b[RecordLen+18+n : length])
+	case Snapshot, DeleteSnapshot, DropSnapshot:
+		r.Name = string(b[RecordLen+1 : length])
+	case TakeSnapshot:
+		r.Size = int64(le.Uint64(b[RecordLen:]))
+		r.Name = string(b[RecordLen+9 : length])
 	case Destroy:
 		r.GUID = block.GUID(b[RecordLen:])
 	}

@@ -20,16 +20,24 @@ func sample() ([]byte, []Record) {
 		{Kind: Destroy, Slot: 7, GUID: block.GUID{1, 2}},
 		{Kind: Mark, Slot: 1, Version: v},
 		{Kind: MergeWrite, Slot: 2, Block: 9, Count: 5, Version: v, Sums: []uint32{4, 5, 6, 7, 8}, Lens: []uint8{MaxLen, 1, 0, 56, 30}},
+		{Kind: Snapshot, Slot: 1, Block: 12, Version: v, Name: "s"},
+		{Kind: DeleteSnapshot, Slot: 1, Version: v, Name: "snapshot"},
+		{Kind: Resize, Slot: 1, Block: 1 << 31, Version: v},
+		{Kind: Clone, Slot: 3, Block: 1 << 30, Count: 1, Version: v, GUID: block.GUID{3}, Name: "clone", From: "s"},
+		{Kind: TakeSnapshot, Slot: 1, Block: 12, Version: v, Name: "t", Size: 1 << 29},
+		{Kind: DropSnapshot, Slot: 1, Name: "t"},
+		{Kind: MergeOldWrite, Slot: 1, Block: 10, Count: 1, Version: v, Sums: []uint32{8}},
+		{Kind: MergeGone, Slot: 1, Block: 10, Count: 2, Version: v},
 	}
 	b := make([]byte, FixedLen, 4*block.Size)
 	for i := range records {
 		n := len(b)
 		b = Append(b, &records[i])
-		if len(b)-n != Len(records[i].Kind, records[i].Count, len(records[i].Name))+len(records[i].Lens) {
+		if len(b)-n != Len(records[i].Kind, records[i].Count, len(records[i].Name)+len(records[i].From))+len(records[i].Lens) {
 			panic("Len")
 		}
 	}
-	b, _ = Finish(b, &Header{Flags: FlagMore, DataBlocks: 8, Records: len(records), Prev: 5, Incarnation: 6, Seq: 7, Stable: 4, Segment: 8, Block: 9})
+	b, _ = Finish(b, &Header{Flags: FlagMore, DataBlocks: 9, Records: len(records), Prev: 5, Incarnation: 6, Seq: 7, Stable: 4, Segment: 8, Block: 9})
 	return b, records
 }
 
@@ -39,7 +47,7 @@ func TestRoundTrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if h.Flags != FlagMore || h.DataBlocks != 8 || h.RawBlocks != 6 || h.PackedBytes != 87*Granule || h.Prev != 5 || h.Incarnation != 6 || h.Seq != 7 || h.Stable != 4 || h.Segment != 8 || h.Block != 9 {
+	if h.Flags != FlagMore || h.DataBlocks != 9 || h.RawBlocks != 7 || h.PackedBytes != 87*Granule || h.Prev != 5 || h.Incarnation != 6 || h.Seq != 7 || h.Stable != 4 || h.Segment != 8 || h.Block != 9 {
 		t.Fatalf("%+v", h)
 	}
 	var it Records

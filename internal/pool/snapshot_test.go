@@ -1,0 +1,503 @@
+package pool
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/compress"
+	"github.com/cstor-go/cstor/internal/pool/disk"
+)
+
+func snap(name string, v uint64) Op { return Op{Kind: OpSnapshot, Name: name, Version: ver(v)} }
+func unsnap(name string, v uint64) Op {
+	return Op{Kind: OpDeleteSnapshot, Name: name, Version: ver(v)}
+}
+
+// shows fails unless a block of a snapshot (the replica, if name is empty) has the content of a version; zero: zeroes.
+func shows(t *testing.T, r *Replica, name string, b, v uint64) {
+	t.Helper()
+	got, want := make([]byte, block.Size), make([]byte, block.Size)
+	if v > 0 {
+		want = fill(1, v)
+	}
+	var err error
+	if name == "" {
+		err = r.Read(b, got, nil)
+	} else {
+		err = r.ReadSnapshot(name, b, got, nil)
+	}
+	if err != nil || !bytes.Equal(got, want) {
+		t.Fatalf("%s %q block %d: not version %d (%v)", r.Name(), name, b, v, err)
+	}
+}
+
+func unique(t *testing.T, r *Replica, name string, blocks int64) {
+	t.Helper()
+	if n, err := r.SnapshotUnique(name); err != nil || n != blocks*block.Size {
+		t.Fatalf("snapshot %s has %d blocks of its own, want %d (%v)", name, n/block.Size, blocks, err)
+	}
+}
+
+// smallHistory makes histories deep with few versions.
+var smallHistory = Options{SegmentBytes: 256 << 10, DeltaEntries: 4096, Compression: compress.Off, inlineBytes: 300, historyBytes: 1000}
+
+func TestSnapshotGivesBackWhatOnlyItHeld(t *testing.T) {
+	p, m := newMemPool(t, 64<<20, Options{SegmentBytes: 256 << 10, Compression: compress.Off})
+	r, err := p.CreateReplica("v", 16<<20)
+	must(t, err)
+	must(t, r.Apply([]Op{write(0, 100, 1), snap("a", 2), write(0, 10, 3), snap("b", 4), write(5, 10, 5), discard(50, 10, 6)}))
+	look := func(r *Replica) {
+		t.Helper()
+		for name, want := range map[string][]uint64{"a": {1, 1, 1}, "b": {3, 1, 1}, "": {3, 5, 0}} {
+			shows(t, r, name, 0, want[0])
+			for i, b := range []uint64{14, 50} {
+				got := make([]byte, block.Size)
+				if name == "" {
+					must(t, r.Read(b, got, nil))
+				} else {
+					must(t, r.ReadSnapshot(name, b, got, nil))
+				}
+				var data []byte
+				switch want[i+1] {
+				case 0:
+					data = make([]byte, block.Size)
+				case 1:
+					data = fill(100, 1)[b*block.Size : (b+1)*block.Size]
+				case 5:
+					data = fill(10, 5)[(b-5)*block.Size : (b-4)*block.Size]
+				}
+				if !bytes.Equal(got, data) {
+					t.Fatalf("snapshot %q block %d", name, b)
+				}
+			}
+		}
+		unique(t, r, "a", 10) // 0 to 9, which b has in version 3
+		unique(t, r, "b", 5)  // 5 to 9 of version 3; the rest is the replica's or a's too
+		if s := r.Snapshots(); len(s) != 2 || s[0].Referenced != 100*block.Size || s[1].Referenced != 100*block.Size || s[0].Version != ver(2) {
+			t.Fatal(s)
+		}
+	}
+	look(r)
+	must(t, p.cycle())
+	look(r)
+	must(t, p.Check())
+	if s := r.Stats(); s.Used != 90*block.Size || s.Allocated-r.meta != (90+10+5+15)*block.Size {
+		t.Fatal(s, r.meta)
+	}
+	must(t, p.Close())
+	m.Reopen()
+	p, err = Open([]disk.Device{m}, Options{})
+	must(t, err)
+	defer p.Close()
+	r = p.Replica("v")
+	look(r)
+	data := func() int64 {
+		must(t, p.cycle())
+		must(t, p.Check())
+		return r.Stats().Allocated - r.meta
+	}
+	before := data()
+	must(t, r.Apply([]Op{unsnap("a", 7)}))
+	if n := data(); before-n != 10*block.Size {
+		t.Fatalf("%d bytes came back", before-n)
+	}
+	unique(t, r, "b", 20) // 10 to 14 and 50 to 59 are its own now
+	shows(t, r, "b", 0, 3)
+	must(t, r.Apply([]Op{unsnap("b", 8), unsnap("b", 9)}))
+	if n := data(); n != 90*block.Size || r.chunk(0).older {
+		t.Fatal(n)
+	}
+	if err := r.ReadSnapshot("b", 0, make([]byte, block.Size), nil); !errors.Is(err, ErrNoSnapshot) {
+		t.Fatal(err)
+	}
+}
+
+func TestSnapshotsOfOneVersion(t *testing.T) {
+	p, _ := newMemPool(t, 64<<20, Options{Compression: compress.Off})
+	r, err := p.CreateReplica("v", 1<<20)
+	must(t, err)
+	must(t, r.Apply([]Op{write(0, 1, 1), snap("a", 1), snap("b", 1), write(0, 1, 2)}))
+	if err := r.Apply([]Op{snap("a", 3)}); !errors.Is(err, ErrExists) || r.Applied() != ver(2) {
+		t.Fatal(err)
+	}
+	must(t, r.Apply([]Op{snap("a", 1)})) // once more, as a target does that does not know
+	for range 2 {
+		shows(t, r, "a", 0, 1)
+		shows(t, r, "b", 0, 1)
+		unique(t, r, "a", 0)
+		must(t, p.cycle())
+	}
+	must(t, r.Apply([]Op{unsnap("a", 4)}))
+	must(t, p.cycle())
+	shows(t, r, "b", 0, 1)
+	unique(t, r, "b", 1)
+	must(t, p.Check())
+}
+
+// TestDeepHistory keeps two hundred versions of a few blocks, so that most are in history pages.
+func TestDeepHistory(t *testing.T) {
+	p, m := newMemPool(t, 64<<20, smallHistory)
+	r, err := p.CreateReplica("v", 4<<20)
+	must(t, err)
+	const n = 200
+	for i := uint64(1); i <= n; i++ {
+		must(t, r.Apply([]Op{write(i%7, 1, 2*i), snap(fmt.Sprint("s", i), 2*i+1)}))
+		if i%9 == 0 {
+			must(t, p.cycle())
+		}
+	}
+	gone := map[uint64]bool{}
+	look := func() {
+		t.Helper()
+		must(t, p.Check())
+		for i := uint64(1); i <= n; i++ {
+			for b := uint64(0); b < 7 && !gone[i]; b++ {
+				want := i - (i%7+7-b)%7 // the newest write of b up to i
+				if i < (i%7+7-b)%7+1 {
+					want = 0
+				}
+				shows(t, r, fmt.Sprint("s", i), b, 2*want)
+			}
+		}
+	}
+	look()
+	must(t, p.cycle())
+	if !r.chunk(0).deep {
+		t.Fatal("no history pages")
+	}
+	look()
+	must(t, p.Close())
+	m.Reopen()
+	p, err = Open([]disk.Device{m}, smallHistory)
+	must(t, err)
+	defer func() { p.Close() }()
+	r = p.Replica("v")
+	look()
+	for i := range 20 { // the cleaner moves versions of the past too
+		must(t, p.moveSome(rand.New(rand.NewPCG(uint64(i), 1))))
+		must(t, p.cycle())
+	}
+	if p.Stats().BlocksMoved < n/2 {
+		t.Fatal("hardly anything was moved: ", p.Stats().BlocksMoved)
+	}
+	look()
+	v := uint64(2*n + 2)
+	for i := uint64(1); i <= n; i++ {
+		if i%5 != 0 {
+			gone[i] = true
+			v++
+			must(t, r.Apply([]Op{unsnap(fmt.Sprint("s", i), v)}))
+		}
+	}
+	must(t, p.cycle())
+	look()
+	for i := uint64(5); i <= n; i += 5 {
+		gone[i] = true
+		v++
+		must(t, r.Apply([]Op{unsnap(fmt.Sprint("s", i), v)}))
+	}
+	must(t, p.cycle())
+	look()
+	if d := r.chunk(0); d.older || d.deep || r.history != 0 || r.Stats().Allocated-r.meta != 7*block.Size {
+		t.Fatalf("%+v %d %+v", d, r.history, r.Stats())
+	}
+}
+
+// TestPurgeGoesOn interrupts the way through the chunks after a snapshot was deleted, and the pool's life too.
+func TestPurgeGoesOn(t *testing.T) {
+	p, m := newMemPool(t, 128<<20, Options{SegmentBytes: 256 << 10, Compression: compress.Off})
+	r, err := p.CreateReplica("v", 400<<20)
+	must(t, err)
+	var ops []Op
+	for c := range uint64(200) {
+		ops = append(ops, write(c*512, 1, 1))
+	}
+	ops = append(ops, snap("s", 2))
+	for c := range uint64(200) {
+		ops = append(ops, write(c*512, 1, 3))
+	}
+	must(t, r.Apply(ops))
+	must(t, p.cycle())
+	p.drain.cycle.Lock()
+	p.idx.mu.Lock()
+	p.idx.soft = -1 // the active table asks for attention all the time
+	p.idx.mu.Unlock()
+	p.drain.cycle.Unlock()
+	must(t, r.Apply([]Op{unsnap("s", 4)}))
+	must(t, p.cycle())
+	if r.purge.wanted == false || !r.chunk(0).older {
+		t.Fatal("purged already")
+	}
+	must(t, p.Check())
+	q, err := Open([]disk.Device{m.Kill()}, Options{})
+	must(t, err)
+	defer q.Close()
+	s := q.Replica("v")
+	q.wake()
+	waitUntil(q, func() bool { return s.Stats().Allocated-200*block.Size < 200*1024 }) // nobody asks for it
+	must(t, q.Check())
+	if s.held != 0 || s.purge.wanted {
+		t.Fatal(s.held)
+	}
+}
+
+func TestClones(t *testing.T) {
+	p, m := newMemPool(t, 64<<20, smallHistory)
+	r, err := p.CreateReplica("v", 16<<20)
+	must(t, err)
+	must(t, r.Apply([]Op{write(0, 1, 1), write(1, 1, 2), write(600, 1, 3), snap("s", 4), write(0, 1, 5), discard(512, 512, 6)}))
+	c, err := p.Clone("c", "v", "s")
+	must(t, err)
+	if c.Applied() != ver(4) || c.Size() != r.Size() || c.GUID() == r.GUID() {
+		t.Fatal(c.Applied())
+	}
+	must(t, c.Apply([]Op{write(1, 1, 10), discard(600, 1, 11), snap("t", 12), discard(0, 512, 13), write(2, 1, 14)}))
+	d, err := p.Clone("d", "c", "t")
+	must(t, err)
+	must(t, d.Apply([]Op{write(3, 1, 20)}))
+	look := func(p *Pool) {
+		t.Helper()
+		r, c, d := p.Replica("v"), p.Replica("c"), p.Replica("d")
+		for _, x := range []struct {
+			r    *Replica
+			name string
+			want [5]uint64 // of blocks 0, 1, 2, 3, 600
+		}{
+			{r, "", [5]uint64{5, 2}}, {r, "s", [5]uint64{1, 2, 0, 0, 3}}, {c, "t", [5]uint64{1, 10}}, {c, "", [5]uint64{0, 0, 14}}, {d, "", [5]uint64{1, 10, 0, 20}},
+		} {
+			for i, b := range []uint64{0, 1, 2, 3, 600} {
+				shows(t, x.r, x.name, b, x.want[i])
+			}
+		}
+		if o, s := d.Origin(); o != "c" || s != "t" || r.Snapshots()[0].Clones[0] != "c" {
+			t.Fatal(o, s, r.Snapshots())
+		}
+		var vers [block.ChunkBlocks]block.Version
+		if d.ChunkVersions(0, &vers); vers[0] != ver(1) || vers[1] != ver(10) || vers[3] != ver(20) || !vers[2].IsZero() {
+			t.Fatal(vers[:4])
+		}
+		if l, _, _ := d.Changed(ver(0), 0, nil); len(l) != 2 {
+			t.Fatal(l)
+		}
+		var k Chunk
+		must(t, d.ReadChunk(0, nil, &k))
+		if len(k.DataOf) != 3 || !bytes.Equal(k.Data[:block.Size], fill(1, 1)) {
+			t.Fatal(k.DataOf)
+		}
+		must(t, p.Check())
+	}
+	look(p)
+	must(t, p.cycle())
+	look(p)
+	if err := r.Apply([]Op{unsnap("s", 7)}); !errors.Is(err, ErrInUse) || r.Applied() != ver(6) {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"v", "c"} {
+		if err := p.DestroyReplica(name); !errors.Is(err, ErrInUse) {
+			t.Fatal(err)
+		}
+	}
+	m = m.Kill()
+	q, err := Open([]disk.Device{m}, smallHistory)
+	must(t, err)
+	defer q.Close()
+	look(q)
+	for _, name := range []string{"d", "c", "v"} {
+		must(t, q.DestroyReplica(name))
+		m = m.Kill() // the slots of what is taken apart are still in the checkpoint
+		x, err := Open([]disk.Device{m}, smallHistory)
+		must(t, err)
+		must(t, x.Check())
+		must(t, x.Close())
+		m.Reopen()
+		q.Close()
+		q, err = Open([]disk.Device{m}, smallHistory)
+		must(t, err)
+	}
+	must(t, q.cycle())
+	must(t, q.Check())
+	if n := q.Stats().Allocated; n > 64<<10 {
+		t.Fatal(n)
+	}
+	q.Close()
+}
+
+func TestResize(t *testing.T) {
+	p, m := newMemPool(t, 64<<20, Options{Compression: compress.Off})
+	r, err := p.CreateReplica("v", 10*block.Size)
+	must(t, err)
+	resize := func(blocks int64, v uint64) Op { return Op{Kind: OpResize, Size: blocks * block.Size, Version: ver(v)} }
+	must(t, r.Apply([]Op{write(9, 1, 1), snap("s", 2), resize(2000, 3), write(1999, 1, 4), snap("l", 5), resize(5, 6)}))
+	if err := r.Apply([]Op{write(5, 1, 7)}); err == nil {
+		t.Fatal("write behind the end")
+	}
+	for range 2 {
+		shows(t, r, "s", 9, 1)
+		shows(t, r, "l", 1999, 4)
+		if err := r.ReadSnapshot("s", 10, make([]byte, block.Size), nil); err == nil {
+			t.Fatal("read behind the end of a snapshot")
+		}
+		if r.Stats().Used != 0 || r.Size() != 5*block.Size {
+			t.Fatal(r.Stats())
+		}
+		must(t, p.cycle())
+		must(t, p.Check())
+	}
+	must(t, p.moveSome(rand.New(rand.NewPCG(1, 1)))) // what was cut off too
+	m = m.Kill()
+	q, err := Open([]disk.Device{m}, Options{})
+	must(t, err)
+	defer q.Close()
+	r = q.Replica("v")
+	must(t, r.Apply([]Op{resize(2000, 8)}))
+	shows(t, r, "", 9, 0)
+	shows(t, r, "", 1999, 0)
+	shows(t, r, "l", 9, 1)
+	must(t, q.Check())
+}
+
+// TestSnapshotsUnderLoad has writers, readers and snapshots that come and go at once; it is for the race detector.
+func TestSnapshotsUnderLoad(t *testing.T) {
+	p, _ := newMemPool(t, 128<<20, smallHistory)
+	r, err := p.CreateReplica("v", 4<<20)
+	must(t, err)
+	var all sync.WaitGroup
+	stop := make(chan struct{})
+	data := map[uint32]bool{block.ZeroSum: true}
+	var blocks [64][]byte
+	for i := range blocks {
+		blocks[i] = fill(1, uint64(i+1))
+		data[block.Sum(blocks[i])] = true
+	}
+	read := func(f func(b uint64, dst []byte, sums []uint32) error) {
+		rng := rand.New(rand.NewPCG(1, 10))
+		dst, sums := make([]byte, 64*block.Size), make([]uint32, 64)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if err := f(rng.Uint64N(960), dst, sums); errors.Is(err, ErrNoSnapshot) {
+				continue
+			} else if err != nil {
+				t.Error(err)
+				return
+			}
+			for i, s := range sums {
+				if !data[s] || block.Sum(dst[i*block.Size:(i+1)*block.Size]) != s {
+					t.Error("content that nobody wrote")
+					return
+				}
+			}
+		}
+	}
+	all.Go(func() { read(r.Read) })
+	all.Go(func() {
+		rng := rand.New(rand.NewPCG(2, 10))
+		read(func(b uint64, dst []byte, sums []uint32) error {
+			s := r.Snapshots()
+			if len(s) == 0 {
+				return ErrNoSnapshot
+			}
+			x := s[rng.IntN(len(s))]
+			if _, err := r.SnapshotUnique(x.Name); err != nil {
+				return err
+			}
+			if _, _, _, err := r.Diff(x.Name, "", rng.Uint64N(2), nil); err != nil {
+				return err
+			}
+			return r.ReadSnapshot(x.Name, b, dst, sums)
+		})
+	})
+	rng := rand.New(rand.NewPCG(3, 10))
+	var names []string
+	for n := uint64(1); n < 3000; n++ {
+		ops := []Op{{Kind: OpWrite, Block: rng.Uint64N(1024), Count: 1, Version: ver(3 * n), Data: blocks[rng.IntN(64)]}}
+		switch k := rng.IntN(20); {
+		case k == 0 && len(names) < 20:
+			names = append(names, fmt.Sprint("s", n))
+			ops = append(ops, snap(names[len(names)-1], 3*n+1))
+		case k == 1 && len(names) > 0:
+			i := rng.IntN(len(names))
+			ops = append(ops, unsnap(names[i], 3*n+1))
+			names[i] = names[len(names)-1]
+			names = names[:len(names)-1]
+		case k == 2:
+			ops = append(ops, discard(rng.Uint64N(2)*512, 512, 3*n+1))
+		}
+		if err := r.Apply(ops); err != nil {
+			t.Error(err)
+			break
+		}
+	}
+	close(stop)
+	all.Wait()
+	must(t, p.cycle())
+	must(t, p.Check())
+}
+
+// versionsOf lists the versions of a block that somebody shows, newest first.
+func versionsOf(t *testing.T, r *Replica, b uint64) (l []uint64) {
+	t.Helper()
+	all, err := r.Versions(b/block.ChunkBlocks, nil)
+	must(t, err)
+	for _, v := range all {
+		if uint64(v.Block) == b%block.ChunkBlocks {
+			l = append(l, v.Version.N)
+		}
+	}
+	return l
+}
+
+// TestMergeOverChunkDiscard lets a rebuild take blocks back to before a discard of their whole chunk, of which nothing
+// may be seen afterwards, not even by snapshots, however the layers lie.
+func TestMergeOverChunkDiscard(t *testing.T) {
+	for layers := range 8 {
+		p, m := newMemPool(t, 64<<20, Options{Compression: compress.Off})
+		r, err := p.CreateReplica("v", 4<<20)
+		must(t, err)
+		step := func(i int) {
+			if layers>>i&1 != 0 {
+				must(t, p.cycle())
+			}
+		}
+		must(t, r.Apply([]Op{write(0, 3, 2), discard(0, 512, 7), snap("a", 8)}))
+		step(0)
+		c := &Chunk{Scan: ver(9)}
+		for i := range c.Versions {
+			c.Versions[i], c.Sums[i] = ver(7), block.ZeroSum
+		}
+		d := fill(1, 3)
+		c.Versions[0], c.Versions[1] = block.Version{}, ver(3)
+		c.Stored[1], c.Sums[1], c.Data, c.DataOf = true, block.Sum(d), d, []uint16{1}
+		_, err = r.Merge(c)
+		must(t, err)
+		step(1)
+		must(t, r.Apply([]Op{snap("b", 10), write(0, 3, 20)}))
+		step(2)
+		for range 2 {
+			for b, want := range map[uint64][]uint64{0: {20}, 1: {20, 3}, 2: {20, 7}, 3: {7}} {
+				if l := versionsOf(t, r, b); fmt.Sprint(l) != fmt.Sprint(want) {
+					t.Fatalf("layers %b block %d: %v, want %v", layers, b, l, want)
+				}
+			}
+			shows(t, r, "a", 0, 0)
+			shows(t, r, "a", 1, 3)
+			shows(t, r, "b", 1, 3)
+			must(t, p.cycle())
+			must(t, p.Check())
+		}
+		q, err := Open([]disk.Device{m.Kill()}, Options{})
+		must(t, err)
+		if l := versionsOf(t, q.Replica("v"), 0); len(l) != 1 {
+			t.Fatal(l)
+		}
+		must(t, q.Close())
+	}
+}
