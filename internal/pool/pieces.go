@@ -28,14 +28,14 @@ type piece struct {
 type pieceKind uint8
 
 const (
-	pieceBlock  pieceKind = iota // of a replica, raw or compressed
-	pieceState                   // a replica's state record
-	pieceHeader                  // of a batch
-	pieceZero                    // padding
-	piecePage                    // index page
-	pieceHistory                 // history page
-	pieceDir                     // directory block
-	pieceRoot                    // part of the root of the newest checkpoint
+	pieceBlock   pieceKind = iota // of a replica, raw or compressed
+	pieceState                    // a replica's state record
+	pieceHeader                   // of a batch
+	pieceZero                     // padding
+	piecePage                     // index page
+	pieceHistory                  // history page
+	pieceDir                      // directory block
+	pieceRoot                     // part of the root of the newest checkpoint
 )
 
 func (k pieceKind) String() string {
@@ -43,7 +43,9 @@ func (k pieceKind) String() string {
 }
 
 // ofReplica reports whether slot says whose it is.
-func (k pieceKind) ofReplica() bool { return k == pieceBlock || k == piecePage || k == pieceHistory || k == pieceDir }
+func (k pieceKind) ofReplica() bool {
+	return k == pieceBlock || k == piecePage || k == pieceHistory || k == pieceDir
+}
 
 func (x *piece) end() uint64 { return x.at + uint64(x.n) }
 
