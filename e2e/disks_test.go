@@ -18,9 +18,6 @@ import (
 	openebsv1alpha1 "github.com/cstor-go/cstor/api/openebs/v1alpha1"
 	"github.com/cstor-go/cstor/demo/lab"
 	"github.com/cstor-go/cstor/demo/workload"
-	"github.com/cstor-go/cstor/internal/block"
-	engine "github.com/cstor-go/cstor/internal/pool"
-	"github.com/cstor-go/cstor/internal/pool/disk"
 )
 
 // diskLimit is how long a pool may take to notice what happened to its disks, and to copy a few hundred MiB.
@@ -124,14 +121,12 @@ func (d *disks) goesAndComesBack(t *testing.T) {
 	d.await(t, cstorv1.PoolDegraded, cstorv1.DiskUnavailable, corev1.ConditionTrue, cstorv1.ReasonDisksUnavailable)
 	d.event(t, corev1.EventTypeWarning, "DeviceState", last+" device was in UNAVAIL state")
 
-	needEngine(t)
 	path := d.lab.Disk(d.node, last)
 	check(t, os.Rename(path+".away", path))
 	d.await(t, cstorv1.PoolOnline, cstorv1.DiskUnavailable, corev1.ConditionFalse, cstorv1.ReasonDisksAvailable)
 }
 
 func (d *disks) isReplaced(t *testing.T) {
-	needEngine(t)
 	old, fresh := d.names[0], "blockdevice-"+d.node+"-new"
 	d.take(t, old)
 	d.await(t, cstorv1.PoolDegraded, cstorv1.DiskUnavailable, corev1.ConditionTrue, cstorv1.ReasonDisksUnavailable)
@@ -162,7 +157,6 @@ func (d *disks) isReplaced(t *testing.T) {
 }
 
 func (d *disks) grows(t *testing.T) {
-	needEngine(t)
 	before := d.instance(t)
 	var names []string
 	n := len(before.Spec.DataRaidGroups[0].BlockDevices)
@@ -188,18 +182,6 @@ func (d *disks) grows(t *testing.T) {
 		err := d.lab.Get(ctx, d.pool, in)
 		return cstorv1.PoolBytes(in.Status.Capacity.Total) > was*3/2, in.Status.Capacity.Total.String(), err
 	}))
-}
-
-// needEngine skips what the engine cannot do yet.
-func needEngine(t *testing.T) {
-	t.Helper()
-	if _, ok := any((*engine.Pool)(nil)).(interface {
-		Replace(block.GUID, disk.Device) error
-		Return(disk.Device) error
-		AddGroups([]engine.Group) error
-	}); !ok {
-		t.Skip("the pool engine neither takes devices back nor replaces or adds them")
-	}
 }
 
 func (d *disks) instance(t *testing.T) *cstorv1.CStorPoolInstance {

@@ -36,13 +36,7 @@ func (o *opened) Devices() []DeviceInfo {
 	for _, d := range o.Pool.Devices() {
 		x := DeviceInfo{
 			GUID: d.GUID, Name: d.Name, Group: d.Group, Column: d.Column, Kind: d.Kind.String(), Cache: d.Cache, State: d.State.String(), Cause: d.Cause,
-			Size: d.Size, ReadErrors: d.ReadErrors, WriteErrors: d.WriteErrors, ChecksumErrors: d.ChecksumErrors,
-		}
-		if d.Units > 0 {
-			x.ToResilver = d.Size / int64(d.Units) * int64(d.Stale)
-		}
-		if x.State == stateOnline && (d.Stale > 0 || d.Replacing) {
-			x.State = stateResilvering
+			Size: d.Size, ReadErrors: d.ReadErrors, WriteErrors: d.WriteErrors, ChecksumErrors: d.ChecksumErrors, ToResilver: d.ToResilver,
 		}
 		all = append(all, x)
 	}
@@ -50,38 +44,27 @@ func (o *opened) Devices() []DeviceInfo {
 }
 
 // Activity implements Engine.
-func (o *opened) Activity() Activity { return Activity{} }
+func (o *opened) Activity() Activity {
+	a := o.Pool.Activity()
+	return Activity{Scrub: progress(a.Scrub), Resilver: progress(a.Resilver)}
+}
 
-var errEngine = errors.New("this release's pool engine cannot do that")
+func progress(p engine.Progress) Progress {
+	return Progress{State: p.State, Done: p.Done, Total: p.Total, Repaired: p.Repaired, Errors: p.Errors, Rate: p.Rate, Left: p.Left}
+}
 
 // Replace implements Engine.
 func (o *opened) Replace(old block.GUID, path string) error {
-	p, ok := any(o.Pool).(interface {
-		Replace(block.GUID, disk.Device) error
-	})
-	if !ok {
-		return errEngine
-	}
-	return o.bring([]Group{{Kind: "stripe", Devices: []string{path}}}, func(g []engine.Group) error { return p.Replace(old, g[0].Devices[0]) })
+	return o.bring([]Group{{Kind: "stripe", Devices: []string{path}}}, func(g []engine.Group) error { return o.Pool.Replace(old, g[0].Devices[0]) })
 }
 
 // Return implements Engine.
 func (o *opened) Return(path string) error {
-	p, ok := any(o.Pool).(interface{ Return(disk.Device) error })
-	if !ok {
-		return errEngine
-	}
-	return o.bring([]Group{{Kind: "stripe", Devices: []string{path}}}, func(g []engine.Group) error { return p.Return(g[0].Devices[0]) })
+	return o.bring([]Group{{Kind: "stripe", Devices: []string{path}}}, func(g []engine.Group) error { return o.Pool.Return(g[0].Devices[0]) })
 }
 
 // AddGroups implements Engine.
-func (o *opened) AddGroups(groups []Group) error {
-	p, ok := any(o.Pool).(interface{ AddGroups([]engine.Group) error })
-	if !ok {
-		return errEngine
-	}
-	return o.bring(groups, p.AddGroups)
-}
+func (o *opened) AddGroups(groups []Group) error { return o.bring(groups, o.Pool.AddGroups) }
 
 // bring opens devices for the pool and hands them over.
 func (o *opened) bring(groups []Group, take func([]engine.Group) error) error {
@@ -97,21 +80,6 @@ func (o *opened) bring(groups []Group, take func([]engine.Group) error) error {
 	o.paths = append(o.paths, paths...)
 	o.mu.Unlock()
 	return nil
-}
-
-// Expand implements Engine.
-func (o *opened) Expand() error {
-	if p, ok := any(o.Pool).(interface{ Expand() error }); ok {
-		return p.Expand()
-	}
-	return errEngine
-}
-
-// SetReadOnlyPercent implements Engine.
-func (o *opened) SetReadOnlyPercent(n int) {
-	if p, ok := any(o.Pool).(interface{ SetReadOnlyPercent(int) }); ok {
-		p.SetReadOnlyPercent(n)
-	}
 }
 
 // Close implements Engine.

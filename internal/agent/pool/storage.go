@@ -7,6 +7,7 @@ import (
 	"time"
 
 	engine "github.com/cstor-go/cstor/internal/pool"
+	"github.com/cstor-go/cstor/internal/pool/compress"
 	"github.com/cstor-go/cstor/internal/pool/disk"
 	"github.com/cstor-go/cstor/internal/pool/raid"
 )
@@ -96,7 +97,8 @@ func (d *Disks) Open(paths []string, set Settings) (Engine, Replicas, error) {
 }
 
 func options(set Settings) engine.Options {
-	return engine.Options{ReadOnlyPercent: set.ReadOnlyPercent, Log: set.Log}
+	algorithm, _ := compress.Parse(set.Compression) // what is unknown was refused before; lz4 is the default
+	return engine.Options{ReadOnlyPercent: set.ReadOnlyPercent, Compression: algorithm, ScrubEvery: set.ScrubEvery, Log: set.Log}
 }
 
 // serve opens a pool, which takes the devices over if that works, and begins to serve its replicas.
