@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/cstor-go/cstor/internal/block"
@@ -268,7 +269,8 @@ func (a *auditor) unnamed(said []bool, refs []ref, gaps []uint64) {
 		}
 		g.n++
 	}
-	for at, g := range byGap {
+	for _, at := range slices.Sorted(maps.Keys(byGap)) {
+		g := byGap[at]
 		f := Finding{What: FoundHeader, Block: -1, Lost: true}
 		f.Device, f.Offset = p.where(at)
 		f.Text = fmt.Sprintf("no intact header in segment %d says what is in %d blocks from %s on; they can be read, the cleaner has to search the index for them",

@@ -247,4 +247,3 @@ func (p *Pool) piece(addr uint64, n, sum uint32) PieceView {
 	x.Device, x.Offset = p.where(addr)
 	return x
 }
-
