@@ -131,8 +131,11 @@ func makeImage(t *testing.T) ([]*disk.Mem, string) {
 	}
 	must(t, w.Apply([]Op{discard(0, 30, 7), discard(512, 512, 8), {Kind: OpWrite, Block: 600, Count: 8, Version: block.Version{Epoch: 2, N: 1}, Data: make([]byte, 8*block.Size)}}))
 	must(t, r.SetState([]byte("what the replica knows of its volume"), ver(7)))
-	must(t, p.cycle())
 	must(t, p.DestroyReplica("gone"))
+	must(t, p.cycle())
+	must(t, p.cycle())
+	_, err = p.CreateReplica("late", 2<<20) // from here on there is only the log
+	must(t, err)
 	must(t, w.Apply([]Op{{Kind: OpWrite, Block: 3, Count: 9, Version: block.Version{Epoch: 2, N: 2}, Data: noise(9, 77)}, discard(200, 3, 9)}))
 	must(t, p.Sync())
 	text := imageText(t, p)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"testing"
 
@@ -328,4 +329,36 @@ func TestVerifyCannotLook(t *testing.T) {
 	if !strings.Contains(fmt.Sprint(rep.Findings), "no checkpoint on any device") {
 		t.Error(rep.Findings)
 	}
+}
+
+// TestVerifyAfterPowerCut cuts the power of all devices at some moment of the same work; whatever becomes of what was
+// not flushed, that is no damage.
+func TestVerifyAfterPowerCut(t *testing.T) {
+	forLayouts(t, func(t *testing.T, l layout) {
+		for seed := range uint64(12) {
+			p, mems := newLayoutPool(t, l, 24<<20, Options{SegmentBytes: 256 << 10, DeltaEntries: 4096})
+			r, err := p.CreateReplica("v", 8<<20)
+			must(t, err)
+			rng := rand.New(rand.NewPCG(seed, 7))
+			for v := range uint64(3 + seed*2) {
+				n := 1 + rng.IntN(60)
+				must(t, r.Apply([]Op{{Kind: OpWrite, Block: uint64(rng.IntN(1900)), Count: uint32(n), Version: ver(v + 1), Data: mixed(rng, n)[:n*block.Size]}}))
+				switch rng.IntN(6) {
+				case 0:
+					must(t, p.Sync())
+				case 1:
+					must(t, p.cycle())
+				}
+			}
+			cut := make([]*disk.Mem, len(mems))
+			for i, m := range mems {
+				cut[i] = m.PowerCut([]disk.Fate{disk.Lost, disk.Kept, disk.Torn, disk.Prefix}[seed%4], rng)
+			}
+			rep, err := Verify(spies(t, cut), Options{})
+			must(t, err)
+			if rep.Damage > 0 {
+				t.Errorf("seed %d: %v", seed, rep.Findings)
+			}
+		}
+	})
 }
