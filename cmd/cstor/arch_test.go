@@ -33,7 +33,7 @@ var layers = map[string][]string{
 	"internal/agent/health": {},
 	"internal/agent/pool":   {"api", "internal/agent/kube", "internal/block", "internal/pool", "internal/replica"},
 	"internal/agent/target": {"api", "internal/agent/kube", "internal/block", "internal/volume"},
-	"internal/cli":          {"api"},
+	"internal/cli":          {"api", "internal/pool"},
 }
 
 // dataPlane never talks to Kubernetes: what it needs from there it names as an interface.

@@ -41,7 +41,9 @@ the CStorPoolInstance says, and reports capacity, health, and the progress of re
 
 Needs: the API server (KUBECONFIG or a service account), read and write access to the devices. Takes the pod's name and
 node from POD_NAME and NODE_NAME. Listens on port 3233 (other replicas pull from here) and 9500 (/healthz, /readyz,
-/metrics) of the address given. Ends on SIGTERM, after it has reported the pool OFFLINE and closed it.`,
+/metrics) of the address given. Ends on SIGTERM, after it has reported the pool OFFLINE and closed it.
+
+The commands below it are for people: they look at a pool that no process runs, by its devices, and never write.`,
 		Example: `  cstor pool --cspi=cspc-stripe-6qkw --namespace=openebs --listen=10.1.2.3`,
 		Args:    args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -56,6 +58,7 @@ node from POD_NAME and NODE_NAME. Listens on port 3233 (other replicas pull from
 			return runPool(cmd.Context(), client, f)
 		},
 	}
+	cmd.AddCommand(poolTools()...)
 	cmd.Flags().StringVar(&f.instance, "cspi", "", "name of the CStorPoolInstance")
 	cmd.Flags().StringVar(&f.namespace, "namespace", "", "namespace of the cStor resources")
 	cmd.Flags().StringVar(&f.listen, "listen", "", "address of this pod, by which targets and other pools reach it")

@@ -303,6 +303,9 @@ func (p *Pool) Close() error {
 	if !p.closed.CompareAndSwap(false, true) {
 		return ErrClosed
 	}
+	if p.offline != nil {
+		return p.closeDevices()
+	}
 	close(p.quit)
 	p.cycles.finish(0, 0, true)
 	p.idx.mu.Lock()

@@ -61,6 +61,9 @@ func (p *Pool) flushDevices() error {
 	if err := p.failure(); err != nil {
 		return err
 	}
+	if p.offline != nil {
+		return ErrOffline
+	}
 	upTo := p.appended.Load()
 	var wg sync.WaitGroup
 	var failed atomic.Pointer[error]
@@ -126,6 +129,9 @@ func (p *Pool) failure() error {
 func (p *Pool) usable() error {
 	if p.closed.Load() {
 		return ErrClosed
+	}
+	if p.offline != nil {
+		return ErrOffline
 	}
 	return p.failure()
 }

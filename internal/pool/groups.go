@@ -155,7 +155,7 @@ func (p *Pool) newGroups(l *label.Label, devs []*raid.Device) ([]*groupState, er
 		}
 		rg, err := raid.New(raid.Config{
 			Kind: kind, Columns: cols, Base: label.HeadBytes, UnitBytes: l.SegmentBytes / int64(data), Units: int(l.GroupSegments(i)),
-			Deadline: p.opt.Deadline, Log: p.opt.Log, Changed: p.deviceChanged,
+			Deadline: p.opt.Deadline, Log: p.opt.Log, Changed: p.deviceChanged, ReadOnly: p.offline != nil,
 		})
 		if err != nil {
 			return nil, fmt.Errorf("raid group %d: %w", i+1, err)

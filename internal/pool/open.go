@@ -31,7 +31,10 @@ func Open(devs []disk.Device, opt Options) (*Pool, error) {
 	return p, nil
 }
 
-func open(devs []disk.Device, opt Options) (*Pool, error) {
+func open(devs []disk.Device, opt Options) (*Pool, error) { return openFor(devs, opt, nil) }
+
+// openFor opens a pool, for looking only if look is not nil.
+func openFor(devs []disk.Device, opt Options, look *offline) (*Pool, error) {
 	opt.setDefaults()
 	a, err := assemble(devs, opt.Deadline)
 	if err != nil {
@@ -39,6 +42,7 @@ func open(devs []disk.Device, opt Options) (*Pool, error) {
 	}
 	l := a.label
 	p := preparePool(l, devs, opt)
+	p.offline = look
 	members, raidDevs := a.devices()
 	if err := p.build(l, members, raidDevs); err != nil {
 		return nil, fmt.Errorf("pool %s: %w", l.Name, err)
@@ -64,6 +68,9 @@ func open(devs []disk.Device, opt Options) (*Pool, error) {
 	ring, err := p.readRing(a)
 	if ring == nil {
 		return nil, fmt.Errorf("pool %s: %w", l.Name, err)
+	}
+	if look != nil {
+		look.ring = ring
 	}
 	if err := p.load(ring); err != nil {
 		return nil, fmt.Errorf("pool %s: checkpoint %d: %w", l.Name, ring.Generation, err)
@@ -104,6 +111,9 @@ func (p *Pool) load(ring *label.Ring) error {
 		return err
 	}
 	p.generation, p.root, p.upkeep.scrub = ring.Generation, ring.Root, m.scrub
+	if p.offline != nil {
+		p.offline.root = m
+	}
 	copy(p.seg.pageLive, m.live)
 	copy(p.seg.kind, m.kind)
 	copy(p.seg.birth, m.birth)

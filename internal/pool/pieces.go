@@ -60,6 +60,9 @@ func blockPiece(loc index.Loc, sum, slot uint32, b uint64) piece {
 // right reports whether b is the content of x, of which only checksums are known. buf has room for a block.
 func (x *piece) right(b, buf []byte) bool {
 	switch x.kind {
+	case pieceBlock:
+		at := place{loc: x.loc(), sum: x.sum}
+		return at.content(buf, b)
 	case piecePage:
 		var v index.View
 		return v.Open(b, x.id, x.slot, x.number, false) == nil
@@ -88,20 +91,26 @@ func batchPieces(dst []piece, start uint64, h *wal.Header, raw []byte, row uint3
 	header := bytes.Clone(raw[:h.HeaderBlocks*block.Size])
 	dst = append(dst, piece{at: start, n: uint32(len(header)), kind: pieceHeader, known: header})
 	first := len(dst)
-	at := start + uint64(len(header))
+	area := wal.MakeArea(start+uint64(len(header)), h.RawBlocks)
 	var it wal.Records
 	var rec wal.Record
-	for it.Reset(raw, h); it.Next(&rec); {
+	for it.Reset(raw, h); it.Next(&rec); area.Skip(rec.Kind, rec.Count, rec.Lens) {
 		if rec.Kind == wal.State {
 			if rec.Count > 0 {
-				dst = append(dst, piece{at: at, n: rec.Count, kind: pieceState, sum: rec.Sums[0], slot: rec.Slot})
+				dst = append(dst, piece{at: area.Raw, n: rec.Count, kind: pieceState, sum: rec.Sums[0], slot: rec.Slot})
 			}
-		} else {
-			for i, sum := range rec.Sums {
-				dst = append(dst, blockPiece(index.RawAt(at+uint64(i)*block.Size), sum, rec.Slot, rec.Block+uint64(i)))
+			continue
+		}
+		next := area
+		for i, sum := range rec.Sums {
+			length := uint8(wal.MaxLen)
+			if rec.Lens != nil {
+				length = rec.Lens[i]
+			}
+			if at := next.Next(length); length > 0 {
+				dst = append(dst, blockPiece(index.MakeLoc(at, int(length)*wal.Granule), sum, rec.Slot, rec.Block+uint64(i)))
 			}
 		}
-		at += uint64(wal.DataBlocks(rec.Kind, rec.Count)) * block.Size
 	}
 	slices.SortFunc(dst[first:], func(a, b piece) int { return compare(a.at, b.at) })
 	return pad(dst, first, start+uint64(padded(h, row))<<block.Shift)

@@ -114,7 +114,9 @@ func (p *Pool) replay() error {
 		p.log.chain = append(p.log.chain, end.seg)
 	}
 	p.settleSegments()
-	if err := p.replayedStable(); err != nil {
+	if p.offline != nil {
+		p.offline.stable = stable
+	} else if err := p.replayedStable(); err != nil {
 		return err
 	}
 	p.appended.Store(end.seq - 1)
@@ -129,7 +131,7 @@ func (p *Pool) replay() error {
 		}
 		if unitBegins {
 			p.log.pos = pos
-			if t := p.idx.tables[p.idx.active]; t.Len() > t.Cap()/2 {
+			if t := p.idx.tables[p.idx.active]; t.Len() > t.Cap()/2 && p.offline == nil {
 				if err := p.cycle(); err != nil {
 					return err
 				}
@@ -140,6 +142,9 @@ func (p *Pool) replay() error {
 			return fmt.Errorf("batch %d at segment %d block %d: %w", h.Seq, at.seg, at.block, err)
 		}
 		row := p.seg.row(at.seg)
+		if p.offline != nil {
+			p.offline.noteBatch(&h, at, row)
+		}
 		pos.advance(&h, row)
 		p.count.replayed++
 		p.log.since += uint64(padded(&h, row)) * block.Size
@@ -147,6 +152,9 @@ func (p *Pool) replay() error {
 	}
 	p.log.pos, p.log.read = end, false
 	p.settleStale()
+	if p.offline != nil {
+		return nil
+	}
 	if err := p.resume(); err != nil {
 		return err
 	}

@@ -22,6 +22,14 @@ const (
 	segKindBits = 3 // in the checkpoint
 )
 
+// SegmentKind names the kind of a segment.
+func SegmentKind(kind uint8) string {
+	if kind < segKinds {
+		return [segKinds]string{"free", "log", "index", "warm", "cold"}[kind]
+	}
+	return "unknown"
+}
+
 // segments maps the pool's linear space onto the raid groups and knows what is in use. An address is a byte in that
 // space: segment number times segment size plus offset.
 //

@@ -53,6 +53,8 @@ type Pool struct {
 	idle     atomic.Bool  // nothing has been written for a while
 	hurry    atomic.Int32 // callers that wait for a cycle of their own
 
+	offline *offline // not nil: opened for looking only
+
 	relabelDue atomic.Bool // a device went out or came back since the last cycle
 	returned   returned    // while the pool is opened
 	upkeep     upkeep

@@ -11,6 +11,9 @@ var sumScratch = sync.Pool{New: func() any { s := make([]uint32, 0, 1024); retur
 // waiting for the background. It returns with the lock held, or with an error and nothing held. write says that the
 // unit stores data of a user, which must leave the reserve alone.
 func (p *Pool) begin(r *Replica, entries, data, header int, write bool) error {
+	if p.offline != nil {
+		return ErrOffline
+	}
 	if write {
 		p.paceUser()
 	}

@@ -32,13 +32,13 @@ type refReplica struct {
 	snaps   []refSnapshot
 	origin  string // "replica@snapshot"
 	from    block.Version
-	state   refState
+	state   modelState
 }
 
-type refState map[string]*refReplica
+type modelState map[string]*refReplica
 
-func (s refState) copy() refState {
-	c := refState{}
+func (s modelState) copy() modelState {
+	c := modelState{}
 	for k, v := range s {
 		c[k] = v.copy()
 		c[k].state = c

@@ -29,9 +29,9 @@ type versionsTest struct {
 	mem    *disk.Mem
 	opt    Options
 	p      *Pool
-	now    refState
-	stable refState
-	log    []func(refState)
+	now    modelState
+	stable modelState
+	log    []func(modelState)
 	trace  []string
 	n      uint64
 	epoch  uint64
@@ -56,7 +56,7 @@ func (m *versionsTest) must(err error) {
 	}
 }
 
-func (m *versionsTest) did(f func(refState)) {
+func (m *versionsTest) did(f func(modelState)) {
 	f(m.now)
 	m.log = append(m.log, f)
 }
@@ -162,7 +162,7 @@ func (m *versionsTest) did1(name string, ops []Op) {
 			n = 1
 		}
 		unit := ops[:n]
-		m.did(func(s refState) {
+		m.did(func(s modelState) {
 			for i := range unit {
 				s[name].apply(&unit[i])
 			}
@@ -316,7 +316,7 @@ func (m *versionsTest) merge(name string) {
 	if err != nil {
 		m.fatalf("%v; %s", err, r.diff(m.p.Replica(name), false))
 	}
-	m.did(func(s refState) {
+	m.did(func(s modelState) {
 		r := s[name]
 		for i := range block.ChunkBlocks {
 			b := c.Index*block.ChunkBlocks + uint64(i)
@@ -364,7 +364,7 @@ func (m *versionsTest) crash() {
 	m.synced()
 }
 
-func (m *versionsTest) differs(state refState) string {
+func (m *versionsTest) differs(state modelState) string {
 	if n := len(m.p.Replicas()); n != len(state) {
 		return fmt.Sprintf("%d replicas, want %d", n, len(state))
 	}
@@ -396,7 +396,7 @@ func TestVersionsModel(t *testing.T) {
 
 func runVersions(t *testing.T, seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 2))
-	m := &versionsTest{t: t, rng: rng, now: refState{}, epoch: 1, count: map[string]int{}}
+	m := &versionsTest{t: t, rng: rng, now: modelState{}, epoch: 1, count: map[string]int{}}
 	m.opt = Options{
 		DeltaEntries: 8192, SegmentBytes: 256 << 10, PageCacheBytes: 64 << 10 << rng.IntN(6), CheckpointBytes: int64(1+rng.IntN(8)) << 20,
 		FlushBytes: int64(1+rng.IntN(4)) << 20, NoDiscard: rng.IntN(2) == 0, inlineBytes: 400, historyBytes: 1500,

@@ -20,6 +20,9 @@ type Options struct {
 	Direct bool
 	// ReadOnly opens for reading only, without locking: for Probe of devices that others may hold.
 	ReadOnly bool
+	// Shared, with ReadOnly, takes a lock that others who look may share, but nobody who writes: it wraps ErrBusy when a
+	// pool's process holds the device, and keeps one from starting. A block device is held alone.
+	Shared bool
 }
 
 // file is a regular file or a block device.
@@ -49,7 +52,8 @@ func Open(path string, opt Options) (Device, error) {
 	flags := os.O_RDWR
 	if opt.ReadOnly {
 		flags = os.O_RDONLY
-	} else if isBlock {
+	}
+	if isBlock && (!opt.ReadOnly || opt.Shared) {
 		flags |= unix.O_EXCL // on a block device: refuse when mounted or held by anyone else
 	}
 	if opt.Direct {
@@ -63,16 +67,22 @@ func Open(path string, opt Options) (Device, error) {
 		return nil, fmt.Errorf("device %s: open: %w", path, err)
 	}
 	d := &file{f: f, fd: int(f.Fd()), name: path, block: isBlock, direct: opt.Direct, rdonly: opt.ReadOnly}
-	if err := d.prepare(); err != nil {
+	lock := unix.LOCK_EX
+	if opt.ReadOnly {
+		if lock = 0; opt.Shared {
+			lock = unix.LOCK_SH
+		}
+	}
+	if err := d.prepare(lock); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("device %s: %w", path, err)
 	}
 	return d, nil
 }
 
-func (d *file) prepare() error {
-	if !d.rdonly {
-		if err := unix.Flock(d.fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+func (d *file) prepare(lock int) error {
+	if lock != 0 {
+		if err := unix.Flock(d.fd, lock|unix.LOCK_NB); err != nil {
 			if errors.Is(err, unix.EWOULDBLOCK) {
 				err = ErrBusy
 			}

@@ -264,6 +264,9 @@ func (g *Group) readBlock(d *Device, row int64, dst []byte) bool {
 // repair writes rows of a device that are there already. block gives the content of the i-th. A device that does not
 // take it goes out if the group can spare it.
 func (g *Group) repair(d *Device, row int64, rows int, block func(i int, dst []byte)) error {
+	if g.readOnly {
+		return nil
+	}
 	if !d.begin() {
 		return d.Cause()
 	}

@@ -54,6 +54,8 @@ type Config struct {
 	Units     int           // units of the group
 	Deadline  time.Duration // see DefaultDeadline, which zero means
 	Log       *slog.Logger  // may be nil
+	// ReadOnly makes everything that repairs leave the devices as they are: what is wrong is made good in memory only.
+	ReadOnly bool
 	// Changed is called, from any goroutine and without locks held, after a device went out or came back. May be nil.
 	Changed func()
 }
@@ -69,6 +71,7 @@ type Group struct {
 	units        atomic.Int64
 	tick         time.Duration
 	code         *coder // nil when data == 1
+	readOnly     bool
 	log          *slog.Logger
 	onChange     func()
 
@@ -103,7 +106,7 @@ func New(cfg Config) (*Group, error) {
 	}
 	g := &Group{
 		kind: cfg.Kind, data: data, parity: parity, base: cfg.Base, unitBytes: cfg.UnitBytes, unitRows: cfg.UnitBytes / blockSize,
-		tick: max(cfg.Deadline/ticksPerDeadline, 1), log: cfg.Log, onChange: cfg.Changed,
+		tick: max(cfg.Deadline/ticksPerDeadline, 1), log: cfg.Log, onChange: cfg.Changed, readOnly: cfg.ReadOnly,
 	}
 	g.units.Store(int64(cfg.Units))
 	g.ops.New = func() any { return newOp(g) }

@@ -39,8 +39,33 @@ func (g *Group) heal(off, n int64, check func(data []byte) (bad []int), blame bo
 		return res, fmt.Errorf("heal: %w", err)
 	}
 	defer s.close()
+	leave := s.examine(check)
+	res.Lost = s.lost(leave)
+	kept := func(i int64) bool { _, ok := leave[i]; return ok }
+	for _, m := range s.copies {
+		for i := range s.rows {
+			if blame && !kept(i) && m.readable[i] && !m.stale[i] && s.differs(m, i) {
+				res.Wrong++
+				m.dev.sums.Add(1)
+			}
+		}
+		k, e := s.write(m, func(i int64) bool { return !kept(i) && (m.stale[i] || s.differs(m, i)) })
+		if res.Rewritten += k; e != nil && err == nil {
+			err = fmt.Errorf("heal: %w", e)
+		}
+	}
+	if len(res.Lost) > 0 {
+		err = fmt.Errorf("heal of %d bytes at %d of the raid group: %d blocks: %w", n, off, len(res.Lost), ErrUnrecoverable)
+	}
+	return res, err
+}
+
+// examine finds the right data of all rows. It returns the rows of which it cannot be had; true: since they are lost,
+// false: since nobody knows them, although nobody may need them either.
+func (s *rowset) examine(check func(data []byte) (bad []int)) (leave map[int64]bool) {
+	g := s.g
 	sus := s.start()
-	leave := map[int64]bool{} // rows that are not written; true: since they are lost
+	leave = map[int64]bool{}
 	for _, i := range sus {
 		if s.known(i) < g.data { // unless check missed and found it, nobody knows the row
 			leave[i] = check == nil
@@ -64,27 +89,16 @@ func (g *Group) heal(off, n int64, check func(data []byte) (bad []int), blame bo
 		}
 	}
 	s.use(0)
+	return leave
+}
+
+// lost returns the indexes of the data blocks in rows that examine calls lost.
+func (s *rowset) lost(leave map[int64]bool) (blocks []int) {
 	for i, l := range leave {
-		for k := 0; l && k < g.data; k++ {
-			res.Lost = append(res.Lost, int(i)*g.data+k)
+		for k := 0; l && k < s.g.data; k++ {
+			blocks = append(blocks, int(i)*s.g.data+k)
 		}
 	}
-	slices.Sort(res.Lost)
-	kept := func(i int64) bool { _, ok := leave[i]; return ok }
-	for _, m := range s.copies {
-		for i := range s.rows {
-			if blame && !kept(i) && m.readable[i] && !m.stale[i] && s.differs(m, i) {
-				res.Wrong++
-				m.dev.sums.Add(1)
-			}
-		}
-		k, e := s.write(m, func(i int64) bool { return !kept(i) && (m.stale[i] || s.differs(m, i)) })
-		if res.Rewritten += k; e != nil && err == nil {
-			err = fmt.Errorf("heal: %w", e)
-		}
-	}
-	if len(res.Lost) > 0 {
-		err = fmt.Errorf("heal of %d bytes at %d of the raid group: %d blocks: %w", n, off, len(res.Lost), ErrUnrecoverable)
-	}
-	return res, err
+	slices.Sort(blocks)
+	return blocks
 }

@@ -357,3 +357,16 @@ func (it *Records) Next(r *Record) bool {
 	it.rest = b[length:]
 	return true
 }
+
+// String returns the name of the kind, as in docs/format.md.
+func (k Kind) String() string {
+	if k == 0 || k >= kinds {
+		return fmt.Sprintf("kind %d", uint8(k))
+	}
+	return [kinds]string{
+		Write: "write", Discard: "discard", DiscardPart: "discard-part", Mark: "mark", State: "state", Create: "create", Destroy: "destroy",
+		MergeWrite: "merge-write", MergeDiscard: "merge-discard", MergeDrop: "merge-drop", MergeNewest: "merge-newest", Move: "move",
+		Snapshot: "snapshot", DeleteSnapshot: "delete-snapshot", Resize: "resize", Clone: "clone", TakeSnapshot: "take-snapshot",
+		DropSnapshot: "drop-snapshot", MergeOldWrite: "merge-old-write", MergeOldDiscard: "merge-old-discard", MergeGone: "merge-gone",
+	}[k]
+}

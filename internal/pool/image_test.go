@@ -1,0 +1,208 @@
+package pool
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/compress"
+	"github.com/cstor-go/cstor/internal/pool/disk"
+	"github.com/cstor-go/cstor/internal/pool/label"
+	"github.com/cstor-go/cstor/internal/pool/raid"
+)
+
+var rewriteImage = flag.Bool("rewrite", false, "make the image of a pool of the current format anew (before that format is released only)")
+
+// Images of pools are kept in testdata: a .zst with the blocks of the devices that are not zero, and a .txt with what
+// has to be read from them for ever.
+func imagePath(format int, ext string) string {
+	return filepath.Join("testdata", fmt.Sprintf("pool-format-%d.%s", format, ext))
+}
+
+// packDevices returns devices as: number, then for each size, number of blocks, and number and content of each block.
+func packDevices(t *testing.T, mems []*disk.Mem) []byte {
+	t.Helper()
+	le := binary.LittleEndian
+	b := le.AppendUint32(nil, uint32(len(mems)))
+	for _, m := range mems {
+		var blocks []byte
+		n, buf := uint32(0), make([]byte, block.Size)
+		for i := range m.Size() / block.Size {
+			must(t, m.ReadAt(buf, i*block.Size))
+			if !allZeroes(buf) {
+				blocks = append(le.AppendUint32(blocks, uint32(i)), buf...)
+				n++
+			}
+		}
+		b = append(le.AppendUint32(le.AppendUint64(b, uint64(m.Size())), n), blocks...)
+	}
+	w, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithWindowSize(8<<20))
+	must(t, err)
+	return w.EncodeAll(b, nil)
+}
+
+func allZeroes(b []byte) bool { return len(bytes.Trim(b, "\x00")) == 0 }
+
+func unpackDevices(t *testing.T, packed []byte) (mems []*disk.Mem) {
+	t.Helper()
+	r, err := zstd.NewReader(nil)
+	must(t, err)
+	defer r.Close()
+	b, err := r.DecodeAll(packed, nil)
+	must(t, err)
+	le := binary.LittleEndian
+	count := le.Uint32(b)
+	b = b[4:]
+	for i := range count {
+		m := disk.NewMem(fmt.Sprint("mem", i), int64(le.Uint64(b)))
+		n := le.Uint32(b[8:])
+		b = b[12:]
+		for range n {
+			must(t, m.WritevAt([][]byte{b[4 : 4+block.Size]}, int64(le.Uint32(b))*block.Size))
+			b = b[4+block.Size:]
+		}
+		must(t, m.Flush())
+		mems = append(mems, m)
+	}
+	return mems
+}
+
+// imageText is all that can be read from a pool.
+func imageText(t *testing.T, p *Pool) string {
+	t.Helper()
+	var s strings.Builder
+	fmt.Fprintf(&s, "pool %s %v of %s\n", p.cfg.Name, p.cfg.GUID, p.cfg.Owner)
+	for _, d := range p.Devices() {
+		fmt.Fprintf(&s, "device %v group %d (%s, cache %t) column %d\n", d.GUID, d.Group, d.Kind, d.Cache, d.Column)
+	}
+	rs := p.Replicas()
+	slices.SortFunc(rs, func(a, b *Replica) int { return strings.Compare(a.Name(), b.Name()) })
+	v := new(chunkView)
+	for _, r := range rs {
+		fmt.Fprintf(&s, "replica %s %v: %d bytes, applied %v, state %q, used %d\n", r.Name(), r.GUID(), r.Size(), r.Applied(), r.State(), r.Stats().Used)
+		b := make([]byte, block.ChunkBlocks*block.Size)
+		for c := range r.chunks() {
+			n := min(int64(len(b)), int64(r.blocks()-c*block.ChunkBlocks)*block.Size)
+			must(t, r.Read(c*block.ChunkBlocks, b[:n], nil))
+			ticket := p.read.enter()
+			err := r.list(v, c)
+			p.read.leave(ticket)
+			must(t, err)
+			var versions []byte
+			for i, x := range v.page.Ver {
+				versions = fmt.Appendf(versions, "%v %t\n", x, v.page.Stored.Has(i))
+			}
+			fmt.Fprintf(&s, "  chunk %d: %d blocks, content %x, versions %x\n", c, v.page.Stored.Count(), sha256.Sum256(b[:n]), sha256.Sum256(versions))
+		}
+	}
+	return s.String()
+}
+
+// makeImage makes a pool with something of everything that the format has, killed with a log to be replayed.
+func makeImage(t *testing.T) ([]*disk.Mem, string) {
+	l := layout{"image", []shape{{raid.Mirror, 2, false}, {raid.RAIDZ, 3, false}, {raid.Stripe, 1, true}}}
+	mems, groups := l.make(func() int64 { return 12 << 20 })
+	opt := Options{SegmentBytes: 256 << 10, DeltaEntries: 4096}
+	p, err := Create(groups, Config{Name: "cstor-image", Owner: "an owner"}, opt)
+	must(t, err)
+	r, err := p.CreateReplica("raw", 8<<20)
+	must(t, err)
+	w, err := p.CreateReplica("packed", 5<<20-1536)
+	must(t, err)
+	_, err = p.CreateReplica("gone", 1<<20)
+	must(t, err)
+	for i := range uint64(6) {
+		must(t, r.Apply([]Op{{Kind: OpWrite, Block: i * 50, Count: 4, Version: ver(i + 1), Data: noise(4, i)}}))
+		must(t, w.Apply([]Op{{Kind: OpWrite, Block: i * 200, Count: 60, Version: ver(i + 1), Data: bytes.Repeat(half(1, i), 60)}}))
+		if i == 2 {
+			must(t, p.cycle())
+			p.SetCompression(compress.Zstd)
+		}
+	}
+	must(t, w.Apply([]Op{discard(0, 30, 7), discard(512, 512, 8), {Kind: OpWrite, Block: 600, Count: 8, Version: block.Version{Epoch: 2, N: 1}, Data: make([]byte, 8*block.Size)}}))
+	must(t, r.SetState([]byte("what the replica knows of its volume"), ver(7)))
+	must(t, p.DestroyReplica("gone"))
+	must(t, p.cycle())
+	must(t, p.cycle())
+	_, err = p.CreateReplica("late", 2<<20) // from here on there is only the log
+	must(t, err)
+	must(t, w.Apply([]Op{{Kind: OpWrite, Block: 3, Count: 9, Version: block.Version{Epoch: 2, N: 2}, Data: noise(9, 77)}, discard(200, 3, 9)}))
+	must(t, p.Sync())
+	text := imageText(t, p)
+	for i := range mems {
+		mems[i] = mems[i].Kill()
+	}
+	return mems, text
+}
+
+// TestImages opens the pools of all formats that were ever released, and of the current one.
+func TestImages(t *testing.T) {
+	if *rewriteImage {
+		mems, text := makeImage(t)
+		must(t, os.MkdirAll("testdata", 0o755))
+		must(t, os.WriteFile(imagePath(label.Format, "zst"), packDevices(t, mems), 0o644))
+		must(t, os.WriteFile(imagePath(label.Format, "txt"), []byte(text), 0o644))
+	}
+	images, err := filepath.Glob(filepath.Join("testdata", "pool-format-*.zst"))
+	must(t, err)
+	if !slices.Contains(images, imagePath(label.Format, "zst")) {
+		t.Errorf("no image of format %d: make one with -args -rewrite", label.Format)
+	}
+	for _, path := range images {
+		t.Run(filepath.Base(path), func(t *testing.T) {
+			packed, err := os.ReadFile(path)
+			must(t, err)
+			if len(packed) > 200<<10 {
+				t.Errorf("%d bytes", len(packed))
+			}
+			want, err := os.ReadFile(strings.TrimSuffix(path, "zst") + "txt")
+			must(t, err)
+			mems := unpackDevices(t, packed)
+			compare := func(p *Pool) {
+				t.Helper()
+				if got := imageText(t, p); got != string(want) {
+					t.Errorf("read:\n%s\nwant:\n%s", got, want)
+				}
+				must(t, p.Check())
+			}
+			rep, err := Verify(spies(t, mems), Options{})
+			must(t, err)
+			if rep.Damage > 0 || rep.Replayed == 0 {
+				t.Error(rep.Findings, rep.Replayed)
+			}
+			p, err := OpenReadOnly(spies(t, mems), Options{})
+			must(t, err)
+			compare(p)
+			must(t, p.Close())
+			var devs []disk.Device
+			for _, m := range mems {
+				devs = append(devs, m)
+			}
+			p, err = Open(devs, Options{DeltaEntries: 4096})
+			must(t, err)
+			compare(p)
+			must(t, p.Close())
+			reopenAll(mems)
+			p, err = Open(devs, Options{DeltaEntries: 4096})
+			must(t, err)
+			compare(p)
+			must(t, p.Close())
+			reopenAll(mems)
+			rep, err = Verify(spies(t, mems), Options{})
+			must(t, err)
+			if rep.Damage > 0 {
+				t.Error(rep.Findings)
+			}
+		})
+	}
+}

@@ -1,0 +1,176 @@
+package pool
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cstor-go/cstor/internal/pool/disk"
+	"github.com/cstor-go/cstor/internal/pool/label"
+	"github.com/cstor-go/cstor/internal/pool/raid"
+)
+
+// Verify proves that a pool whose devices nobody else uses is what the format says, and writes nothing: the labels and
+// rings of all devices agree, the newest checkpoint decodes, the log can be replayed, every block of every replica, index
+// page, directory block and header that is in use has its checksum on every device, copies and parity fit, nothing is in
+// two places or in a free segment, and all accounts are exact. The error says that it could not look. The devices stay
+// the caller's.
+func Verify(devs []disk.Device, opt Options) (*Report, error) {
+	r := &Report{Devices: len(devs)}
+	p, err := openOffline(keepOpen(devs), opt)
+	if err != nil {
+		if !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrChecksum) {
+			return nil, fmt.Errorf("verify: %w", err)
+		}
+		for _, d := range devs {
+			l, e := label.Probe(disk.ReadOnly(d))
+			if e != nil {
+				r.add(Finding{What: FoundLabel, Offset: -1, Block: -1, Lost: true, Text: e.Error()})
+				continue
+			}
+			r.Pool = l.Name
+			r.labels(disk.ReadOnly(d), l, l)
+		}
+		r.add(Finding{What: FoundCheckpoint, Offset: -1, Block: -1, Lost: true, Text: "the pool cannot be opened: " + err.Error()})
+		return r, nil
+	}
+	defer p.Close()
+	r.Pool, r.Replicas, r.Replayed = p.cfg.Name, len(p.idx.byName), len(p.offline.batches)
+	newest := p.labels.now.Load()
+	for _, m := range p.members() {
+		if d := m.dev.Disk(); d != nil {
+			r.member(p, m, d, newest)
+		} else {
+			r.add(Finding{What: FoundDevice, Device: m.dev.Name(), Offset: -1, Block: -1,
+				Text: fmt.Sprintf("is missing in %s; what is on it was not looked at", p.seg.where.Load().groups[m.group].name())})
+		}
+	}
+	p.audit(r)
+	if broken := r.count(FoundPage, true); broken > 0 {
+		r.note("the accounts cannot be proved: %d index pages are damaged", broken)
+	} else if err := p.Check(); err != nil {
+		for _, e := range parts(err) {
+			r.add(Finding{What: FoundAccounts, Offset: -1, Block: -1, Text: e.Error()})
+		}
+	}
+	for _, m := range p.members() {
+		if m.dev.State() == raid.Out {
+			r.add(Finding{What: FoundDevice, Device: m.dev.Name(), Offset: -1, Block: -1, Text: fmt.Sprintf("was not looked at any more: %v", m.dev.Cause())})
+		}
+	}
+	return r, nil
+}
+
+// notClosed is a device that stays open.
+type notClosed struct{ disk.Device }
+
+func (notClosed) Close() error { return nil }
+
+func keepOpen(devs []disk.Device) (kept []disk.Device) {
+	for _, d := range devs {
+		kept = append(kept, notClosed{d})
+	}
+	return kept
+}
+
+// parts returns the errors that were joined into err.
+func parts(err error) []error {
+	for e := err; e != nil; e = errors.Unwrap(e) {
+		if j, ok := e.(interface{ Unwrap() []error }); ok {
+			return j.Unwrap()
+		}
+	}
+	return []error{err}
+}
+
+func (r *Report) count(what string, lost bool) (n int) {
+	for i := range r.Findings {
+		if r.Findings[i].What == what && r.Findings[i].Lost == lost {
+			n++
+		}
+	}
+	return n
+}
+
+// member verifies what a device of a pool says of itself.
+func (r *Report) member(p *Pool, m *member, d disk.Device, newest *label.Label) {
+	l, err := label.Probe(d)
+	if err != nil {
+		r.add(Finding{What: FoundLabel, Device: d.Name(), Offset: -1, Block: -1, Text: err.Error()})
+		return
+	}
+	r.labels(d, l, newest)
+	if n := m.dev.StaleCount(); n > 0 {
+		units := p.seg.where.Load().groups[m.group].all
+		r.add(Finding{What: FoundDevice, Device: d.Name(), Offset: -1, Block: -1,
+			Text: fmt.Sprintf("missed writes: %d of its %d units are stale until they are resilvered, and were not looked at", n, units)})
+	}
+	r.ring(d, l, p.offline.ring, newest.Members[newest.Index(m.guid)].Out)
+}
+
+// labels verifies the copies of a device's label, the best of which is own.
+func (r *Report) labels(d disk.Device, own, newest *label.Label) {
+	copies := label.Copies(d, own.Size)
+	intact := 0
+	for i := range copies {
+		if copies[i].Err == nil {
+			intact++
+		}
+	}
+	for i := range copies {
+		c := &copies[i]
+		f := Finding{What: FoundLabel, Device: d.Name(), Offset: c.Off, Block: -1}
+		switch l := c.Label; {
+		case c.Err != nil && c.Torn(own):
+			r.note("device %s: copy %d of the label was being written when the power went", d.Name(), i+1)
+		case c.Err != nil:
+			f.Text = fmt.Sprintf("copy %d of 4: %v; %d copies are intact", i+1, c.Err, intact)
+			r.add(f)
+		case l.Pool != own.Pool || l.Device != own.Device || l.Size != own.Size:
+			f.Text = fmt.Sprintf("copy %d of 4 is of device %v of pool %v", i+1, l.Device, l.Pool)
+			r.add(f)
+		case l.Generation < own.Generation:
+			r.note("device %s: copy %d of the label is of generation %d, the newest is %d: a change of the labels was interrupted", d.Name(), i+1, l.Generation, own.Generation)
+		case l.Change != own.Change:
+			f.Text = fmt.Sprintf("copy %d of 4 has generation %d and says something else than another copy of it", i+1, l.Generation)
+			r.add(f)
+		}
+	}
+	switch {
+	case own.Generation < newest.Generation && !newest.Members[max(newest.Index(own.Device), 0)].Out:
+		r.note("device %s: its labels are of generation %d, the newest of the pool is %d: a change of the labels was interrupted", d.Name(), own.Generation, newest.Generation)
+	case own.Generation == newest.Generation && own.Change != newest.Change:
+		r.add(Finding{What: FoundLabel, Device: d.Name(), Offset: -1, Block: -1, Text: fmt.Sprintf("says something else than another device at the same generation %d", own.Generation)})
+	}
+}
+
+// ring verifies the announcements of checkpoints on a device. out says that it may lack some.
+func (r *Report) ring(d disk.Device, l *label.Label, newest *label.Ring, out bool) {
+	slots := label.Slots(d, l.Size, l.Pool)
+	for i := range slots {
+		s := &slots[i]
+		n := uint64(i % label.RingSlots)
+		f := Finding{What: FoundRing, Device: d.Name(), Offset: s.Off, Block: -1}
+		current := n == newest.Generation%label.RingSlots
+		switch {
+		case s.Ring != nil && s.Ring.Generation > newest.Generation:
+			if !out {
+				f.Text = fmt.Sprintf("announces checkpoint %d, but the pool's newest is %d", s.Ring.Generation, newest.Generation)
+				r.add(f)
+			}
+		case s.Ring != nil && s.Ring.Generation == newest.Generation:
+			if fmt.Sprint(s.Ring.Root) != fmt.Sprint(newest.Root) {
+				f.Text = fmt.Sprintf("checkpoint %d is somewhere else than another announcement of it says", newest.Generation)
+				r.add(f)
+			}
+		case current && !out && (s.Ring != nil || errors.Is(s.Err, ErrBlank)):
+			r.note("device %s offset %d: checkpoint %d is not announced here: its announcement was interrupted", d.Name(), s.Off, newest.Generation)
+		case s.Err != nil && !errors.Is(s.Err, ErrBlank):
+			if n == (newest.Generation+1)%label.RingSlots && errors.Is(s.Err, ErrDamaged) {
+				r.note("device %s offset %d: the announcement of checkpoint %d was being written when the power went", d.Name(), s.Off, newest.Generation+1)
+				continue
+			}
+			f.Text = fmt.Sprintf("slot %d: %v", n, s.Err)
+			r.add(f)
+		}
+	}
+}
