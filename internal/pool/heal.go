@@ -556,11 +556,31 @@ func (w *walk) inspect(x *piece, from, to uint64, lost []int) {
 			return
 		}
 	}
-	if x.kind == pieceBlock && !w.live.any(x.at, x.end()) || x.kind == pieceState {
+	if x.kind == pieceBlock && (!w.live.any(x.at, x.end()) || !x.loc().Raw() && !w.referred(x)) || x.kind == pieceState {
 		return
 	}
 	x.reported = true
 	w.damaged(x)
+}
+
+// referred reports whether the index still refers to a compressed block, which may share the blocks that it is in with
+// others.
+func (w *walk) referred(x *piece) bool {
+	p := w.p
+	p.idx.mu.RLock()
+	var r *Replica
+	if int(x.slot) < len(p.idx.bySlot) {
+		r = p.idx.bySlot[x.slot]
+	}
+	p.idx.mu.RUnlock()
+	if r == nil {
+		return false
+	}
+	c := &chunkPieces{r: r, number: x.number / block.ChunkBlocks}
+	if p.fillChunk(c) != nil || c.err != nil {
+		return true
+	}
+	return slices.Contains(c.data, blockAt{int(x.number % block.ChunkBlocks), x.loc(), x.sum})
 }
 
 // damaged reports a piece that nothing can bring back.
