@@ -67,7 +67,7 @@ check: ## Look at the code: gofmt, go vet
 .PHONY: test-unit
 test-unit: ## Run the tests that need no cluster
 	@echo "== go test, without the end-to-end tests"
-	@nice go test $(TESTFLAGS) $$(go list ./... | grep -v '/e2e$$')
+	@nice go test -timeout 30m $(TESTFLAGS) $$(go list ./... | grep -v '/e2e$$')
 
 .PHONY: test-devcluster
 test-devcluster: ## Run the tests of the control plane and the process runtime
