@@ -110,7 +110,7 @@ func (p *Pool) makeEntries(n int) error {
 			if full {
 				p.wake()
 			}
-			if behind {
+			if behind && n > 0 {
 				if p.drain.mu.TryLock() {
 					err := p.drainStep()
 					p.drain.mu.Unlock()
