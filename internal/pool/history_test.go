@@ -13,9 +13,11 @@ func deepReplica(t *testing.T) (*Pool, *Replica, *chunkView) {
 	p, _ := newMemPool(t, 64<<20, smallHistory)
 	r, err := p.CreateReplica("v", 4<<20)
 	must(t, err)
+	must(t, r.Apply([]Op{write(600, 1, 1)}))
 	for i := uint64(1); i <= 100; i++ {
 		must(t, r.Apply([]Op{write(3, 1, 2*i), snap(fmt.Sprint("s", i), 2*i+1)}))
 	}
+	must(t, r.Apply([]Op{write(600, 1, 250)})) // the version before stays in the page
 	must(t, p.cycle())
 	return p, r, loadedPage(t, r)
 }
@@ -40,6 +42,7 @@ func looksDeep(t *testing.T, p *Pool, r *Replica) {
 	must(t, p.Check())
 	for i := uint64(1); i <= 100; i++ {
 		shows(t, r, fmt.Sprint("s", i), 3, 2*i)
+		shows(t, r, fmt.Sprint("s", i), 600, 1)
 	}
 }
 

@@ -245,85 +245,25 @@ func TestPurgeGoesOn(t *testing.T) {
 	}
 }
 
-func TestClones(t *testing.T) {
-	p, m := newMemPool(t, 64<<20, smallHistory)
-	r, err := p.CreateReplica("v", 16<<20)
+// TestPurgeBeginsAgain deletes a snapshot when the way through the chunks for another one has passed most of them.
+func TestPurgeBeginsAgain(t *testing.T) {
+	p, _ := newMemPool(t, 64<<20, Options{SegmentBytes: 256 << 10, Compression: compress.Off})
+	r, err := p.CreateReplica("v", 4<<20)
 	must(t, err)
-	must(t, r.Apply([]Op{write(0, 1, 1), write(1, 1, 2), write(600, 1, 3), snap("s", 4), write(0, 1, 5), discard(512, 512, 6)}))
-	c, err := p.Clone("c", "v", "s")
-	must(t, err)
-	if c.Applied() != ver(4) || c.Size() != r.Size() || c.GUID() == r.GUID() {
-		t.Fatal(c.Applied())
-	}
-	must(t, c.Apply([]Op{write(1, 1, 10), discard(600, 1, 11), snap("t", 12), discard(0, 512, 13), write(2, 1, 14)}))
-	d, err := p.Clone("d", "c", "t")
-	must(t, err)
-	must(t, d.Apply([]Op{write(3, 1, 20)}))
-	look := func(p *Pool) {
-		t.Helper()
-		r, c, d := p.Replica("v"), p.Replica("c"), p.Replica("d")
-		for _, x := range []struct {
-			r    *Replica
-			name string
-			want [5]uint64 // of blocks 0, 1, 2, 3, 600
-		}{
-			{r, "", [5]uint64{5, 2}}, {r, "s", [5]uint64{1, 2, 0, 0, 3}}, {c, "t", [5]uint64{1, 10}}, {c, "", [5]uint64{0, 0, 14}}, {d, "", [5]uint64{1, 10, 0, 20}},
-		} {
-			for i, b := range []uint64{0, 1, 2, 3, 600} {
-				shows(t, x.r, x.name, b, x.want[i])
-			}
-		}
-		if o, s := d.Origin(); o != "c" || s != "t" || r.Snapshots()[0].Clones[0] != "c" {
-			t.Fatal(o, s, r.Snapshots())
-		}
-		var vers [block.ChunkBlocks]block.Version
-		if d.ChunkVersions(0, &vers); vers[0] != ver(1) || vers[1] != ver(10) || vers[3] != ver(20) || !vers[2].IsZero() {
-			t.Fatal(vers[:4])
-		}
-		if l, _, _ := d.Changed(ver(0), 0, nil); len(l) != 2 {
-			t.Fatal(l)
-		}
-		var k Chunk
-		must(t, d.ReadChunk(0, nil, &k))
-		if len(k.DataOf) != 3 || !bytes.Equal(k.Data[:block.Size], fill(1, 1)) {
-			t.Fatal(k.DataOf)
-		}
-		must(t, p.Check())
-	}
-	look(p)
+	must(t, r.Apply([]Op{write(0, 1, 1), snap("a", 2), write(0, 1, 3), snap("b", 4), write(0, 1, 5)}))
 	must(t, p.cycle())
-	look(p)
-	if err := r.Apply([]Op{unsnap("s", 7)}); !errors.Is(err, ErrInUse) || r.Applied() != ver(6) {
-		t.Fatal(err)
+	p.drain.cycle.Lock()
+	p.idx.mu.Lock()
+	r.purge = purge{wanted: true, begun: true, next: 1}
+	p.idx.mu.Unlock()
+	must(t, r.Apply([]Op{unsnap("b", 6)}))
+	p.drain.cycle.Unlock()
+	must(t, p.cycle())
+	must(t, p.Check())
+	shows(t, r, "a", 0, 1)
+	if r.held != block.Size {
+		t.Fatal(r.held)
 	}
-	for _, name := range []string{"v", "c"} {
-		if err := p.DestroyReplica(name); !errors.Is(err, ErrInUse) {
-			t.Fatal(err)
-		}
-	}
-	m = m.Kill()
-	q, err := Open([]disk.Device{m}, smallHistory)
-	must(t, err)
-	defer q.Close()
-	look(q)
-	for _, name := range []string{"d", "c", "v"} {
-		must(t, q.DestroyReplica(name))
-		m = m.Kill() // the slots of what is taken apart are still in the checkpoint
-		x, err := Open([]disk.Device{m}, smallHistory)
-		must(t, err)
-		must(t, x.Check())
-		must(t, x.Close())
-		m.Reopen()
-		q.Close()
-		q, err = Open([]disk.Device{m}, smallHistory)
-		must(t, err)
-	}
-	must(t, q.cycle())
-	must(t, q.Check())
-	if n := q.Stats().Allocated; n > 64<<10 {
-		t.Fatal(n)
-	}
-	q.Close()
 }
 
 func TestResize(t *testing.T) {
@@ -417,5 +357,35 @@ func TestMergeOverChunkDiscard(t *testing.T) {
 			t.Fatal(l)
 		}
 		must(t, q.Close())
+	}
+}
+
+// TestMergeBelowReplaced lets a rebuild take a block back to before versions that the table keeps for snapshots.
+func TestMergeBelowReplaced(t *testing.T) {
+	for _, drained := range []bool{false, true} {
+		p, _ := newMemPool(t, 64<<20, Options{})
+		r, err := p.CreateReplica("v", 4<<20)
+		must(t, err)
+		must(t, r.Apply([]Op{write(0, 2, 5), snap("a", 6), write(0, 2, 7)}))
+		if drained {
+			must(t, p.cycle())
+		}
+		c := &Chunk{Scan: ver(8)}
+		for i := range c.Versions {
+			c.Sums[i] = block.ZeroSum
+		}
+		c.Versions[1], c.Stored[1], c.Data, c.DataOf = ver(4), true, fill(1, 4), []uint16{1}
+		c.Sums[1] = block.Sum(c.Data)
+		_, err = r.Merge(c)
+		must(t, err)
+		for range 2 {
+			if a, b := versionsOf(t, r, 0), versionsOf(t, r, 1); len(a) != 0 || len(b) != 1 || b[0] != 4 {
+				t.Fatal(drained, a, b)
+			}
+			shows(t, r, "a", 0, 0)
+			shows(t, r, "a", 1, 4)
+			must(t, p.cycle())
+			must(t, p.Check())
+		}
 	}
 }
