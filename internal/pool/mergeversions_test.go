@@ -72,6 +72,9 @@ func TestMergeIsAheadOfSnapshots(t *testing.T) {
 	}
 	wantVersions(t, r, 15, 8)
 	must(t, r.Apply([]Op{unsnap("s", 10)})) // the one of version 5
+	if s := r.Snapshots(); len(s) != 2 || s[0].Version != ver(12) {
+		t.Fatal(s)
+	}
 	must(t, r.Apply([]Op{snap("s", 11), unsnap("s", 11)}))
 	must(t, r.Apply([]Op{snap("s", 12), write(1, 1, 13), snap("t", 14), write(0, 1, 15), {Kind: OpMark, Version: ver(20)}}))
 	wantVersions(t, r, 15, 8)

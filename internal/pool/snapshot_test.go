@@ -389,3 +389,20 @@ func TestMergeBelowReplaced(t *testing.T) {
 		}
 	}
 }
+
+// TestAllocatedCountsWhatSnapshotsShow looks before and after the drain.
+func TestAllocatedCountsWhatSnapshotsShow(t *testing.T) {
+	p, _ := newMemPool(t, 64<<20, Options{Compression: compress.Off})
+	r, err := p.CreateReplica("v", 4<<20)
+	must(t, err)
+	must(t, r.Apply([]Op{write(0, 10, 1)}))
+	must(t, p.cycle())
+	must(t, r.Apply([]Op{snap("s", 2), write(0, 10, 3)}))
+	for range 2 {
+		if s := r.Stats(); s.Data != 20*block.Size || s.Used != 10*block.Size {
+			t.Fatalf("%+v", s)
+		}
+		must(t, p.cycle())
+		must(t, p.Check())
+	}
+}
