@@ -96,6 +96,13 @@ func (p *Pool) low() bool { return p.mayClean() && p.seg.freeCount() < p.cleanSt
 // mayClean is false when the cleaner found nothing to do and little has been written since.
 func (p *Pool) mayClean() bool { return p.count.logBytes.Load() >= p.cleaner.idleUntil.Load() }
 
+// busy reports whether the active table waits for the next cycle: what can wait is then left to that one.
+func (p *Pool) busy() bool {
+	p.idx.mu.RLock()
+	defer p.idx.mu.RUnlock()
+	return p.idx.tables[p.idx.active].Len() > p.idx.soft
+}
+
 // deltaFills reports whether the active table will soon have no room.
 func (p *Pool) deltaFills() bool {
 	p.idx.mu.RLock()
@@ -255,7 +262,7 @@ func (p *Pool) drainAll() error {
 			s.mu.Unlock()
 			return err
 		}
-		err := p.drainStep()
+		err := p.drainStep(drainGroup)
 		over := s.next >= len(s.work)
 		p.pace.advance(copyShare + (drainShare-copyShare)*float64(s.next)/float64(len(s.work)+1))
 		s.mu.Unlock()
@@ -297,10 +304,7 @@ func (p *Pool) freeSegments() (int, error) {
 		return 0, nil
 	}
 	for _, i := range dead {
-		p.idx.mu.RLock()
-		busy := p.idx.tables[p.idx.active].Len() > p.idx.soft // discarding much takes long, and writers come first
-		p.idx.mu.RUnlock()
-		if !p.opt.NoDiscard && !busy {
+		if !p.opt.NoDiscard && !p.busy() { // discarding much takes long, and writers come first
 			if err := p.seg.discard(i); err != nil {
 				return 0, p.fail(err)
 			}

@@ -15,28 +15,29 @@ type drainState struct {
 	cycle sync.Mutex
 	mu    sync.Mutex
 
-	frozen   int             // which table
-	work     []uint64        // chunks to rewrite, in order
-	next     int             // first of work that is not done
-	total    atomic.Int64    // chunks of the frozen table; 0: it is drained
-	done     atomic.Int64    // of them
-	from     logPos          // everything before is in the frozen table or in pages
-	clock    uint64          // segments.clock there
-	spent    atomic.Int32    // segments taken for the index in this cycle
-	moves    []movedBlock    // what the cleaner copied before the freeze, by key
-	nextMove int             // first of moves that is not of a chunk done
-	images   []image         // the replicas as they were there
-	released []*Replica      // taken apart, to be forgotten once that is checkpointed
-	purging  bool            // chunks are only looked at for versions that nobody shows any more
-	victims  map[uint32]bool // index segments to be emptied
-	writer   indexWriter
-	cold     indexWriter // history pages
-	page     index.Page
-	layer    layer
-	group    []drained
-	data     changes      // of the group's pages
-	hist     []histChange // likewise
-	old      []index.Old  // scratch
+	frozen    int             // which table
+	work      []uint64        // chunks to rewrite, in order
+	next      int             // first of work that is not done
+	total     atomic.Int64    // chunks of the frozen table; 0: it is drained
+	done      atomic.Int64    // of them
+	from      logPos          // everything before is in the frozen table or in pages
+	clock     uint64          // segments.clock there
+	spent     atomic.Int32    // segments taken for the index in this cycle
+	moves     []movedBlock    // what the cleaner copied before the freeze, by key
+	nextMove  int             // first of moves that is not of a chunk done
+	images    []image         // the replicas as they were there
+	released  []*Replica      // taken apart, to be forgotten once that is checkpointed
+	purging   bool            // chunks are only looked at for versions that nobody shows any more
+	victims   map[uint32]bool // index segments to be emptied
+	compacted uint64          // chunk at which the next compaction goes on
+	writer    indexWriter
+	cold      indexWriter // history pages
+	page      index.Page
+	layer     layer
+	group     []drained
+	data      changes      // of the group's pages
+	hist      []histChange // likewise
+	old       []index.Old  // scratch
 }
 
 // histChange is a history page that a chunk has now, or has not any more.
@@ -137,14 +138,18 @@ func (p *Pool) thaw() {
 	p.cleaner.drained()
 }
 
-// drainStep rewrites the next few chunks of the work, about as many as fit into one write. drain.mu is held.
-func (p *Pool) drainStep() error {
+// drainGroup is the number of chunks that are drained with one write at most.
+const drainGroup = 64
+
+// drainStep rewrites the next few chunks of the work, about as many as fit into one write and no more than most.
+// drain.mu is held.
+func (p *Pool) drainStep(most int) error {
 	s := &p.drain
 	w := &s.writer
 	s.group, s.hist = s.group[:0], s.hist[:0]
 	s.data.gone, s.data.come = s.data.gone[:0], s.data.come[:0]
 	begin := s.next
-	for s.next < len(s.work) && w.room(index.MaxHeads) && s.next-begin < 64 {
+	for s.next < len(s.work) && w.room(index.MaxHeads) && s.next-begin < most {
 		if err := p.drainChunk(s.work[s.next]); err != nil {
 			w.buf, s.cold.buf = w.buf[:0], s.cold.buf[:0]
 			return p.fail(err)
@@ -339,9 +344,14 @@ func (p *Pool) install() {
 	s := &p.drain
 	x := &p.idx
 	x.mu.Lock()
-	gone, come, hist := 0, 0, 0
+	gone, come, hist, step := 0, 0, 0, 0
 	for i := range s.group {
 		g := &s.group[i]
+		if step += g.gone - gone + g.come - come; step >= 4*lockStep { // whoever waits has a turn: each chunk is consistent by itself
+			step = 0
+			x.mu.Unlock()
+			x.mu.Lock()
+		}
 		d := g.r.touch(g.chunk)
 		p.accountDrained(g.r, d, g.count, g.data)
 		for ; gone < g.gone; gone++ {

@@ -112,7 +112,7 @@ func (p *Pool) makeEntries(n int) error {
 			}
 			if behind && n > 0 {
 				if p.drain.mu.TryLock() {
-					err := p.drainStep()
+					err := p.drainStep(min(max(n, 8), drainGroup)) // a few: somebody waits
 					p.drain.mu.Unlock()
 					if err != nil {
 						p.unreserve(n)
