@@ -20,7 +20,6 @@ type chunkView struct {
 	all     bool // the whole chunk was discarded after its page was written
 	layers  [2]layer
 	snaps   snapshots // set by listOwn
-	every   bool      // list also what no snapshot shows any more
 }
 
 var chunkViews = sync.Pool{New: func() any { return new(chunkView) }}
@@ -109,7 +108,6 @@ func (r *Replica) listOwn(v *chunkView, chunk uint64) error {
 		v.page.Hist = v.page.Hist[:0]
 	}
 	for i := range v.layers {
-		v.layers[i].all = v.every
 		v.layers[i].lay(&v.page, v.snaps, r.origin != nil, nil)
 	}
 	return nil

@@ -271,7 +271,7 @@ func (p *Pool) merge(pg *index.Page, d *chunkRef) bool {
 	for n := d.heads[s.frozen]; n != 0; n = t.At(n).Next {
 		e := t.At(n)
 		flags |= e.Flags()
-		if e.State() == index.Gone || e.Flags()&index.Whole != 0 && n != d.disc[s.frozen] {
+		if e.State() >= index.Passed || e.Flags()&index.Whole != 0 && n != d.disc[s.frozen] {
 			return false
 		}
 	}

@@ -1,6 +1,8 @@
 package pool
 
 import (
+	"slices"
+
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/index"
 	"github.com/cstor-go/cstor/internal/pool/wal"
@@ -173,11 +175,7 @@ func (p *Pool) insertChunkDiscard(r *Replica, d *chunkRef, b uint64, v block.Ver
 	for i := d.heads[x.active]; i != 0; i = t.At(i).Next {
 		e := t.At(i)
 		switch state := e.State(); {
-		case state == index.Dead || i == d.disc[x.active]:
-		case state == index.Gone:
-			if e.Version() == v && e.Flags() == 0 {
-				p.kill(r, d, e)
-			}
+		case state == index.Dead || state >= index.Passed || i == d.disc[x.active]:
 		case state == index.None || e.Flags()&index.Cut != 0: // goes on taking away what older layers have
 			if !r.snaps.show(e.Version(), v) {
 				p.kill(r, d, e)
@@ -217,32 +215,55 @@ func (p *Pool) insertUnder(r *Replica, b uint64, area *wal.Area, granules uint8,
 	r.layered[p.idx.active] = true
 }
 
-// insertWithout takes exactly one version of a block away. When it is the newest one, the caller puts another in its
-// place.
-func (p *Pool) insertWithout(r *Replica, b uint64, v block.Version) {
+// insertKept has a version of a block stay when insertOnly comes.
+func (p *Pool) insertKept(r *Replica, b uint64, v block.Version) {
+	e, number := p.idx.tables[p.idx.active].Add(index.Key(r.slot, b))
+	p.chain(r, r.touch(b/block.ChunkBlocks), b, e, number)
+	e.Set(index.Kept, 0, 0, v)
+	e.Mark(index.Under) // until then
+	r.layered[p.idx.active] = true
+}
+
+// insertOnly takes all versions of a block away that insertKept did not name, whether they are listed now or will be
+// met again by a replay from an older checkpoint. When the newest one goes, the caller puts another in its place.
+func (p *Pool) insertOnly(r *Replica, b uint64) {
 	x := &p.idx
 	t := x.tables[x.active]
 	d := r.touch(b / block.ChunkBlocks)
 	r.pending -= p.pendingOf(d)
 	defer func() { r.pending += p.pendingOf(d) }()
-	if e := t.Find(index.Key(r.slot, b)); e != nil && e.Visible() && e.Version() == v {
-		cut := e.State() == index.None || e.Flags()&index.Cut != 0
-		if p.kill(r, d, e); cut {
-			e.Set(index.None, 0, 0, block.Version{})
+	var keep []block.Version
+	for i := d.heads[x.active]; i != 0; i = t.At(i).Next {
+		e := t.At(i)
+		if e.Block() != b || e.Flags()&index.Whole != 0 {
+			continue
+		}
+		switch state := e.State(); {
+		case state == index.Kept && e.Flags() != 0:
+			keep = append(keep, e.Version())
+			e.Set(index.Kept, 0, 0, e.Version())
+		case state == index.Kept: // by an insertOnly before
+			p.kill(r, d, e)
 		}
 	}
-	for i := d.heads[x.active]; r.layered[x.active] && i != 0; i = t.At(i).Next {
-		if e := t.At(i); e.Flags()&(index.Replaced|index.Under) != 0 && e.Flags()&index.Whole == 0 && e.Block() == b && e.Version() == v {
-			cut := e.State() == index.None || e.Flags()&index.Cut != 0
-			if p.kill(r, d, e); cut {
-				e.Set(index.None, 0, 0, block.Version{})
+	whole := false
+	for i := d.heads[x.active]; i != 0; i = t.At(i).Next {
+		e := t.At(i)
+		whole = whole || e.Flags()&index.Whole != 0
+		if state := e.State(); e.Block() != b || e.Flags()&index.Whole != 0 || state == index.Dead || state >= index.Passed || slices.Contains(keep, e.Version()) {
+			continue
+		}
+		cut, visible := e.State() == index.None || e.Flags()&index.Cut != 0, e.Visible()
+		if p.kill(r, d, e); cut {
+			e.Set(index.None, 0, 0, block.Version{})
+			if !visible {
 				p.replace(r, e)
 			}
 		}
 	}
-	e, number := t.Add(index.Key(r.slot, b))
-	p.chain(r, d, b, e, number)
-	e.Set(index.Gone, 0, 0, v)
+	if whole {
+		p.passOver(r, b, 1, block.Version{})
+	}
 }
 
 // passOver makes n blocks, to which a rebuild gives version v, forget what the active table has of discards of their
@@ -258,8 +279,7 @@ func (p *Pool) passOver(r *Replica, b uint64, n int, v block.Version) {
 		for k := range uint64(n) {
 			e, number := t.Add(index.Key(r.slot, b+k))
 			p.chain(r, d, b, e, number)
-			e.Set(index.Gone, 0, 0, v)
-			e.Mark(index.Cut)
+			e.Set(index.Passed, 0, 0, v)
 		}
 		return
 	}

@@ -11,8 +11,8 @@ import (
 //
 // The versions of a block are a set; the newest is what the replica shows, the others are kept while a snapshot shows
 // them. An entry adds its version and takes away all of the older layers that are as new or newer: a rebuild may take
-// what is ahead of the live writes, which then come again in their order. Cut takes away all there is; Gone exactly one
-// version, or, with Cut, what discards of the chunk before it have that is as new or newer; Under takes nothing away.
+// what is ahead of the live writes, which then come again in their order. Cut takes away all there is, Kept all versions
+// but those named so, Passed what discards of the chunk before it have that is as new or newer; Under takes nothing away.
 type layer struct {
 	items []layerItem
 	first [block.ChunkBlocks]int32 // in items, plus one
@@ -20,8 +20,6 @@ type layer struct {
 	whole []wholeItem // discards of the whole chunk, newest first
 	flags index.EntryFlags
 	state [8]bool // which states occur
-
-	all bool // keep also what no snapshot shows
 
 	cands []layerVersion
 	out   []index.Old
@@ -92,7 +90,7 @@ func (l *layer) needsHistory(pg *index.Page) bool {
 	if len(pg.Hist) == 0 || l.empty() {
 		return false
 	}
-	if l.flags&(index.Under|index.Cut) != 0 || l.state[index.Gone] || l.state[index.None] {
+	if l.flags&(index.Under|index.Cut) != 0 || l.state[index.Passed] || l.state[index.Kept] || l.state[index.None] {
 		return true
 	}
 	for i := range l.whole {
@@ -155,7 +153,7 @@ func (l *layer) block(pg *index.Page, b int, old []index.Old, snaps snapshots, c
 	}
 	for i := first; i != 0; i = l.items[i-1].next {
 		x := &l.items[i-1]
-		if x.state == index.Gone {
+		if x.state >= index.Passed {
 			continue
 		}
 		l.add(x.Old, true)
@@ -170,14 +168,14 @@ func (l *layer) block(pg *index.Page, b int, old []index.Old, snaps snapshots, c
 	}
 	for i := range l.whole {
 		v := l.whole[i].ver
-		if visible && !v.Less(seen) || l.isGone(first, v) || l.isPassed(first, &l.whole[i]) {
+		if visible && !v.Less(seen) || l.isPassed(first, &l.whole[i]) {
 			continue
 		}
 		l.add(index.Old{Block: uint16(b), Ver: v}, true)
 		bound(v)
 	}
 	stays := func(v block.Version) bool {
-		return !cut && (!bounded || v.Less(low)) && !l.isGone(first, v)
+		return !cut && (!bounded || v.Less(low)) && l.isKept(first, v)
 	}
 	held := int64(0)
 	page := func(o index.Old) {
@@ -211,7 +209,7 @@ func (l *layer) block(pg *index.Page, b int, old []index.Old, snaps snapshots, c
 			if x.Ver.IsZero() {
 				pg.Hole.Set(b)
 			}
-		case l.all || snaps.show(x.Ver, l.cands[i-1].Ver):
+		case snaps.show(x.Ver, l.cands[i-1].Ver):
 			l.out = append(l.out, x.Old)
 			if x.Stored {
 				held += int64(x.Loc.Len())
@@ -246,20 +244,24 @@ func (l *layer) add(o index.Old, table bool) bool {
 	return true
 }
 
-// isGone reports whether the items of a block take version v away.
-func (l *layer) isGone(first int32, v block.Version) bool {
-	for i := first; l.state[index.Gone] && i != 0; i = l.items[i-1].next {
-		if x := &l.items[i-1]; x.state == index.Gone && x.flags == 0 && x.Ver == v {
-			return true
+// isKept reports whether the items of a block let version v of what is older stay.
+func (l *layer) isKept(first int32, v block.Version) bool {
+	only := false
+	for i := first; l.state[index.Kept] && i != 0; i = l.items[i-1].next {
+		if x := &l.items[i-1]; x.state == index.Kept {
+			if x.Ver == v {
+				return true
+			}
+			only = true
 		}
 	}
-	return false
+	return !only
 }
 
 // isPassed reports whether the items of a block say that a discard of the chunk, which came before, is not for it.
 func (l *layer) isPassed(first int32, w *wholeItem) bool {
-	for i := first; l.state[index.Gone] && i != 0; i = l.items[i-1].next {
-		if x := &l.items[i-1]; x.state == index.Gone && x.flags != 0 && int(i-1) < w.at && !w.ver.Less(x.Ver) {
+	for i := first; l.state[index.Passed] && i != 0; i = l.items[i-1].next {
+		if x := &l.items[i-1]; x.state == index.Passed && int(i-1) < w.at && !w.ver.Less(x.Ver) {
 			return true
 		}
 	}

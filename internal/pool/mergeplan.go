@@ -33,10 +33,7 @@ func (r *Replica) planMerge(c *Chunk, source []index.Old, from map[index.Loc]blo
 		m.log(takeSnapshot(r, s), blockData{})
 	}
 	p.idx.mu.RUnlock()
-	v.every = true
-	err := r.listAll(v, c.Index)
-	v.every = false
-	if err != nil {
+	if err := r.listAll(v, c.Index); err != nil {
 		return nil, err
 	}
 	snaps := v.snaps
@@ -48,12 +45,10 @@ func (r *Replica) planMerge(c *Chunk, source []index.Old, from map[index.Loc]blo
 			m.newest = v.page.Ver[b]
 		}
 	}
-	every := showOnly(&v.page, c.First, c.Count, func(*index.Old, block.Version) bool { return true })
 	local := showOnly(&v.page, c.First, c.Count, func(o *index.Old, next block.Version) bool { return snaps.show(o.Ver, next) })
 	for b := c.First; b < c.First+c.Count; b++ {
-		all := cutBlock(&every, b)
 		here, there := cutBlock(&local, b), cutBlock(&source, b)
-		if err := r.planBlock(m, c, b, all, here, there, snaps); err != nil {
+		if err := r.planBlock(m, c, b, here, there, snaps); err != nil {
 			return nil, err
 		}
 	}
@@ -78,9 +73,8 @@ func find(l []index.Old, v block.Version) int {
 	return slices.IndexFunc(l, func(o index.Old) bool { return o.Ver == v })
 }
 
-// planBlock plans for one block, of which here and there are the versions that somebody shows; all are those of here and
-// what happens to be here still, and would be seen again when what follows it goes.
-func (r *Replica) planBlock(m *versionMerge, c *Chunk, b int, all, here, there []index.Old, snaps snapshots) error {
+// planBlock plans for one block, of which here and there are the versions that somebody shows.
+func (r *Replica) planBlock(m *versionMerge, c *Chunk, b int, here, there []index.Old, snaps snapshots) error {
 	var want []index.Old // newest first
 	for _, o := range here {
 		if c.Scan.Less(o.Ver) { // a live write, which came after the listing
@@ -116,26 +110,31 @@ func (r *Replica) planBlock(m *versionMerge, c *Chunk, b int, all, here, there [
 		return nil
 	}
 	m.res.Taken++
-	again := false // all versions are written once more, since a clone cannot let go of single ones of its origin
-	if n := len(here); r.origin != nil && n > 0 {
+	// Nothing of what is kept depends on what happens to be here besides: a replay from an older checkpoint meets
+	// versions that have been dropped since. Tombstones are written again, since discards of the chunk hold for others too.
+	stays := func(o *index.Old) bool { return o.Stored && find(here, o.Ver) >= 0 }
+	again := !slices.ContainsFunc(want, func(o index.Old) bool { return stays(&o) })
+	if n := len(here); r.origin != nil && n > 0 { // a clone cannot let go of single versions of its origin
 		base := find(want, here[n-1].Ver)
-		again = base < 0 && n > 0 || base >= 0 && base < len(want)-1
+		again = again || base != len(want)-1
 	}
 	if again {
 		rec.Kind = wal.MergeDrop
 		m.log(rec, blockData{})
 	} else {
-		for i := range all {
-			if o := &all[i]; find(want, o.Ver) < 0 {
-				rec.Kind, rec.Version = wal.MergeGone, o.Ver
+		for i := range want {
+			if stays(&want[i]) {
+				rec.Kind, rec.Version = wal.MergeKeep, want[i].Ver
 				m.log(rec, blockData{})
 			}
 		}
+		rec.Kind, rec.Version = wal.MergeOnly, block.Version{}
+		m.log(rec, blockData{})
 	}
 	for i := range want {
 		o := &want[i]
 		k := find(here, o.Ver)
-		if k >= 0 && !again && (i > 0 || k == 0) {
+		if !again && stays(o) && (i > 0 || k == 0) {
 			continue // is where it belongs
 		}
 		rec.Version = o.Ver
@@ -230,10 +229,10 @@ func (p *Pool) indexMerge(r *Replica, rec *wal.Record, area wal.Area) {
 		for i := range uint64(rec.Count) {
 			p.insertUnder(r, rec.Block+i, nil, 0, 0, rec.Version)
 		}
-	case wal.MergeGone:
-		for i := range uint64(rec.Count) {
-			p.insertWithout(r, rec.Block+i, rec.Version)
-		}
+	case wal.MergeKeep:
+		p.insertKept(r, rec.Block, rec.Version)
+	case wal.MergeOnly:
+		p.insertOnly(r, rec.Block)
 	case wal.MergeNewest:
 		r.touch(rec.Block / block.ChunkBlocks).newest = rec.Version
 	}

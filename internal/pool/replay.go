@@ -314,7 +314,8 @@ func (p *Pool) replayRecord(rec *wal.Record, area wal.Area) error {
 		p.insertData(r, rec.Block, area, rec.Lens, rec.Sums, rec.Version)
 	case wal.Discard, wal.DiscardPart:
 		p.insertGone(r, rec.Block, uint64(rec.Count), index.Tombstone, rec.Version)
-	case wal.MergeWrite, wal.MergeDiscard, wal.MergeDrop, wal.MergeNewest, wal.MergeOldWrite, wal.MergeOldDiscard, wal.MergeGone:
+	case wal.MergeWrite, wal.MergeDiscard, wal.MergeDrop, wal.MergeNewest, wal.MergeOldWrite, wal.MergeOldDiscard,
+		wal.MergeKeep, wal.MergeOnly:
 		p.indexMerge(r, rec, area)
 	default:
 		return fmt.Errorf("record of kind %d: %w", rec.Kind, ErrDamaged)
@@ -333,7 +334,7 @@ func (p *Pool) replayRoom(rec *wal.Record) {
 		n = entriesOfDiscard(rec.Block, n)
 	}
 	switch {
-	case rec.Kind == wal.MergeWrite || rec.Kind == wal.MergeDiscard || rec.Kind == wal.MergeDrop:
+	case rec.Kind == wal.MergeWrite || rec.Kind == wal.MergeDiscard || rec.Kind == wal.MergeDrop || rec.Kind == wal.MergeOnly:
 		n = mergeEntries / block.ChunkBlocks * uint64(rec.Count)
 	case len(p.idx.bySlot[rec.Slot].snaps) > 0:
 		n *= 2

@@ -14,7 +14,8 @@ const (
 	Stored                      // data at Loc
 	Tombstone                   // discarded at Version
 	None                        // never written (a rebuild removed it)
-	Gone                        // Version, and no other, is not there any more in what is older than the table
+	Passed                      // what discards of the chunk before it have that is not older than Version is not for it
+	Kept                        // of what is older only such versions of the block stay
 )
 
 // EntryFlags say what is special about an Entry.
@@ -56,7 +57,7 @@ func (e *Entry) Flags() EntryFlags { return EntryFlags(e.word>>56) &^ 7 }
 // Visible reports whether the entry is the newest version of its block.
 func (e *Entry) Visible() bool {
 	s := e.State()
-	return e.Flags()&^Cut == 0 && s != Dead && s != Gone
+	return e.Flags()&^Cut == 0 && s < Passed && s != Dead
 }
 
 // Copy makes e say what o says, flags included.

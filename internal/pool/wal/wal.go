@@ -39,7 +39,8 @@ const (
 	DropSnapshot    // like DeleteSnapshot, Applied stays
 	MergeOldWrite   // like MergeWrite, below newer versions
 	MergeOldDiscard // like MergeDiscard, below newer versions
-	MergeGone       // Version of the blocks is not there any more
+	MergeKeep       // Version of the block stays when MergeOnly comes
+	MergeOnly       // of what is there of the block only the versions of the MergeKeep before it stay
 	kinds
 )
 
@@ -367,6 +368,7 @@ func (k Kind) String() string {
 		Write: "write", Discard: "discard", DiscardPart: "discard-part", Mark: "mark", State: "state", Create: "create", Destroy: "destroy",
 		MergeWrite: "merge-write", MergeDiscard: "merge-discard", MergeDrop: "merge-drop", MergeNewest: "merge-newest", Move: "move",
 		Snapshot: "snapshot", DeleteSnapshot: "delete-snapshot", Resize: "resize", Clone: "clone", TakeSnapshot: "take-snapshot",
-		DropSnapshot: "drop-snapshot", MergeOldWrite: "merge-old-write", MergeOldDiscard: "merge-old-discard", MergeGone: "merge-gone",
+		DropSnapshot: "drop-snapshot", MergeOldWrite: "merge-old-write", MergeOldDiscard: "merge-old-discard",
+		MergeKeep: "merge-keep", MergeOnly: "merge-only",
 	}[k]
 }

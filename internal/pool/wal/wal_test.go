@@ -27,7 +27,8 @@ func sample() ([]byte, []Record) {
 		{Kind: TakeSnapshot, Slot: 1, Block: 12, Version: v, Name: "t", Size: 1 << 29},
 		{Kind: DropSnapshot, Slot: 1, Name: "t"},
 		{Kind: MergeOldWrite, Slot: 1, Block: 10, Count: 1, Version: v, Sums: []uint32{8}},
-		{Kind: MergeGone, Slot: 1, Block: 10, Count: 2, Version: v},
+		{Kind: MergeKeep, Slot: 1, Block: 10, Count: 1, Version: v},
+		{Kind: MergeOnly, Slot: 1, Block: 10, Count: 1},
 	}
 	b := make([]byte, FixedLen, 4*block.Size)
 	for i := range records {
