@@ -109,8 +109,8 @@ func TestScrubReports(t *testing.T) {
 			s.p.cache = newPageCache(1 << 20)
 			x := s.scrub()
 			got := s.p.Damage()
-			slices.SortFunc(got, func(a, b Damage) int { return cmp.Or(compare(a.Block, b.Block), strings.Compare(a.What, b.What)) })
-			slices.SortFunc(want, func(a, b Damage) int { return cmp.Or(compare(a.Block, b.Block), strings.Compare(a.What, b.What)) })
+			slices.SortFunc(got, func(a, b Damage) int { return cmp.Or(cmp.Compare(a.Block, b.Block), strings.Compare(a.What, b.What)) })
+			slices.SortFunc(want, func(a, b Damage) int { return cmp.Or(cmp.Compare(a.Block, b.Block), strings.Compare(a.What, b.What)) })
 			if !slices.Equal(got, want) || x.Errors != int64(len(want)) || x.Repaired != 0 {
 				t.Fatalf("found %+v\nwant %+v\n%+v", got, want, x)
 			}

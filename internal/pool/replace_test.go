@@ -1,0 +1,333 @@
+package pool
+
+import (
+	"errors"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/disk"
+	"github.com/cstor-go/cstor/internal/pool/label"
+)
+
+// blank fails the test unless a device that left carries nothing any more.
+func (s *sweep) blank(m *disk.Mem) {
+	s.t.Helper()
+	m.Reopen()
+	if _, err := Probe(m); !errors.Is(err, ErrBlank) {
+		s.fatalf("device %s after it left: %v", m.Name(), err)
+	}
+}
+
+// guid returns the GUID of the member that a device is.
+func (s *sweep) guid(d *disk.Mem) block.GUID {
+	for _, m := range s.p.members() {
+		if x, ok := m.dev.Disk().(switched); m.dev.Disk() == disk.Device(d) || ok && x.Mem == d {
+			return m.guid
+		}
+	}
+	s.fatalf("device %s is not a member", d.Name())
+	panic("not reached")
+}
+
+// replaceable returns the devices to replace in tests: those that may be lost, or the first one.
+func (l layout) replaceable() []int {
+	if v := l.victims(); len(v) > 0 {
+		return v
+	}
+	return []int{0}
+}
+
+// TestReplaceDevice: devices are replaced while the pool is used, and refused when they do not do.
+func TestReplaceDevice(t *testing.T) {
+	forLayouts(t, func(t *testing.T, l layout) {
+		t.Parallel()
+		s := newHealTest(t, l, 24<<20)
+		s.churn(20)
+		for i, v := range l.replaceable() {
+			old := s.mems[v]
+			guid := s.guid(old)
+			size := old.Size()
+			refuse := func(g block.GUID, m *disk.Mem, why string) {
+				t.Helper()
+				if err := s.p.Replace(g, m); err == nil || !strings.Contains(err.Error(), why) {
+					t.Fatalf("%v, want %s", err, why)
+				}
+			}
+			refuse(guid, disk.NewMem("small", size-1<<20), "needed")
+			refuse(block.NewGUID(), disk.NewMem("any", size), "no such device")
+			used := disk.NewMem("used", size)
+			used.FlipBit(70000, 1)
+			refuse(guid, used, "not blank")
+			refuse(guid, s.mems[(v+1)%len(s.mems)], "member of the pool already")
+			other := disk.NewMem("other", 64<<20)
+			q, err := Create(Stripe(other), Config{Name: "another"}, Options{})
+			must(t, err)
+			must(t, q.Close())
+			other.Reopen()
+			refuse(guid, other, "another")
+
+			m := disk.NewMem("new", size+4096*int64(s.rng.IntN(100)))
+			if i > 0 || len(l.groups) > 1 { // the first group may hold nothing
+				must(t, s.p.Replace(guid, m))
+			} else { // a look at it while it goes on
+				waits, resume := m.HangIf(func(op string, off, _ int64) bool {
+					return op == "write" && off >= label.HeadBytes && off < size-label.TailBytes
+				})
+				must(t, s.p.Replace(guid, m))
+				<-waits
+				refuse(guid, disk.NewMem("second", size), "being replaced already")
+				states := map[DeviceState]int{}
+				for _, d := range s.p.Devices() {
+					states[d.State]++
+				}
+				if states[DeviceReplacing] != 1 || states[DeviceResilvering] != 1 || s.p.Stats().Health != HealthOnline {
+					t.Fatal(states, s.p.Stats().Failure)
+				}
+				resume()
+			}
+			s.churn(10)
+			s.p.rest()
+			if s.p.memberOf(guid) != nil || len(s.p.members()) != len(s.mems) {
+				t.Fatalf("%+v", s.p.Devices())
+			}
+			s.blank(old)
+			s.mems[v] = m
+			s.churn(2)
+			s.p.rest()
+			s.whole()
+		}
+		must(t, s.p.Close())
+		reopenAll(s.mems)
+		s.open()
+		s.whole()
+		must(t, s.p.Close())
+	})
+}
+
+// TestReplaceGoneDevice: what is replaced is not there any more, or went away while it was replaced.
+func TestReplaceGoneDevice(t *testing.T) {
+	redundant(t, func(t *testing.T, l layout) {
+		t.Parallel()
+		s := newHealTest(t, l, 24<<20)
+		s.churn(10)
+		for i, v := range l.victims() {
+			guid := s.p.members()[v].guid
+			if i%2 == 0 {
+				s.goAway(v)
+				s.churn(10)
+			}
+			m := disk.NewMem("new", s.mems[v].Size())
+			must(t, s.p.Replace(guid, m))
+			if i%2 == 1 {
+				s.goAway(v)
+			}
+			s.churn(3)
+			s.p.rest()
+			s.mems[v].Reappear()
+			s.mems[v].Reopen()
+			if err := s.p.Return(s.mems[v]); err == nil || !strings.Contains(err.Error(), "not a member") {
+				t.Fatal(err)
+			}
+			s.mems[v] = m
+			// The order of the members changes with a replacement, that of the tests must not.
+			s.sortMems()
+		}
+		s.whole()
+		must(t, s.p.Close())
+	})
+}
+
+// sortMems puts the devices into the order of the pool's members.
+func (s *sweep) sortMems() {
+	var all []*disk.Mem
+	for _, m := range s.p.members() {
+		d := m.dev.Disk()
+		if x, ok := d.(switched); ok {
+			d = x.Mem
+		}
+		all = append(all, d.(*disk.Mem))
+	}
+	s.mems = all
+}
+
+// TestReplacementFails: the new device dies, comes back, hangs, and is replaced by another one in the end.
+func TestReplacementFails(t *testing.T) {
+	forLayouts(t, func(t *testing.T, l layout) {
+		t.Parallel()
+		s := newSweep(t, l, sweepSeed(t))
+		s.opt.Deadline = time.Second
+		s.p, s.mems = newLayoutPool(t, l, 24<<20, s.opt)
+		s.synced()
+		s.churn(20)
+		v := l.replaceable()[len(l.replaceable())-1] // of a group in which there is something
+		old := s.p.members()[v]
+		state := func(want DeviceState) {
+			t.Helper()
+			s.p.rest()
+			for _, d := range s.p.Devices() {
+				if d.Replacing && d.State != want || !d.Replacing && d.State != DeviceOnline && d.State != DeviceReplacing {
+					t.Fatalf("%+v, want %s", d, want)
+				}
+			}
+			s.same()
+		}
+		dead := disk.NewMem("dead", old.size.Load())
+		dead.Inject(disk.Faults{FailFrom: 12})
+		if err := s.p.Replace(old.guid, dead); err == nil {
+			state(DeviceFaulted)
+			dead.Inject(disk.Faults{})
+			dead.Reopen()
+			must(t, s.p.Return(dead)) // only for a while
+			dead.Inject(disk.Faults{FailFrom: 20})
+			state(DeviceFaulted)
+		}
+		mute := disk.NewMem("mute", old.size.Load())
+		_, resume := mute.HangIf(func(op string, off, _ int64) bool { return op == "write" && off == 0 })
+		if err := s.p.Replace(old.guid, mute); err == nil {
+			t.Fatal("a device that does not answer was taken")
+		}
+		resume()
+		slow := disk.NewMem("slow", old.size.Load())
+		_, resume = slow.HangIf(func(op string, off, _ int64) bool {
+			return op == "write" && off >= label.HeadBytes && off < slow.Size()-label.TailBytes
+		})
+		must(t, s.p.Replace(old.guid, slow))
+		s.churn(5) // goes on
+		state(DeviceFaulted)
+		good := disk.NewMem("good", old.size.Load())
+		if err := s.p.Replace(old.guid, good); err != nil {
+			t.Fatal(err)
+		}
+		resume()
+		s.churn(2)
+		s.p.rest()
+		s.mems = append(s.mems, good)
+		s.sortMems()
+		s.whole()
+		must(t, s.p.Close())
+	})
+}
+
+// TestReplacePowerCut cuts the power of all devices at an operation of any of them during a replacement. When the pool is
+// opened with what is there, old and new device included, the replacement goes on, or can be begun again.
+func TestReplacePowerCut(t *testing.T) {
+	forLayouts(t, func(t *testing.T, l layout) {
+		t.Parallel()
+		rng := sweepSeed(t)
+		begun, ended := 0, 0
+		forCuts(rng, func(n int) (operations int) {
+			s := newSweep(t, l, rng)
+			sw := s.switchable(12 << 20)
+			s.churn(4)
+			must(t, s.sync())
+			v := l.replaceable()[0]
+			old := s.guid(s.mems[v])
+			m := disk.NewMem("new", s.mems[v].Size())
+			all := append(s.mems, m)
+			sw.arm(n, all)
+			err := s.p.Replace(old, switched{m, sw})
+			if err == nil {
+				s.p.rest()
+				err = s.p.usable()
+			}
+			if err == nil {
+				err = s.ops("a", Op{Kind: OpWrite, Block: 5, Count: 20})
+			}
+			if err == nil {
+				err = s.sync()
+			}
+			operations = sw.operations()
+			s.note("power cut at operation %d: %v", n, err)
+			s.mems = disk.PowerCutAll(all, func(int) disk.Fate { return disk.Fate(rng.IntN(4)) }, rng)
+			s.crash(false)
+			s.p.rest()
+			switch {
+			case s.p.memberOf(old) == nil:
+				ended++
+			case len(s.p.members()) > len(all)-1: // it goes on, but rest says that nothing more is to be done
+				s.fatalf("replacement does not end: %+v", s.p.Devices())
+			default:
+				begun++
+				s.again(m.Name(), func(d *disk.Mem) error { return s.p.Replace(old, d) })
+				s.p.rest()
+			}
+			s.sortMems()
+			s.whole()
+			must(t, s.p.Close())
+			return operations
+		})
+		if begun+ended == 0 || *everyOp && (begun == 0 || ended == 0) {
+			t.Errorf("replaced again %d times, at the end already %d times", begun, ended)
+		}
+	})
+}
+
+// switchable makes the pool on devices whose power can be cut at an operation.
+func (s *sweep) switchable(size int64) *powerSwitch {
+	s.t.Helper()
+	mems, groups := s.layout.make(func() int64 { return size })
+	sw := &powerSwitch{}
+	for i := range groups {
+		for j, d := range groups[i].Devices {
+			groups[i].Devices[j] = switched{d.(*disk.Mem), sw}
+		}
+	}
+	p, err := Create(groups, Config{Name: "sweep"}, s.opt)
+	must(s.t, err)
+	s.p, s.mems = p, mems
+	s.synced()
+	return sw
+}
+
+// arm cuts the power of devices at the n-th operation from now on.
+func (s *powerSwitch) arm(n int, mems []*disk.Mem) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.left, s.done, s.off = n, 0, func() { disk.StopAll(mems) }
+}
+
+// operations returns how many there were since arm.
+func (s *powerSwitch) operations() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.done
+}
+
+// forCuts calls f with numbers of operations at which the power is to be cut: first with one that there is not, to learn
+// how many there are, then with every one or with some.
+func forCuts(rng *rand.Rand, f func(n int) (operations int)) {
+	total := f(1 << 30)
+	if *everyOp {
+		for n := 1; n <= total; n++ {
+			f(n)
+		}
+		return
+	}
+	for i := range 8 {
+		f(1 + i*total/8 + rng.IntN(total/8+1))
+	}
+}
+
+// again repeats what a power cut interrupted with the device of that name, as it is or, if what is on it is torn, wiped.
+func (s *sweep) again(name string, do func(d *disk.Mem) error) {
+	s.t.Helper()
+	for i, m := range s.mems {
+		if m.Name() != name {
+			continue
+		}
+		m.Reopen()
+		err := do(m)
+		var foreign *ErrForeign
+		if errors.Is(err, ErrDamaged) || errors.As(err, &foreign) && strings.Contains(foreign.Found, "unknown data") {
+			s.mems[i] = disk.NewMem(name, m.Size())
+			err = do(s.mems[i])
+		}
+		if err != nil {
+			s.fatalf("again: %v", err)
+		}
+		return
+	}
+}
