@@ -88,7 +88,7 @@ func growSweep(t *testing.T, l layout, more func(s *sweep) []*disk.Mem, grow fun
 			err = s.sync()
 		}
 		s.note("power cut at operation %d: %v", n, err)
-		s.mems = disk.PowerCutAll(all, func(int) disk.Fate { return disk.Fate(rng.IntN(4)) }, rng)
+		s.cut(all)
 		s.crash(false)
 		s.p.rest()
 		if s.p.Stats().Segments > before {
@@ -106,6 +106,7 @@ func growSweep(t *testing.T, l layout, more func(s *sweep) []*disk.Mem, grow fun
 		s.whole()
 		must(t, s.p.Close())
 		reopenAll(s.mems)
+		s.verified(false)
 		s.open()
 		s.whole()
 		must(t, s.p.Close())
