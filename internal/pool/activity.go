@@ -76,6 +76,7 @@ const (
 	DeviceFaulted     DeviceState = "FAULTED"     // it failed, did not answer in time or went away; Cause says which
 	DeviceResilvering DeviceState = "RESILVERING" // it is in use, and lacks data
 	DeviceReplacing   DeviceState = "REPLACING"   // it is in use, and another device takes its place
+	DeviceLeaving     DeviceState = "LEAVING"     // it has been replaced; its labels are about to be wiped
 )
 
 func (s DeviceState) String() string { return string(s) }
@@ -100,7 +101,7 @@ type DeviceInfo struct {
 	ReadErrors, WriteErrors, ChecksumErrors uint64
 }
 
-// Devices returns what the pool consists of, in the order of its labels.
+// Devices returns what the pool consists of, in the order of its labels, and then the devices that leave it.
 func (p *Pool) Devices() []DeviceInfo {
 	l := p.labels.now.Load()
 	w := p.seg.where.Load()
@@ -140,6 +141,12 @@ func (p *Pool) Devices() []DeviceInfo {
 		}
 		d.ReadErrors, d.WriteErrors, d.ChecksumErrors = m.dev.Errors()
 		all = append(all, d)
+	}
+	for _, x := range l.Members {
+		if x.Left && p.memberOf(x.GUID) == nil {
+			g := w.groups[x.Group]
+			all = append(all, DeviceInfo{GUID: x.GUID, Group: x.Group, Column: x.Column, Kind: g.Kind(), Cache: g.cache, State: DeviceLeaving})
+		}
 	}
 	return all
 }

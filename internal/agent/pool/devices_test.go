@@ -285,6 +285,11 @@ func TestReplacement(t *testing.T) {
 		if !w.marked("x") {
 			t.Error("the mark is gone while both devices are there")
 		}
+		w.disks.pool.state("/dev/e", stateLeaving) // its labels are not wiped yet
+		w.pass()
+		if !w.marked("x") {
+			t.Error("the mark is gone while the old device still carries the pool")
+		}
 		w.disks.pool.resilvered("/dev/e", "/dev/x")
 		w.disks.pool.state("/dev/x", stateResilvering) // and lacks data
 		w.pass()

@@ -20,6 +20,7 @@ const (
 	stateFaulted     = "FAULTED"     // it failed, or did not answer in time
 	stateResilvering = "RESILVERING" // it is in use, and lacks data
 	stateReplacing   = "REPLACING"   // its data is being copied to another one
+	stateLeaving     = "LEAVING"     // it was replaced, and may not be given back yet
 )
 
 // DeviceInfo is a device of an open pool.
