@@ -167,6 +167,15 @@ func (w *walk) enter(seg uint32) (ticket uint32, err error) {
 	return ticket, nil
 }
 
+// skipped reports whether a segment is dead, or was freed since the walk began.
+func (w *walk) skipped(seg uint32) bool {
+	ticket, err := w.enter(seg)
+	if err == nil {
+		w.p.read.leave(ticket)
+	}
+	return err != nil
+}
+
 // indexSegment heals the pages and directory blocks of a segment, and the parts of the root.
 func (w *walk) indexSegment(seg uint32) error {
 	if !w.refsOf[seg] {

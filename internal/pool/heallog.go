@@ -252,7 +252,7 @@ func (w *walk) adopt() error {
 		return err
 	}
 	for gap, damaged := range gaps {
-		if damaged {
+		if damaged && !w.skipped(uint32((gap-1)>>w.p.seg.shift)) { // else it is others that are there now
 			w.damaged(&piece{at: gap - 1, kind: pieceHeader})
 		}
 	}

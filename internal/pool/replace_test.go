@@ -1,13 +1,17 @@
 package pool
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/compress"
 	"github.com/cstor-go/cstor/internal/pool/disk"
 	"github.com/cstor-go/cstor/internal/pool/label"
 )
@@ -90,7 +94,7 @@ func TestReplaceDevice(t *testing.T) {
 			}
 			s.churn(10)
 			s.p.rest()
-			if s.p.memberOf(guid) != nil || len(s.p.members()) != len(s.mems) {
+			if s.p.memberOf(guid) != nil || len(s.p.Devices()) != len(s.mems) {
 				t.Fatalf("%+v", s.p.Devices())
 			}
 			s.blank(old)
@@ -104,6 +108,93 @@ func TestReplaceDevice(t *testing.T) {
 		s.open()
 		s.whole()
 		must(t, s.p.Close())
+	})
+}
+
+// TestReplaceBusy replaces devices in turn while the pool is written, snapshots come and go, a full pool is cleaned,
+// and scrubs run.
+func TestReplaceBusy(t *testing.T) {
+	forLayouts(t, func(t *testing.T, l layout) {
+		t.Parallel()
+		rng := sweepSeed(t)
+		p, mems := newLayoutPool(t, l, 28<<20, Options{DeltaEntries: 4096, SegmentBytes: 256 << 10, PageCacheBytes: 64 << 10, CheckpointBytes: 4 << 20, Compression: compress.Algorithm(rng.IntN(3))})
+		const blocks = 1300
+		r, err := p.CreateReplica("v", blocks*block.Size)
+		must(t, err)
+		want, taken := make([]byte, blocks*block.Size), map[string][]byte{}
+		n := uint64(0)
+		step := func() { // with the version that is next
+			n++
+			must(t, p.Scrub(ScrubOptions{}))
+			first, count := rng.IntN(blocks-40), 1+rng.IntN(40)
+			o := Op{Kind: OpWrite, Block: uint64(first), Count: uint32(count), Version: ver(n), Data: noise(count, rng.Uint64())}
+			must(t, r.Apply([]Op{o}))
+			copy(want[first*block.Size:], o.Data)
+			if name := fmt.Sprint(n / 60 % 2); n%60 == 0 {
+				n++
+				if taken[name] != nil {
+					must(t, r.Apply([]Op{{Kind: OpDeleteSnapshot, Name: name, Version: ver(n)}}))
+					n++
+				}
+				must(t, r.Apply([]Op{snap(name, n)}))
+				taken[name] = bytes.Clone(want)
+			}
+		}
+		for range 200 {
+			step()
+		}
+		for _, v := range l.replaceable() {
+			old := mems[v]
+			guid := p.Devices()[slices.IndexFunc(p.Devices(), func(d DeviceInfo) bool { return d.Name == old.Name() })].GUID
+			m := disk.NewMem(fmt.Sprint("new", v), old.Size())
+			must(t, p.Replace(guid, m))
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				for p.memberOf(guid) != nil && p.usable() == nil {
+					p.rest()
+				}
+			}()
+			for over := false; !over; {
+				step()
+				select {
+				case <-ended:
+					over = true
+				default:
+				}
+			}
+			old.Reopen()
+			if _, err := Probe(old); !errors.Is(err, ErrBlank) {
+				t.Fatal(err)
+			}
+			mems[v] = m
+		}
+		p.rest()
+		if s, x := p.Stats(), p.Activity().Scrub; s.Health != HealthOnline || s.BlocksRepaired > 0 || x.State != ActivityDone || x.Repaired > 0 || x.Errors > 0 {
+			t.Fatalf("%+v %+v %v", s, x, p.Damage())
+		}
+		t.Logf("%d versions, %d blocks moved", n, p.Stats().BlocksMoved)
+		must(t, p.Check())
+		must(t, p.Close())
+		rep, err := Verify(spies(t, mems), Options{})
+		if err != nil || rep.Damage > 0 {
+			t.Fatal(err, rep.Findings)
+		}
+		reopenAll(mems)
+		p, err = Open(devicesOf(mems), Options{DeltaEntries: 4096})
+		must(t, err)
+		got := make([]byte, len(want))
+		must(t, p.Replica("v").Read(0, got, nil))
+		if !bytes.Equal(got, want) {
+			t.Error("content differs")
+		}
+		for name, want := range taken {
+			must(t, p.Replica("v").ReadSnapshot(name, 0, got, nil))
+			if !bytes.Equal(got, want) {
+				t.Errorf("snapshot %s differs", name)
+			}
+		}
+		must(t, p.Close())
 	})
 }
 
@@ -300,6 +391,9 @@ func (s *sweep) verified(cut bool) {
 	rep, err := Verify(spies(s.t, s.mems), Options{})
 	if err != nil {
 		s.fatalf("verify: %v", err)
+	}
+	if v, err := Inspect(spies(s.t, s.mems), Options{}); err != nil || v.Error != "" {
+		s.fatalf("inspect: %v %v", v, err)
 	}
 	for _, f := range rep.Findings {
 		late := f.What == FoundDevice && strings.Contains(f.Text, "until they are resilvered")
