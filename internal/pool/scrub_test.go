@@ -44,7 +44,8 @@ func TestScrubRepairs(t *testing.T) {
 			s.churn(3)
 			s.p.rest()
 			x := s.p.Activity().Scrub
-			if x.State != ActivityDone || x.Repaired == 0 || x.Errors != 0 || x.Repaired > int64(flipped) {
+			// What the cleaner moves off a write cache meanwhile is repaired where it is read.
+			if x.State != ActivityDone || x.Repaired == 0 && s.p.Stats().BlocksRepaired == 0 || x.Errors != 0 || x.Repaired > int64(flipped) {
 				t.Fatalf("%d flipped: %+v %v", flipped, x, s.p.Damage())
 			}
 			blamed, wrongly := uint64(0), uint64(0)

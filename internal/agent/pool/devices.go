@@ -63,7 +63,7 @@ type inventory struct {
 }
 
 // lookEvery is how often devices are looked for without a hint.
-const lookEvery = 30 * time.Second
+const lookEvery = 10 * time.Second
 
 // findDevices resolves the BlockDevices that the pool's object lists to paths on this node, and says what is on them.
 // trusted is asked which devices need not be probed, since what they carry is known.
