@@ -258,6 +258,21 @@ func TestScrubSchedule(t *testing.T) {
 	if x := s.p.Activity().Scrub; !x.Ended.After(first.Ended) {
 		t.Fatalf("%+v, was %+v", x, first)
 	}
+	first = s.p.Activity().Scrub
+	s.p.SetScrub(0, 0)
+	advance(1000 * time.Hour)
+	if x := s.p.Activity().Scrub; x.Ended != first.Ended {
+		t.Fatalf("%+v, was %+v", x, first)
+	}
+	s.p.SetScrub(2000*time.Hour, 0)
+	advance(999 * time.Hour)
+	if x := s.p.Activity().Scrub; x.Ended != first.Ended {
+		t.Fatalf("%+v, was %+v", x, first)
+	}
+	advance(2 * time.Hour)
+	if x := s.p.Activity().Scrub; !x.Ended.After(first.Ended) {
+		t.Fatalf("%+v, was %+v", x, first)
+	}
 	must(t, s.p.Close())
 }
 

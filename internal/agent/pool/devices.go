@@ -60,6 +60,8 @@ type inventory struct {
 
 	replacing, expanding, growing string // why it does not work
 	expanded                      bool   // it did, which was not reported yet
+
+	scrub scrubbing
 }
 
 // lookEvery is how often devices are looked for without a hint.

@@ -101,7 +101,8 @@ func (w *world) wantCondition(kind, reason, part string) {
 		if c.Type == kind {
 			status := corev1.ConditionTrue
 			switch reason {
-			case cstorv1.ReasonExpansionSuccessful, cstorv1.ReasonReplacementSucceeded, cstorv1.ReasonDisksAvailable:
+			case cstorv1.ReasonExpansionSuccessful, cstorv1.ReasonReplacementSucceeded, cstorv1.ReasonDisksAvailable,
+				cstorv1.ReasonScrubCompleted, cstorv1.ReasonScrubStopped, cstorv1.ReasonDataIsSound:
 				status = corev1.ConditionFalse
 			}
 			if c.Reason != reason || c.Status != status || !strings.Contains(c.Message, part) {

@@ -47,4 +47,5 @@ type Progress struct {
 	Done, Total, Repaired, Errors int64
 	Rate                          int64 // bytes per second
 	Left                          time.Duration
+	Ended                         time.Time // the last one
 }
