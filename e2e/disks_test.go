@@ -115,10 +115,6 @@ func (d *disks) take(t *testing.T, name string) {
 	check(t, p.Kill())
 }
 
-// changesDisks reports whether to test what the engine does online with disks that come back, replace others or are new.
-// That has not settled yet, and is on request.
-func changesDisks() bool { return os.Getenv("CSTOR_E2E_CHANGE_DISKS") != "" }
-
 func (d *disks) goesAndComesBack(t *testing.T) {
 	last := d.names[len(d.names)-1]
 	d.take(t, last)
@@ -127,16 +123,10 @@ func (d *disks) goesAndComesBack(t *testing.T) {
 
 	path := d.lab.Disk(d.node, last)
 	check(t, os.Rename(path+".away", path))
-	if !changesDisks() {
-		return
-	}
 	d.await(t, cstorv1.PoolOnline, cstorv1.DiskUnavailable, corev1.ConditionFalse, cstorv1.ReasonDisksAvailable)
 }
 
 func (d *disks) isReplaced(t *testing.T) {
-	if !changesDisks() {
-		return
-	}
 	old, fresh := d.names[0], "blockdevice-"+d.node+"-new"
 	d.take(t, old)
 	d.await(t, cstorv1.PoolDegraded, cstorv1.DiskUnavailable, corev1.ConditionTrue, cstorv1.ReasonDisksUnavailable)
@@ -167,9 +157,6 @@ func (d *disks) isReplaced(t *testing.T) {
 }
 
 func (d *disks) grows(t *testing.T) {
-	if !changesDisks() {
-		return
-	}
 	before := d.instance(t)
 	var names []string
 	n := len(before.Spec.DataRaidGroups[0].BlockDevices)

@@ -1,7 +1,6 @@
 package pool
 
 import (
-	"slices"
 	"time"
 
 	"github.com/cstor-go/cstor/internal/block"
@@ -30,41 +29,6 @@ type Progress struct {
 	Rate        int64         // bytes per second, while it runs
 	Left        time.Duration // while it runs
 	Ended       time.Time     // the last one that ended
-}
-
-// Damage is something that nothing could repair: it reads as an error until it is overwritten.
-type Damage struct {
-	Replica string // "" if it is not a replica's, or not known whose
-	Block   uint64 // first one that is concerned
-	Device  string
-	Offset  int64 // on Device
-	What    string
-}
-
-// maxDamage bounds the list of damages.
-const maxDamage = 1000
-
-// Damage returns what the last scrub, and resilvers since it began, could not repair; at most the first 1000.
-func (p *Pool) Damage() []Damage {
-	p.upkeep.mu.Lock()
-	defer p.upkeep.mu.Unlock()
-	return slices.Clone(p.upkeep.damage)
-}
-
-// found notes damage and tells the operator. It returns false for what is known.
-func (p *Pool) found(d Damage) (news bool) {
-	u := &p.upkeep
-	u.mu.Lock()
-	known := slices.Contains(u.damage, d)
-	if !known && len(u.damage) < maxDamage {
-		u.damage = append(u.damage, d)
-	}
-	n := len(u.damage)
-	u.mu.Unlock()
-	if p.opt.Log != nil && !known && n < maxDamage {
-		p.opt.Log.Error("stored data is damaged and cannot be repaired", "pool", p.cfg.Name, "what", d.What, "replica", d.Replica, "block", d.Block, "device", d.Device, "offset", d.Offset)
-	}
-	return !known
 }
 
 // task is the progress of a scrub or resilver.
@@ -112,6 +76,7 @@ const (
 	DeviceFaulted     DeviceState = "FAULTED"     // it failed, did not answer in time or went away; Cause says which
 	DeviceResilvering DeviceState = "RESILVERING" // it is in use, and lacks data
 	DeviceReplacing   DeviceState = "REPLACING"   // it is in use, and another device takes its place
+	DeviceLeaving     DeviceState = "LEAVING"     // it has been replaced; its labels are about to be wiped
 )
 
 func (s DeviceState) String() string { return string(s) }
@@ -136,7 +101,7 @@ type DeviceInfo struct {
 	ReadErrors, WriteErrors, ChecksumErrors uint64
 }
 
-// Devices returns what the pool consists of, in the order of its labels.
+// Devices returns what the pool consists of, in the order of its labels, and then the devices that leave it.
 func (p *Pool) Devices() []DeviceInfo {
 	l := p.labels.now.Load()
 	w := p.seg.where.Load()
@@ -176,6 +141,12 @@ func (p *Pool) Devices() []DeviceInfo {
 		}
 		d.ReadErrors, d.WriteErrors, d.ChecksumErrors = m.dev.Errors()
 		all = append(all, d)
+	}
+	for _, x := range l.Members {
+		if x.Left && p.memberOf(x.GUID) == nil {
+			g := w.groups[x.Group]
+			all = append(all, DeviceInfo{GUID: x.GUID, Group: x.Group, Column: x.Column, Kind: g.Kind(), Cache: g.cache, State: DeviceLeaving})
+		}
 	}
 	return all
 }

@@ -190,7 +190,8 @@ func (p *Pool) Expand() error {
 }
 
 // expand moves the tails of the devices first. The labels say where they are, and what a checkpoint announces is at both
-// ends, before anything is written where the tails were.
+// ends, before anything is written where the tails were. When that is interrupted the rest is done when the pool is
+// opened.
 func (p *Pool) expand() error {
 	if err := p.usable(); err != nil {
 		return err
@@ -210,21 +211,25 @@ func (p *Pool) expand() error {
 			grown[m] = d.Size()
 		}
 	}
-	if len(grown) == 0 {
-		return nil
+	if len(grown) > 0 {
+		p.labels.mu.Lock()
+		for m, size := range grown {
+			m.size.Store(size)
+		}
+		err := p.writeLabels(p.labels.now.Load().Clone())
+		p.labels.mu.Unlock()
+		if err == nil {
+			err = p.cycle()
+		}
+		if err != nil {
+			return err
+		}
 	}
-	p.labels.mu.Lock()
-	for m, size := range grown {
-		m.size.Store(size)
-	}
-	err := p.writeLabels(p.labels.now.Load().Clone())
-	p.labels.mu.Unlock()
-	if err == nil {
-		err = p.cycle()
-	}
-	if err != nil {
-		return err
-	}
+	return p.useAll()
+}
+
+// useAll makes each group as large as the labels of its devices say that these are.
+func (p *Pool) useAll() error {
 	now := p.labels.now.Load()
 	total := now.Segments()
 	var spans []label.Span
@@ -278,4 +283,13 @@ func (p *Pool) SetReadOnlyPercent(n int) {
 	p.idx.mu.Lock()
 	p.opt.ReadOnlyPercent = n
 	p.idx.mu.Unlock()
+}
+
+// endExpansion ends an Expand that was interrupted.
+func (p *Pool) endExpansion() {
+	p.upkeep.change.Lock()
+	defer p.upkeep.change.Unlock()
+	if err := p.useAll(); err != nil && p.opt.Log != nil {
+		p.opt.Log.Warn("pool cannot take the room of its devices", "pool", p.cfg.Name, "err", err)
+	}
 }

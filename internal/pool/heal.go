@@ -2,14 +2,13 @@ package pool
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
 
 	"github.com/cstor-go/cstor/internal/block"
-	"github.com/cstor-go/cstor/internal/pool/index"
 	"github.com/cstor-go/cstor/internal/pool/raid"
-	"github.com/cstor-go/cstor/internal/pool/wal"
 )
 
 // healStep is the number of bytes of data that are healed at a time. Nobody waits for more than one step.
@@ -41,12 +40,12 @@ type walk struct {
 	refsOf  map[uint32]bool
 	orphans map[uint64]uint64 // numbers of live blocks that no header accounts for, and gap then
 	gap     uint64            // address, plus one, from which on there is no header; 0: there are headers
-	end     logPos            // of the log when everything before was in the index
+	ends    map[uint32]uint32 // of segments of batches that are open: the block where the next one goes
 	buf     []byte
 	chunk   chunkPieces
 
 	repaired, errors int64
-	lost             bool // something could not be had
+	lost             bool // something could not be had that a device may have which is not there
 }
 
 // errSkipped means that a segment is dead, or was freed since the walk began.
@@ -62,9 +61,7 @@ func (p *Pool) newWalk(lo, hi uint32, want func(seg uint32) bool) (*walk, error)
 	p.drain.mu.Lock()
 	w.root = slices.Clone(p.root)
 	p.drain.mu.Unlock()
-	p.log.mu.Lock()
-	w.end = p.log.pos
-	p.log.mu.Unlock()
+	w.ends = p.openSegments()
 	w.live = p.newLiveMap(lo, hi, want)
 	w.pace = func(int64) error { return nil }
 	w.found = func(Damage) bool { return true }
@@ -89,7 +86,7 @@ func (w *walk) mark() error {
 const maxOrphans = 1 << 16
 
 // all heals the segments that are wanted from first on, and calls after for each when all that is live in it has been
-// looked at. lost says that something in it could not be had.
+// looked at. lost says that something in it could not be had which a device may have that is not there.
 func (w *walk) all(first uint32, after func(seg uint32, lost bool) error) error {
 	if err := w.mark(); err != nil {
 		return err
@@ -170,229 +167,13 @@ func (w *walk) enter(seg uint32) (ticket uint32, err error) {
 	return ticket, nil
 }
 
-// logSegment heals the batches of a segment that hold live blocks. Batches without live blocks cannot be proved and need
-// not be; when their lengths lead to where nothing can be proved either, some device has told of old times, and the
-// rows since then are looked at one by one.
-func (w *walk) logSegment(seg uint32) error {
-	row := w.p.seg.row(seg)
-	w.gap = 0
-	last := w.live.last(seg)
-	if w.stale && seg == w.end.seg { // more will be written behind: headers must lead there
-		last = max(last, int(w.end.block)-1)
-	}
-	var pos logPos              // where the next header is, if one was proved before
-	back, slow := -1, uint32(0) // where the rows to look at again begin; where they end
-	for b := uint32(0); int(b) <= last; {
-		n, what, err := w.batch(seg, b, row, &pos, b < slow)
-		if err != nil {
-			return err
-		}
-		switch {
-		case what == batchProved:
-			back, w.gap = -1, 0
-			b += n
-		case what == batchDead && b >= slow:
-			if back < 0 {
-				back = int(b)
-			}
-			b += n
-		case what != batchDead && back >= 0 && b >= slow:
-			b, slow, back = uint32(back), b+row, -1
-		default:
-			if start := uint64(seg)<<w.p.seg.shift + uint64(b)<<block.Shift; what != batchDead {
-				if what == batchNone && w.gap == 0 {
-					w.gap = start + 1
-				}
-				w.orphaned(start, row)
-			}
-			b += row
-		}
-	}
-	return w.flush()
-}
-
-// verdict is what is known of what is at a place.
-type verdict uint8
-
-const (
-	batchNone   verdict = iota // there is no header
-	batchOld                   // there is a header, but another one should be there
-	batchDead                  // a batch without live blocks; nothing tells whether it is the last one that was written there
-	batchProved                // a batch
-)
-
-// batch looks at the batch at a place and heals it if it is proved. It returns how many blocks to go on.
-func (w *walk) batch(seg, b, row uint32, pos *logPos, careful bool) (n uint32, what verdict, err error) {
-	p := w.p
+// skipped reports whether a segment is dead, or was freed since the walk began.
+func (w *walk) skipped(seg uint32) bool {
 	ticket, err := w.enter(seg)
-	if err != nil {
-		return 0, 0, err
+	if err == nil {
+		w.p.read.leave(ticket)
 	}
-	h, raw, proved, err := w.header(seg, b, pos, careful)
-	p.read.leave(ticket)
-	if err != nil {
-		pos.seq = 0
-		if errors.Is(err, wal.ErrDamaged) {
-			return row, batchNone, nil
-		}
-		return 0, 0, err
-	}
-	start := uint64(seg)<<p.seg.shift + uint64(b)<<block.Shift
-	n = padded(&h, row)
-	end := start + uint64(n)<<block.Shift
-	live := w.live.any(start, end)
-	switch {
-	case live && !proved:
-		pos.seq = 0
-		return row, batchOld, nil // of what the header says nothing is believed, its length neither
-	case live:
-		err = w.add(start, end, batchPieces(nil, start, &h, raw, row))
-	case w.stale: // only the header, so that whoever goes through the segment comes by
-		length := (uint32(h.HeaderBlocks) + row - 1) &^ (row - 1)
-		err = w.add(start, start+uint64(length)<<block.Shift, nil)
-	}
-	if !proved {
-		pos.seq = 0
-		return n, batchDead, err
-	}
-	if h.Flags&wal.FlagLink != 0 && h.NextSegment != seg {
-		pos.seq = 0
-		return n, batchProved, err
-	}
-	*pos = logPos{seg: seg, block: b, seq: h.Seq, incarnation: h.Incarnation}
-	pos.advance(&h, row)
-	return max(n, pos.block-min(pos.block, b)), batchProved, err // a link may lead over a hole
-}
-
-// header returns the header at a place, and whether it is certain that it is the one that was written there last. Unless
-// it is to be careful it does not ask all devices about a batch without live blocks.
-func (w *walk) header(seg, b uint32, pos *logPos, careful bool) (h wal.Header, raw []byte, proved bool, err error) {
-	p := w.p
-	ok := func(h *wal.Header, raw []byte) bool {
-		return pos.seq > 0 && pos.block == b && pos.follows(h) || w.confirmed(seg, b, h, raw)
-	}
-	h, raw, err = w.headers.header(seg, b)
-	if err == nil && ok(&h, raw) {
-		return h, raw, true, nil
-	}
-	if err != nil && !errors.Is(err, wal.ErrDamaged) {
-		return h, nil, false, err
-	}
-	start := uint64(seg)<<p.seg.shift + uint64(b)<<block.Shift
-	if g, _ := p.seg.locate(start); g.Parity() == 0 || !careful && err == nil && !w.live.any(start, start+uint64(padded(&h, g.row))<<block.Shift) {
-		return h, raw, false, err // nothing else to ask, or nothing to ask for
-	}
-	// What was read is damaged or old; others may have what is right. Nothing is repaired before it is proved.
-	for _, raw := range w.others(seg, b) {
-		if h, err := wal.Decode(raw); err == nil && ok(&h, raw) {
-			return h, raw, true, nil
-		}
-	}
-	return h, raw, false, err
-}
-
-// others returns all headers that the devices of a group have at a place, or that follow from what they have.
-func (w *walk) others(seg, b uint32) (all [][]byte) {
-	p := w.p
-	g, off := p.seg.locate(uint64(seg)<<p.seg.shift + uint64(b)<<block.Shift)
-	look := func(n int, f func(b []byte)) {
-		_ = g.Recover(make([]byte, n*block.Size), off, func(b []byte) bool { f(b); return false })
-	}
-	var lengths []int
-	look(1, func(first []byte) {
-		if n := wal.Size(first); n > 0 && uint32(n) <= p.seg.blocks()-b && !slices.Contains(lengths, n) {
-			lengths = append(lengths, n)
-		}
-	})
-	for _, n := range lengths {
-		look(n, func(raw []byte) {
-			h, err := wal.Decode(raw)
-			if err == nil && h.HeaderBlocks == n && w.headers.fits(&h, seg, b) && !slices.ContainsFunc(all, func(x []byte) bool { return bytes.Equal(x, raw) }) {
-				all = append(all, bytes.Clone(raw))
-			}
-		})
-	}
-	return all
-}
-
-// confirmTries is how many blocks of a batch the index is asked for.
-const confirmTries = 64
-
-// confirmed reports whether the index knows a block of the batch by the place and the checksum that the header gives it.
-func (w *walk) confirmed(seg, b uint32, h *wal.Header, raw []byte) bool {
-	p := w.p
-	start := uint64(seg)<<p.seg.shift + uint64(b)<<block.Shift
-	tries := 0
-	for _, x := range batchPieces(nil, start, h, raw, 1) {
-		if x.kind != pieceBlock || !w.live.any(x.at, x.end()) {
-			continue
-		}
-		if tries++; tries > confirmTries {
-			break
-		}
-		p.idx.mu.RLock()
-		var r *Replica
-		if int(x.slot) < len(p.idx.bySlot) {
-			r = p.idx.bySlot[x.slot]
-		}
-		p.idx.mu.RUnlock()
-		if r == nil {
-			continue
-		}
-		c := &w.chunk
-		if c.r != r || c.number != x.number/block.ChunkBlocks || tries == 1 {
-			c.r, c.number = r, x.number/block.ChunkBlocks
-			if p.fillChunk(c) != nil {
-				continue
-			}
-		}
-		want := blockAt{int(x.number % block.ChunkBlocks), x.loc(), x.sum}
-		if slices.Contains(c.data, want) {
-			return true
-		}
-	}
-	return false
-}
-
-// orphaned notes the live blocks of a row of which no header says what they are.
-func (w *walk) orphaned(start uint64, row uint32) {
-	for i := range uint64(row) {
-		if at := start + i<<block.Shift; w.live.any(at, at+block.Size) {
-			w.orphans[at>>block.Shift] = w.gap
-		}
-	}
-}
-
-// adopt heals the orphans, which takes another look at the whole index.
-func (w *walk) adopt() error {
-	if len(w.orphans) == 0 {
-		return nil
-	}
-	var all []piece
-	gaps := map[uint64]bool{}
-	err := w.p.eachChunk(func(c *chunkPieces) error {
-		for i := range c.data {
-			x := &c.data[i]
-			for at := x.loc.Addr() &^ (block.Size - 1); c.err == nil && at < x.loc.End(); at += block.Size {
-				if gap, ok := w.orphans[at>>block.Shift]; ok {
-					gaps[gap] = gap > 0
-					all = append(all, blockPiece(x.loc, x.sum, c.r.slot, c.number*block.ChunkBlocks+uint64(x.block)))
-					break
-				}
-			}
-		}
-		return w.pace(0)
-	})
-	clear(w.orphans)
-	if err != nil {
-		return err
-	}
-	for gap, damaged := range gaps {
-		if damaged {
-			w.damaged(&piece{at: gap - 1, kind: pieceHeader})
-		}
-	}
-	return w.scattered(all)
+	return err != nil
 }
 
 // indexSegment heals the pages and directory blocks of a segment, and the parts of the root.
@@ -403,14 +184,14 @@ func (w *walk) indexSegment(seg uint32) error {
 		}
 	}
 	lo, hi := uint64(seg)<<w.p.seg.shift, uint64(seg+1)<<w.p.seg.shift
-	from, _ := slices.BinarySearchFunc(w.refs, lo, func(x piece, at uint64) int { return compare(x.at, at) })
-	to, _ := slices.BinarySearchFunc(w.refs, hi, func(x piece, at uint64) int { return compare(x.at, at) })
+	from, _ := slices.BinarySearchFunc(w.refs, lo, func(x piece, at uint64) int { return cmp.Compare(x.at, at) })
+	to, _ := slices.BinarySearchFunc(w.refs, hi, func(x piece, at uint64) int { return cmp.Compare(x.at, at) })
 	return w.scattered(w.refs[from:to])
 }
 
 // scattered heals the rows in which pieces are.
 func (w *walk) scattered(all []piece) error {
-	slices.SortFunc(all, func(a, b piece) int { return compare(a.at, b.at) })
+	slices.SortFunc(all, func(a, b piece) int { return cmp.Compare(a.at, b.at) })
 	for i := range all {
 		row := uint64(w.p.seg.row(uint32(all[i].at>>w.p.seg.shift))) << block.Shift
 		if err := w.add(all[i].at&^(row-1), (all[i].end()+row-1)&^(row-1), all[i:i+1]); err != nil {
@@ -494,23 +275,29 @@ func (w *walk) step(from, to uint64, pieces []piece) error {
 		return bad
 	}
 	g, off := p.seg.locate(from)
-	res, err := g.Heal(off, int64(to-from), check)
-	if res.Rewritten > 0 {
-		g.dirty.Store(true) // after the writes: the next flush covers them
-	}
-	w.repaired += int64(res.Wrong)
-	p.count.repaired.Add(uint64(res.Wrong))
-	if errors.Is(err, raid.ErrUnrecoverable) {
-		for i := range pieces {
-			w.inspect(&pieces[i], from, to, res.Lost)
+	for again := false; ; again = true {
+		res, err := g.Heal(off, int64(to-from), check)
+		if res.Rewritten > 0 {
+			g.dirty.Store(true) // after the writes: the next flush covers them
 		}
-		w.lost = true
-		return nil
+		w.repaired += int64(res.Wrong)
+		p.count.repaired.Add(uint64(res.Wrong))
+		if !errors.Is(err, raid.ErrUnrecoverable) {
+			if err != nil {
+				err = fmt.Errorf("segment %d: %w", from>>p.seg.shift, err)
+			}
+			return err
+		}
+		// What is damaged must not keep what shares rows with it from being healed. As long as a device is not there that
+		// may have it, nothing is changed.
+		if again {
+			return nil
+		}
+		if pieces = w.sound(pieces, from, res.Lost); !p.allThere(g.index) {
+			w.lost = true
+			return nil
+		}
 	}
-	if err != nil {
-		return fmt.Errorf("segment %d: %w", from>>p.seg.shift, err)
-	}
-	return nil
 }
 
 // right reports whether data, from address lo on, is what a piece says.
@@ -537,135 +324,4 @@ func (w *walk) secure(x *piece) {
 		x.lost = !w.p.recoverPacked(b, x.at, func(b []byte) bool { return x.right(b, w.buf) })
 	}
 	x.known = b
-}
-
-// inspect finds out whether a piece in rows that could not be healed is damaged itself, and reports it if it is live.
-func (w *walk) inspect(x *piece, from, to uint64, lost []int) {
-	p := w.p
-	touched := false
-	for _, k := range lost {
-		at := from + uint64(k)<<block.Shift
-		touched = touched || at < x.end() && x.at < at+block.Size
-	}
-	switch {
-	case !touched || x.kind == pieceZero || x.reported:
-		return
-	case x.kind != pieceHeader && !x.lost:
-		b := make([]byte, x.n)
-		if err := p.readPacked(b, x.at); err == nil && x.right(b, w.buf) {
-			return
-		}
-	}
-	if x.kind == pieceBlock && (!w.live.any(x.at, x.end()) || !x.loc().Raw() && !w.referred(x)) || x.kind == pieceState {
-		return
-	}
-	x.reported = true
-	w.damaged(x)
-}
-
-// referred reports whether the index still refers to a compressed block, which may share the blocks that it is in with
-// others.
-func (w *walk) referred(x *piece) bool {
-	p := w.p
-	p.idx.mu.RLock()
-	var r *Replica
-	if int(x.slot) < len(p.idx.bySlot) {
-		r = p.idx.bySlot[x.slot]
-	}
-	p.idx.mu.RUnlock()
-	if r == nil {
-		return false
-	}
-	c := &chunkPieces{r: r, number: x.number / block.ChunkBlocks}
-	if p.fillChunk(c) != nil || c.err != nil {
-		return true
-	}
-	return slices.Contains(c.data, blockAt{int(x.number % block.ChunkBlocks), x.loc(), x.sum})
-}
-
-// damaged reports a piece that nothing can bring back.
-func (w *walk) damaged(x *piece) {
-	p := w.p
-	d := Damage{Block: x.number, What: x.kind.String()}
-	if x.kind == piecePage || x.kind == pieceHistory {
-		d.Block *= block.ChunkBlocks
-	}
-	d.Device, d.Offset = p.where(x.at)
-	p.idx.mu.RLock()
-	if x.kind.ofReplica() && int(x.slot) < len(p.idx.bySlot) && p.idx.bySlot[x.slot] != nil {
-		d.Replica = p.idx.bySlot[x.slot].name
-	}
-	p.idx.mu.RUnlock()
-	if w.found(d) {
-		w.errors++
-		p.count.sumErrors.Add(1)
-	}
-}
-
-// damagedPage reports a page that could not be read when the index was gone through.
-func (w *walk) damagedPage(c *chunkPieces) {
-	var e *ChecksumError
-	d := Damage{Replica: c.r.name, Block: c.number * block.ChunkBlocks, What: piecePage.String()}
-	if errors.As(c.err, &e) {
-		d.Device, d.Offset = e.Device, e.Offset
-	}
-	if w.found(d) {
-		w.errors++
-	}
-}
-
-func compare(a, b uint64) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	}
-	return 0
-}
-
-// liveMap says which blocks of a range of segments are live.
-type liveMap struct {
-	lo, hi uint32 // segments
-	want   func(seg uint32) bool
-	shift  uint // of a segment in blocks
-	bits   []uint64
-}
-
-func (p *Pool) newLiveMap(lo, hi uint32, want func(seg uint32) bool) *liveMap {
-	m := &liveMap{lo: lo, hi: hi, want: want, shift: p.seg.shift - block.Shift}
-	m.bits = make([]uint64, (uint64(hi-lo)<<m.shift+63)/64)
-	return m
-}
-
-// set marks the blocks of a location.
-func (m *liveMap) set(loc index.Loc) {
-	for b := loc.Addr() >> block.Shift; b<<block.Shift < loc.End(); b++ {
-		if seg := uint32(b >> m.shift); seg >= m.lo && seg < m.hi && m.want(seg) {
-			i := b - uint64(m.lo)<<m.shift
-			m.bits[i/64] |= 1 << (i % 64)
-		}
-	}
-}
-
-// any reports whether any block of a range of addresses is live.
-func (m *liveMap) any(from, to uint64) bool {
-	base := uint64(m.lo) << m.shift
-	for b := from >> block.Shift; b<<block.Shift < to; b++ {
-		if i := b - base; m.bits[i/64]>>(i%64)&1 != 0 {
-			return true
-		}
-	}
-	return false
-}
-
-// last returns the number of the last live block of a segment, -1 if there is none.
-func (m *liveMap) last(seg uint32) int {
-	base := uint64(seg-m.lo) << m.shift
-	for i := int64(1)<<m.shift - 1; i >= 0; i-- {
-		if k := base + uint64(i); m.bits[k/64]>>(k%64)&1 != 0 {
-			return int(i)
-		}
-	}
-	return -1
 }

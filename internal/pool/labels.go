@@ -90,6 +90,19 @@ func (p *Pool) writeLabels(next *label.Label) error {
 	}
 }
 
+// mendLabels makes up for copies of labels that are damaged, or that a change was not written to, on devices that are
+// about to be used. A device on which that fails goes out.
+func (p *Pool) mendLabels(a *assembly) {
+	own := map[*member]*label.Label{}
+	var targets []*member
+	for _, m := range p.members() {
+		if i := a.label.Index(m.guid); m.online() && a.members[i] != nil {
+			own[m], targets = a.members[i].label, append(targets, m)
+		}
+	}
+	p.onDevices("label", targets, func(m *member) error { return label.Mend(m.dev.Disk(), own[m]) })
+}
+
 // lost returns which group has lost more than its redundancy, nil if none has.
 func (p *Pool) lost() error {
 	for _, g := range p.seg.where.Load().groups {

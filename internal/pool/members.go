@@ -155,10 +155,15 @@ func (p *Pool) takeBack(dev disk.Device) (*member, error) {
 	if l.Pool != p.cfg.GUID {
 		return nil, &ErrForeign{Device: dev.Name(), Found: fmt.Sprintf("cStor pool %s (%v)", l.Name, l.Pool)}
 	}
+	m := p.memberOf(l.Device)
+	if m != nil && !m.online() {
+		if err := p.patiently(dev, func() error { return label.Mend(dev, l) }); err != nil {
+			return nil, err
+		}
+	}
 	p.labels.mu.Lock()
 	defer p.labels.mu.Unlock()
 	now := p.labels.now.Load()
-	m := p.memberOf(l.Device)
 	switch {
 	case m == nil:
 		return nil, fmt.Errorf("device %s (%v) is not a member of pool %s any more; wipe it if it may be used", dev.Name(), l.Device, l.Name)

@@ -130,6 +130,7 @@ type modelTest struct {
 	layout layout
 	mems   []*disk.Mem
 	away   map[int]bool // devices that are not there
+	power  *powerSwitch // behind which devices are, if there is one
 	opt    Options
 	p      *Pool
 	now    map[string]*modelReplica
@@ -180,7 +181,11 @@ func (m *modelTest) synced() {
 
 func (m *modelTest) devices() (d []disk.Device) {
 	for _, i := range m.rng.Perm(len(m.mems)) {
-		if !m.away[i] {
+		switch {
+		case m.away[i]:
+		case m.power != nil:
+			d = append(d, switched{m.mems[i], m.power})
+		default:
 			d = append(d, m.mems[i])
 		}
 	}

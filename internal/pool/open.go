@@ -71,6 +71,8 @@ func openFor(devs []disk.Device, opt Options, look *offline) (*Pool, error) {
 	}
 	if look != nil {
 		look.ring = ring
+	} else {
+		p.mendLabels(a)
 	}
 	if err := p.load(ring); err != nil {
 		return nil, fmt.Errorf("pool %s: checkpoint %d: %w", l.Name, ring.Generation, err)

@@ -2,6 +2,7 @@ package pool
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"slices"
 
@@ -112,7 +113,7 @@ func batchPieces(dst []piece, start uint64, h *wal.Header, raw []byte, row uint3
 			}
 		}
 	}
-	slices.SortFunc(dst[first:], func(a, b piece) int { return compare(a.at, b.at) })
+	slices.SortFunc(dst[first:], func(a, b piece) int { return cmp.Compare(a.at, b.at) })
 	return pad(dst, first, start+uint64(padded(h, row))<<block.Shift)
 }
 
@@ -133,7 +134,7 @@ func pad(dst []piece, first int, end uint64) []piece {
 		}
 	}
 	if len(dst) > n {
-		slices.SortFunc(dst[first:], func(a, b piece) int { return compare(a.at, b.at) })
+		slices.SortFunc(dst[first:], func(a, b piece) int { return cmp.Compare(a.at, b.at) })
 	}
 	return dst
 }
@@ -356,7 +357,7 @@ func (w *walk) gather(seg uint32) error {
 	for _, e := range w.root {
 		add(piece{at: e.Addr, n: e.Len, kind: pieceRoot, sum: e.Sum})
 	}
-	slices.SortFunc(w.refs, func(a, b piece) int { return compare(a.at, b.at) })
+	slices.SortFunc(w.refs, func(a, b piece) int { return cmp.Compare(a.at, b.at) })
 	return nil
 }
 

@@ -3,6 +3,7 @@ package pool
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cstor-go/cstor/internal/pool/disk"
 	"github.com/cstor-go/cstor/internal/pool/label"
@@ -110,6 +111,7 @@ func (r *Report) member(p *Pool, m *member, d disk.Device, newest *label.Label) 
 // labels verifies the copies of a device's label, the best of which is own.
 func (r *Report) labels(d disk.Device, own, newest *label.Label) {
 	copies := label.Copies(d, own.Size)
+	longer := becameLonger(d, own)
 	intact := 0
 	for i := range copies {
 		if copies[i].Err == nil {
@@ -122,10 +124,12 @@ func (r *Report) labels(d disk.Device, own, newest *label.Label) {
 		switch l := c.Label; {
 		case c.Err != nil && c.Torn(own):
 			r.note("device %s: copy %d of the label was being written when the power went", d.Name(), i+1)
+		case longer && i >= 2 && errors.Is(c.Err, ErrBlank):
+			r.note("device %s: copy %d of the label is not there yet: its move to the end of a larger device was interrupted", d.Name(), i+1)
 		case c.Err != nil:
 			f.Text = fmt.Sprintf("copy %d of 4: %v; %d copies are intact", i+1, c.Err, intact)
 			r.add(f)
-		case l.Pool != own.Pool || l.Device != own.Device || l.Size != own.Size:
+		case l.Pool != own.Pool || l.Device != own.Device || l.Size != own.Size && l.Generation >= own.Generation:
 			f.Text = fmt.Sprintf("copy %d of 4 is of device %v of pool %v", i+1, l.Device, l.Pool)
 			r.add(f)
 		case l.Generation < own.Generation:
@@ -141,6 +145,14 @@ func (r *Report) labels(d disk.Device, own, newest *label.Label) {
 	case own.Generation == newest.Generation && own.Change != newest.Change:
 		r.add(Finding{What: FoundLabel, Device: d.Name(), Offset: -1, Block: -1, Text: fmt.Sprintf("says something else than another device at the same generation %d", own.Generation)})
 	}
+}
+
+// becameLonger reports whether a device has got labels for a larger size than before and no checkpoint since.
+func becameLonger(d disk.Device, own *label.Label) bool {
+	slots := label.Slots(d, own.Size, own.Pool)
+	blank := func(s label.Slot) bool { return errors.Is(s.Err, ErrBlank) }
+	return !slices.ContainsFunc(slots[label.RingSlots:], func(s label.Slot) bool { return !blank(s) }) &&
+		slices.ContainsFunc(slots[:label.RingSlots], func(s label.Slot) bool { return !blank(s) })
 }
 
 // ring verifies the announcements of checkpoints on a device. out says that it may lack some.

@@ -150,8 +150,9 @@ func (p *Pool) forget(d disk.Device) {
 	}
 }
 
-// endReplacements lets devices that have everything by now take their places, and says goodbye to those that leave.
-func (p *Pool) endReplacements() {
+// endReplacements lets devices that have everything by now take their places, and says goodbye to those that leave. It
+// returns false when it is to be called again soon.
+func (p *Pool) endReplacements() bool {
 	p.upkeep.change.Lock()
 	defer p.upkeep.change.Unlock()
 	now := p.labels.now.Load()
@@ -164,15 +165,16 @@ func (p *Pool) endReplacements() {
 			if p.opt.Log != nil && !errors.Is(err, ErrClosed) {
 				p.opt.Log.Warn("device cannot take the place of the one that it replaces yet", "pool", p.cfg.Name, "device", m.dev.Name(), "err", err)
 			}
-			return
+			return false
 		}
 	}
 	for len(p.upkeep.leave) > 0 {
 		if err := p.sayGoodbye(&p.upkeep.leave[0]); err != nil {
-			return // the pool has lost a group
+			return false // the pool is closed, or has lost a group
 		}
 		p.upkeep.leave = p.upkeep.leave[1:]
 	}
+	return true
 }
 
 // promote makes a new device the only one of its column, and the old one leave.

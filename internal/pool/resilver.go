@@ -151,7 +151,7 @@ func (p *Pool) resilverSegments(late []lagging, want map[uint32]bool) error {
 // unless a device that is not there may have it.
 func (p *Pool) healed(seg uint32, late []lagging, lost bool) bool {
 	sp := p.seg.where.Load().span(seg)
-	if lost && !p.allThere(sp.group.index) {
+	if lost {
 		return false
 	}
 	ok := true

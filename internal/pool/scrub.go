@@ -47,6 +47,16 @@ func (p *Pool) Scrub(opt ScrubOptions) error {
 	return nil
 }
 
+// SetScrub changes Options.ScrubEvery, and the rate of the scrub that runs and of those that begin by themselves, as in
+// ScrubOptions.
+func (p *Pool) SetScrub(every time.Duration, rate int64) {
+	u := &p.upkeep
+	u.mu.Lock()
+	p.opt.ScrubEvery, u.scrub.rate = every, max(rate, 0)
+	u.mu.Unlock()
+	u.wake()
+}
+
 // beginScrub begins at the beginning. upkeep.mu is held.
 func (p *Pool) beginScrub() {
 	u := &p.upkeep

@@ -44,7 +44,8 @@ func TestScrubRepairs(t *testing.T) {
 			s.churn(3)
 			s.p.rest()
 			x := s.p.Activity().Scrub
-			if x.State != ActivityDone || x.Repaired == 0 || x.Errors != 0 || x.Repaired > int64(flipped) {
+			// What the cleaner moves off a write cache meanwhile is repaired where it is read.
+			if x.State != ActivityDone || x.Repaired == 0 && s.p.Stats().BlocksRepaired == 0 || x.Errors != 0 || x.Repaired > int64(flipped) {
 				t.Fatalf("%d flipped: %+v %v", flipped, x, s.p.Damage())
 			}
 			blamed, wrongly := uint64(0), uint64(0)
@@ -109,8 +110,8 @@ func TestScrubReports(t *testing.T) {
 			s.p.cache = newPageCache(1 << 20)
 			x := s.scrub()
 			got := s.p.Damage()
-			slices.SortFunc(got, func(a, b Damage) int { return cmp.Or(compare(a.Block, b.Block), strings.Compare(a.What, b.What)) })
-			slices.SortFunc(want, func(a, b Damage) int { return cmp.Or(compare(a.Block, b.Block), strings.Compare(a.What, b.What)) })
+			slices.SortFunc(got, func(a, b Damage) int { return cmp.Or(cmp.Compare(a.Block, b.Block), strings.Compare(a.What, b.What)) })
+			slices.SortFunc(want, func(a, b Damage) int { return cmp.Or(cmp.Compare(a.Block, b.Block), strings.Compare(a.What, b.What)) })
 			if !slices.Equal(got, want) || x.Errors != int64(len(want)) || x.Repaired != 0 {
 				t.Fatalf("found %+v\nwant %+v\n%+v", got, want, x)
 			}
@@ -251,6 +252,21 @@ func TestScrubSchedule(t *testing.T) {
 	s.open()
 	advance(23 * time.Hour)
 	if x := s.p.Activity().Scrub; x.Ended.Unix() != first.Ended.Unix() {
+		t.Fatalf("%+v, was %+v", x, first)
+	}
+	advance(2 * time.Hour)
+	if x := s.p.Activity().Scrub; !x.Ended.After(first.Ended) {
+		t.Fatalf("%+v, was %+v", x, first)
+	}
+	first = s.p.Activity().Scrub
+	s.p.SetScrub(0, 0)
+	advance(1000 * time.Hour)
+	if x := s.p.Activity().Scrub; x.Ended != first.Ended {
+		t.Fatalf("%+v, was %+v", x, first)
+	}
+	s.p.SetScrub(2000*time.Hour, 0)
+	advance(999 * time.Hour)
+	if x := s.p.Activity().Scrub; x.Ended != first.Ended {
 		t.Fatalf("%+v, was %+v", x, first)
 	}
 	advance(2 * time.Hour)

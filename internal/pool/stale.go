@@ -87,16 +87,22 @@ func (p *Pool) committed(marks []mark) error {
 	return p.recordIn()
 }
 
-// loadMembers takes over from the checkpoint which units are stale. A device that it does not know has nothing yet.
-// What is called out is stale as a whole until the end of the replay, since it may have missed more.
+// loadMembers takes over from the checkpoint which units are stale. A device that it does not know has nothing yet; in a
+// group of which it knows none there was nothing either. What is called out is stale as a whole until the end of the
+// replay, since it may have missed more.
 func (p *Pool) loadMembers(images []memberImage) error {
-	known := map[block.GUID]raid.Bitmap{}
+	known, old := map[block.GUID]raid.Bitmap{}, map[int]bool{}
 	for _, m := range images {
 		known[m.guid] = m.stale
 	}
 	for _, m := range p.members() {
+		if _, ok := known[m.guid]; ok {
+			old[m.group] = true
+		}
+	}
+	for _, m := range p.members() {
 		stale, ok := known[m.guid]
-		if !ok {
+		if !ok && old[m.group] {
 			m.dev.SetAllStale()
 			m.known.Store(m.dev.Missed())
 			continue

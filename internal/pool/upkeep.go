@@ -79,7 +79,7 @@ func (p *Pool) keepUp() {
 	}()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	for {
+	for first := true; ; first = false {
 		select {
 		case <-p.quit:
 			return
@@ -90,12 +90,15 @@ func (p *Pool) keepUp() {
 		u.turns++
 		turn := u.turns
 		u.mu.Unlock()
-		again := time.Hour
+		again, idle := time.Hour, true
 		if p.failure() == nil {
-			again = p.turn()
+			if first {
+				p.endExpansion()
+			}
+			again, idle = p.turn()
 		}
 		u.mu.Lock()
-		if again > 0 {
+		if idle {
 			u.rested = turn
 			u.idle.Broadcast()
 		}
@@ -104,25 +107,29 @@ func (p *Pool) keepUp() {
 	}
 }
 
-// turn does the most urgent of what there is to do. It returns after what time to look again.
-func (p *Pool) turn() time.Duration {
+// turn does the most urgent of what there is to do. It returns after what time to look again, and whether there is
+// nothing to do until then.
+func (p *Pool) turn() (again time.Duration, idle bool) {
 	p.closeOut()
-	p.endReplacements()
-	u := &p.upkeep
-	if wait, due := p.resilverDue(); due {
-		p.resilver()
-		return 0
-	} else if p.scrubDue() {
-		p.scrub()
-		return 0
-	} else {
-		u.mu.Lock()
-		defer u.mu.Unlock()
-		if every := p.opt.ScrubEvery; every > 0 && !u.scrub.active() {
-			wait = min(wait, max(u.scrub.base.Add(every).Sub(u.now()), time.Second))
-		}
-		return min(wait, time.Hour)
+	if !p.endReplacements() {
+		return time.Second / 10, false
 	}
+	wait, due := p.resilverDue()
+	switch {
+	case due:
+		p.resilver()
+		return 0, false
+	case p.scrubDue():
+		p.scrub()
+		return 0, false
+	}
+	u := &p.upkeep
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if every := p.opt.ScrubEvery; every > 0 && !u.scrub.active() {
+		wait = min(wait, max(u.scrub.base.Add(every).Sub(u.now()), time.Second))
+	}
+	return min(wait, time.Hour), true
 }
 
 // rest waits until the background has nothing to do.

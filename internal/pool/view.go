@@ -185,12 +185,22 @@ func (p *Pool) view(devs []disk.Device) *View {
 	v.Health, v.Why = p.health()
 	l := p.labels.now.Load()
 	seen := map[string]bool{}
-	for i, d := range p.Devices() {
-		x := DeviceView{Name: d.Name, GUID: d.GUID, Group: d.Group, Column: d.Column, Size: d.Size, State: d.State.String(), Out: l.Members[i].Out,
+	leaving := map[block.GUID]leaver{}
+	for _, x := range p.upkeep.leave {
+		leaving[x.guid] = x
+	}
+	for _, d := range p.Devices() {
+		x := DeviceView{Name: d.Name, GUID: d.GUID, Group: d.Group, Column: d.Column, Size: d.Size, State: d.State.String(), Out: l.Members[l.Index(d.GUID)].Out,
 			Replacing: d.Replacing, Units: d.Units, Stale: d.Stale}
-		if dev := p.members()[i].dev.Disk(); dev != nil {
-			seen[d.Name] = true
-			x.look(dev, p.members()[i].size.Load(), l.Pool)
+		dev := leaving[d.GUID].disk
+		if m := p.memberOf(d.GUID); m != nil {
+			dev = m.dev.Disk()
+		} else if dev != nil {
+			x.Name, x.Size = dev.Name(), leaving[d.GUID].size
+		}
+		if dev != nil {
+			seen[x.Name] = true
+			x.look(dev, x.Size, l.Pool)
 		}
 		v.Devices = append(v.Devices, x)
 	}

@@ -42,6 +42,11 @@ const (
 	AnnotationDisable           = "reconcile.openebs.io/disable"
 	AnnotationDisableDependants = "reconcile.openebs.io/disable-dependants"
 	AnnotationPredecessor       = "openebs.io/bd-predecessor"
+
+	// Ours, on a CStorPoolInstance; the last two also on a CStorPoolCluster, for all its pools.
+	AnnotationScrub      = "cstor.openebs.io/scrub"       // start, pause, resume or stop; taken away when it is done
+	AnnotationScrubEvery = "cstor.openebs.io/scrub-every" // time between scrubs, such as 168h; 0: only on request
+	AnnotationScrubRate  = "cstor.openebs.io/scrub-rate"  // bytes per second, such as 100M; 0: as fast as leaves users most of the time
 )
 
 // Finalizers.

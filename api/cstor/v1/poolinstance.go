@@ -129,6 +129,20 @@ const (
 // operator then shows the pool OFFLINE, whatever its process last wrote.
 const PoolUnheard = "PoolUnheard"
 
+// Condition types of ours about what a pool holds. PoolScrub: how far a scrub is, or what came of the last one.
+// DataDamaged: something is damaged and nothing can repair it.
+const (
+	PoolScrub   = "PoolScrub"
+	DataDamaged = "DataDamaged"
+
+	ReasonScrubInProgress = "ScrubInProgress"
+	ReasonScrubPaused     = "ScrubPaused"
+	ReasonScrubStopped    = "ScrubStopped"
+	ReasonScrubCompleted  = "ScrubCompleted"
+	ReasonDataIsDamaged   = "DataIsDamaged"
+	ReasonDataIsSound     = "DataIsSound"
+)
+
 // CStorPoolInstanceCondition is an observation about a pool.
 type CStorPoolInstanceCondition struct {
 	Type   string                 `json:"type"`

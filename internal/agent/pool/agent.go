@@ -43,6 +43,12 @@ type Engine interface {
 	AddGroups([]Group) error
 	Expand() error // takes the room of devices that became larger
 	SetReadOnlyPercent(int)
+	Scrub(rate int64) error // begins one, or lets the one under way go on
+	PauseScrub() error
+	ResumeScrub() error
+	StopScrub() error
+	SetScrub(every time.Duration, rate int64)
+	Damage() []engine.Damage
 	Destroy() error // gives the devices back, blank; the pool is closed then
 	Close() error
 }
@@ -207,7 +213,7 @@ func (a *Agent) Pass(ctx context.Context, reread bool) error {
 		eng, replicas = a.open()
 	}
 	if eng != nil {
-		errs = append(errs, a.syncDevices(ctx, eng), a.syncReplicas(ctx, eng, replicas), a.report(ctx, eng, replicas))
+		errs = append(errs, a.syncDevices(ctx, eng), a.syncScrub(ctx, eng), a.syncReplicas(ctx, eng, replicas), a.report(ctx, eng, replicas))
 	}
 	errs = append(errs, a.renewLease(ctx))
 	if a.instance.DeletionTimestamp != nil {

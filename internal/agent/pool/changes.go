@@ -57,7 +57,9 @@ func (a *Agent) lookDue(eng Engine) bool {
 func states(devices []DeviceInfo) map[block.GUID]string {
 	m := map[block.GUID]string{}
 	for _, d := range devices {
-		m[d.GUID] = d.State
+		if d.State != stateLeaving {
+			m[d.GUID] = d.State
+		}
 	}
 	return m
 }
@@ -283,13 +285,14 @@ func (a *Agent) grow(ctx context.Context, eng Engine, l *layout) {
 	}
 }
 
-// replaced takes the marks of substitutes away that have all data, which gives the devices that they replaced back.
+// replaced takes the marks of substitutes away that have all data, which gives the devices that they replaced back. These
+// carry nothing of the pool any more then.
 func (a *Agent) replaced(ctx context.Context, eng Engine, l *layout) error {
 	var errs []error
 	for i := range a.disks.list {
 		d := &a.disks.list[i]
 		m := a.member(l, a.disks.list, d)
-		if d.predecessor == "" || m == nil || m.State != stateOnline || m.ToResilver != 0 || len(l.at[d.place]) != 1 {
+		if d.predecessor == "" || m == nil || m.State != stateOnline || m.ToResilver != 0 || len(l.at[d.place]) != 1 || l.leaving[d.place] {
 			continue
 		}
 		claim := &openebsv1alpha1.BlockDeviceClaim{ObjectMeta: metav1.ObjectMeta{Namespace: a.Namespace, Name: d.claim}}

@@ -60,10 +60,12 @@ type inventory struct {
 
 	replacing, expanding, growing string // why it does not work
 	expanded                      bool   // it did, which was not reported yet
+
+	scrub scrubbing
 }
 
 // lookEvery is how often devices are looked for without a hint.
-const lookEvery = 30 * time.Second
+const lookEvery = 10 * time.Second
 
 // findDevices resolves the BlockDevices that the pool's object lists to paths on this node, and says what is on them.
 // trusted is asked which devices need not be probed, since what they carry is known.
@@ -153,14 +155,16 @@ func groupsOf(list []listed) (groups []Group) {
 }
 
 // layout is the pool's devices by their places. A place has two while one device replaces the other.
+// One that leaves the pool is not of it any more.
 type layout struct {
 	devices []DeviceInfo
 	at      map[place][]DeviceInfo
 	groups  map[bool]int // number of data and write cache groups
+	leaving map[place]bool
 }
 
 func layoutOf(devices []DeviceInfo) layout {
-	l := layout{devices: devices, at: map[place][]DeviceInfo{}, groups: map[bool]int{}}
+	l := layout{at: map[place][]DeviceInfo{}, groups: map[bool]int{}, leaving: map[place]bool{}}
 	devices = slices.Clone(devices)
 	slices.SortStableFunc(devices, func(a, b DeviceInfo) int { return a.Group - b.Group })
 	rank := map[int]int{} // group → how many of its class there are before it
@@ -170,7 +174,11 @@ func layoutOf(devices []DeviceInfo) layout {
 			l.groups[d.Cache]++
 		}
 		at := place{d.Cache, rank[d.Group], d.Column}
-		l.at[at] = append(l.at[at], d)
+		if d.State == stateLeaving {
+			l.leaving[at] = true
+			continue
+		}
+		l.devices, l.at[at] = append(l.devices, d), append(l.at[at], d)
 	}
 	return l
 }

@@ -101,7 +101,8 @@ func (w *world) wantCondition(kind, reason, part string) {
 		if c.Type == kind {
 			status := corev1.ConditionTrue
 			switch reason {
-			case cstorv1.ReasonExpansionSuccessful, cstorv1.ReasonReplacementSucceeded, cstorv1.ReasonDisksAvailable:
+			case cstorv1.ReasonExpansionSuccessful, cstorv1.ReasonReplacementSucceeded, cstorv1.ReasonDisksAvailable,
+				cstorv1.ReasonScrubCompleted, cstorv1.ReasonScrubStopped, cstorv1.ReasonDataIsSound:
 				status = corev1.ConditionFalse
 			}
 			if c.Reason != reason || c.Status != status || !strings.Contains(c.Message, part) {
@@ -284,6 +285,11 @@ func TestReplacement(t *testing.T) {
 		w.pass()
 		if !w.marked("x") {
 			t.Error("the mark is gone while both devices are there")
+		}
+		w.disks.pool.state("/dev/e", stateLeaving) // its labels are not wiped yet
+		w.pass()
+		if !w.marked("x") {
+			t.Error("the mark is gone while the old device still carries the pool")
 		}
 		w.disks.pool.resilvered("/dev/e", "/dev/x")
 		w.disks.pool.state("/dev/x", stateResilvering) // and lacks data

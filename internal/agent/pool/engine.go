@@ -20,6 +20,7 @@ const (
 	stateFaulted     = "FAULTED"     // it failed, or did not answer in time
 	stateResilvering = "RESILVERING" // it is in use, and lacks data
 	stateReplacing   = "REPLACING"   // its data is being copied to another one
+	stateLeaving     = "LEAVING"     // it was replaced, and may not be given back yet
 )
 
 // DeviceInfo is a device of an open pool.
@@ -46,4 +47,5 @@ type Progress struct {
 	Done, Total, Repaired, Errors int64
 	Rate                          int64 // bytes per second
 	Left                          time.Duration
+	Ended                         time.Time // the last one
 }

@@ -136,9 +136,10 @@ func (a *Agent) openPool(ctx context.Context) error {
 
 // settings are those of the pool's object.
 func (a *Agent) settings() Settings {
+	every, _, _ := a.scrubSettings()
 	return Settings{
 		ReadOnlyPercent: readOnlyLimit(a.instance), Compression: compression(a.instance.Spec.PoolConfig.Compression),
-		ScrubEvery: a.ScrubEvery, Log: a.Log,
+		ScrubEvery: every, Log: a.Log,
 	}
 }
 

@@ -50,8 +50,11 @@ func (o *opened) Activity() Activity {
 }
 
 func progress(p engine.Progress) Progress {
-	return Progress{State: p.State, Done: p.Done, Total: p.Total, Repaired: p.Repaired, Errors: p.Errors, Rate: p.Rate, Left: p.Left}
+	return Progress{State: p.State, Done: p.Done, Total: p.Total, Repaired: p.Repaired, Errors: p.Errors, Rate: p.Rate, Left: p.Left, Ended: p.Ended}
 }
+
+// Scrub implements Engine.
+func (o *opened) Scrub(rate int64) error { return o.Pool.Scrub(engine.ScrubOptions{Rate: rate}) }
 
 // Replace implements Engine.
 func (o *opened) Replace(old block.GUID, path string) error {

@@ -110,6 +110,8 @@ type memPool struct {
 	cfg        engine.Config
 	devices    []DeviceInfo
 	resilver   Progress
+	scrub      Progress
+	damage     []engine.Damage
 	limit      int
 	calls      []string // Replace, Return, AddGroups, Expand
 	refuse     error    // of these
@@ -134,8 +136,16 @@ func (p *memPool) Destroy() error {
 	return nil
 }
 
-func (p *memPool) Devices() []DeviceInfo     { return slices.Clone(p.devices) }
-func (p *memPool) Activity() Activity        { return Activity{Resilver: p.resilver} }
+func (p *memPool) Devices() []DeviceInfo   { return slices.Clone(p.devices) }
+func (p *memPool) Activity() Activity      { return Activity{Scrub: p.scrub, Resilver: p.resilver} }
+func (p *memPool) Damage() []engine.Damage { return p.damage }
+func (p *memPool) Scrub(rate int64) error  { p.called("scrub %d", rate); return p.refuse }
+func (p *memPool) PauseScrub() error       { p.called("pause"); return p.refuse }
+func (p *memPool) ResumeScrub() error      { p.called("resume"); return p.refuse }
+func (p *memPool) StopScrub() error        { p.called("stop"); return p.refuse }
+func (p *memPool) SetScrub(every time.Duration, rate int64) {
+	p.called("scrub every %s at %d", every, rate)
+}
 func (p *memPool) SetReadOnlyPercent(n int)  { p.limit = n }
 func (p *memPool) called(f string, a ...any) { p.calls = append(p.calls, fmt.Sprintf(f, a...)) }
 func (p *memPool) state(path, state string)  { p.device(path).State = state }

@@ -73,6 +73,14 @@ func (w *world) configure(in *cstorv1.CStorPoolInstance, entry *cstorv1.PoolSpec
 		cfg.ROThresholdLimit = ptr.To(cstorv1.DefaultROThreshold)
 	}
 	in.Spec.PoolConfig = cfg
+	for _, key := range []string{cstorv1.AnnotationScrubEvery, cstorv1.AnnotationScrubRate} {
+		if v, ok := w.cluster.Annotations[key]; ok {
+			if in.Annotations == nil {
+				in.Annotations = map[string]string{}
+			}
+			in.Annotations[key] = v
+		}
+	}
 }
 
 // instanceName is the cluster's name and four characters, which follow from the entry: an operator that was killed after

@@ -102,24 +102,44 @@ func TestLabelLimits(t *testing.T) {
 	}
 }
 
-// TestLabelPowerCut loses the power at every write and flush of a change of the labels: the old or the new ones are
-// there.
+// TestLabelPowerCut loses the power at every write and flush of a change of the labels, and at those of mending them and
+// of the next change: the old or the new ones are there, and never older ones again.
 func TestLabelPowerCut(t *testing.T) {
-	old, l := sample(), sample()
-	old.Generation, old.Device, old.Members = 3, l.Device, l.Members
+	labels := [3]*Label{sample(), sample(), sample()}
+	for i, l := range labels {
+		l.Generation, l.Change, l.Device, l.Members = uint64(3+i), uint64(i), labels[0].Device, labels[0].Members
+	}
 	rng := rand.New(rand.NewPCG(1, 1))
 	for n := int64(1); n <= 7; n++ {
-		for range 20 {
+		for k := range int64(20) {
 			d := disk.NewMem("d", 64<<20)
-			if err := Write(d, old); err != nil {
+			if err := Write(d, labels[0]); err != nil {
 				t.Fatal(err)
 			}
 			d.Inject(disk.Faults{FailFrom: n})
-			if err := Write(d, l); (err == nil) != (n == 7) {
+			if err := Write(d, labels[1]); (err == nil) != (n == 7) {
 				t.Fatal(err)
 			}
-			if got, err := Probe(d.PowerCut(disk.Torn, rng)); err != nil || got.Generation < 3 || n == 7 && got.Generation != 4 {
-				t.Fatal(n, got, err)
+			d = d.PowerCut(disk.Torn, rng)
+			best, err := Probe(d)
+			if err != nil || best.Generation < 3 || n == 7 && best.Generation != 4 {
+				t.Fatal(n, best, err)
+			}
+			d.Inject(disk.Faults{FailFrom: 1 + k})
+			err = Mend(d, best)
+			d.Inject(disk.Faults{})
+			if err == nil {
+				for _, c := range Copies(d, best.Size) {
+					if c.Err != nil || c.Label.Generation != best.Generation {
+						t.Fatalf("%d, %d: mended %v %v", n, k, c.Label, c.Err)
+					}
+				}
+				d.Inject(disk.Faults{FailFrom: 1 + k})
+				_ = Write(d, labels[2])
+			}
+			got, err := Probe(d.PowerCut(disk.Torn, rng))
+			if err != nil || got.Generation != best.Generation && got.Generation != 5 {
+				t.Fatal(n, k, got, err)
 			}
 		}
 	}

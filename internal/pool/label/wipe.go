@@ -1,6 +1,7 @@
 package label
 
 import (
+	"bytes"
 	"fmt"
 
 	"github.com/cstor-go/cstor/internal/pool/disk"
@@ -33,6 +34,32 @@ func Wipe(dev disk.Device, sizes ...int64) error {
 		if err := dev.Flush(); err != nil {
 			return fmt.Errorf("wipe: %w", err)
 		}
+	}
+	return nil
+}
+
+// Mend makes all copies of a device's label say what the best of them, l, does, so that the next Write, which begins with
+// two of them, may be interrupted as well. The copies that do are left alone.
+func Mend(dev disk.Device, l *Label) error {
+	b, err := l.Encode()
+	if err != nil {
+		return err
+	}
+	mended := false
+	for _, c := range Copies(dev, l.Size) {
+		if bytes.Equal(c.raw, b) {
+			continue
+		}
+		if err := dev.WritevAt([][]byte{b}, c.Off); err != nil {
+			return fmt.Errorf("label: %w", err)
+		}
+		mended = true
+	}
+	if !mended {
+		return nil
+	}
+	if err := dev.Flush(); err != nil {
+		return fmt.Errorf("label: %w", err)
 	}
 	return nil
 }

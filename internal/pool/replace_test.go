@@ -1,0 +1,504 @@
+package pool
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/compress"
+	"github.com/cstor-go/cstor/internal/pool/disk"
+	"github.com/cstor-go/cstor/internal/pool/label"
+)
+
+// blank fails the test unless a device that left carries nothing any more.
+func (s *sweep) blank(m *disk.Mem) {
+	s.t.Helper()
+	m.Reopen()
+	if _, err := Probe(m); !errors.Is(err, ErrBlank) {
+		s.fatalf("device %s after it left: %v", m.Name(), err)
+	}
+}
+
+// guid returns the GUID of the member that a device is.
+func (s *sweep) guid(d *disk.Mem) block.GUID {
+	for _, m := range s.p.members() {
+		if x, ok := m.dev.Disk().(switched); m.dev.Disk() == disk.Device(d) || ok && x.Mem == d {
+			return m.guid
+		}
+	}
+	s.fatalf("device %s is not a member", d.Name())
+	panic("not reached")
+}
+
+// replaceable returns the devices to replace in tests: those that may be lost, or the first one.
+func (l layout) replaceable() []int {
+	if v := l.victims(); len(v) > 0 {
+		return v
+	}
+	return []int{0}
+}
+
+// TestReplaceDevice: devices are replaced while the pool is used, and refused when they do not do.
+func TestReplaceDevice(t *testing.T) {
+	forLayouts(t, func(t *testing.T, l layout) {
+		t.Parallel()
+		s := newHealTest(t, l, 24<<20)
+		s.churn(20)
+		for i, v := range l.replaceable() {
+			old := s.mems[v]
+			guid := s.guid(old)
+			size := old.Size()
+			refuse := func(g block.GUID, m *disk.Mem, why string) {
+				t.Helper()
+				if err := s.p.Replace(g, m); err == nil || !strings.Contains(err.Error(), why) {
+					t.Fatalf("%v, want %s", err, why)
+				}
+			}
+			refuse(guid, disk.NewMem("small", size-1<<20), "needed")
+			refuse(block.NewGUID(), disk.NewMem("any", size), "no such device")
+			used := disk.NewMem("used", size)
+			used.FlipBit(70000, 1)
+			refuse(guid, used, "not blank")
+			refuse(guid, s.mems[(v+1)%len(s.mems)], "member of the pool already")
+			other := disk.NewMem("other", 64<<20)
+			q, err := Create(Stripe(other), Config{Name: "another"}, Options{})
+			must(t, err)
+			must(t, q.Close())
+			other.Reopen()
+			refuse(guid, other, "another")
+
+			m := disk.NewMem("new", size+4096*int64(s.rng.IntN(100)))
+			if i > 0 || len(l.groups) > 1 { // the first group may hold nothing
+				must(t, s.p.Replace(guid, m))
+			} else { // a look at it while it goes on
+				waits, resume := m.HangIf(func(op string, off, _ int64) bool {
+					return op == "write" && off >= label.HeadBytes && off < size-label.TailBytes
+				})
+				must(t, s.p.Replace(guid, m))
+				<-waits
+				refuse(guid, disk.NewMem("second", size), "being replaced already")
+				states := map[DeviceState]int{}
+				for _, d := range s.p.Devices() {
+					states[d.State]++
+				}
+				if states[DeviceReplacing] != 1 || states[DeviceResilvering] != 1 || s.p.Stats().Health != HealthOnline {
+					t.Fatal(states, s.p.Stats().Failure)
+				}
+				resume()
+			}
+			s.churn(10)
+			s.p.rest()
+			if s.p.memberOf(guid) != nil || len(s.p.Devices()) != len(s.mems) {
+				t.Fatalf("%+v", s.p.Devices())
+			}
+			s.blank(old)
+			s.mems[v] = m
+			s.churn(2)
+			s.p.rest()
+			s.whole()
+		}
+		must(t, s.p.Close())
+		reopenAll(s.mems)
+		s.open()
+		s.whole()
+		must(t, s.p.Close())
+	})
+}
+
+// TestReplaceBusy replaces devices in turn while the pool is written, snapshots come and go, a full pool is cleaned,
+// and scrubs run.
+func TestReplaceBusy(t *testing.T) {
+	forLayouts(t, func(t *testing.T, l layout) {
+		t.Parallel()
+		rng := sweepSeed(t)
+		p, mems := newLayoutPool(t, l, 28<<20, Options{DeltaEntries: 4096, SegmentBytes: 256 << 10, PageCacheBytes: 64 << 10, CheckpointBytes: 4 << 20, Compression: compress.Algorithm(rng.IntN(3))})
+		const blocks = 1300
+		r, err := p.CreateReplica("v", blocks*block.Size)
+		must(t, err)
+		want, taken := make([]byte, blocks*block.Size), map[string][]byte{}
+		n := uint64(0)
+		step := func() { // with the version that is next
+			n++
+			must(t, p.Scrub(ScrubOptions{}))
+			first, count := rng.IntN(blocks-40), 1+rng.IntN(40)
+			o := Op{Kind: OpWrite, Block: uint64(first), Count: uint32(count), Version: ver(n), Data: noise(count, rng.Uint64())}
+			must(t, r.Apply([]Op{o}))
+			copy(want[first*block.Size:], o.Data)
+			if name := fmt.Sprint(n / 60 % 2); n%60 == 0 {
+				n++
+				if taken[name] != nil {
+					must(t, r.Apply([]Op{{Kind: OpDeleteSnapshot, Name: name, Version: ver(n)}}))
+					n++
+				}
+				must(t, r.Apply([]Op{snap(name, n)}))
+				taken[name] = bytes.Clone(want)
+			}
+		}
+		for range 200 {
+			step()
+		}
+		for _, v := range l.replaceable() {
+			old := mems[v]
+			guid := p.Devices()[slices.IndexFunc(p.Devices(), func(d DeviceInfo) bool { return d.Name == old.Name() })].GUID
+			m := disk.NewMem(fmt.Sprint("new", v), old.Size())
+			must(t, p.Replace(guid, m))
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				for p.memberOf(guid) != nil && p.usable() == nil {
+					p.rest()
+				}
+			}()
+			for over := false; !over; {
+				step()
+				select {
+				case <-ended:
+					over = true
+				default:
+				}
+			}
+			old.Reopen()
+			if _, err := Probe(old); !errors.Is(err, ErrBlank) {
+				t.Fatal(err)
+			}
+			mems[v] = m
+		}
+		p.rest()
+		if s, x := p.Stats(), p.Activity().Scrub; s.Health != HealthOnline || s.BlocksRepaired > 0 || x.State != ActivityDone || x.Repaired > 0 || x.Errors > 0 {
+			t.Fatalf("%+v %+v %v", s, x, p.Damage())
+		}
+		t.Logf("%d versions, %d blocks moved", n, p.Stats().BlocksMoved)
+		must(t, p.Check())
+		must(t, p.Close())
+		rep, err := Verify(spies(t, mems), Options{})
+		if err != nil || rep.Damage > 0 {
+			t.Fatal(err, rep.Findings)
+		}
+		reopenAll(mems)
+		p, err = Open(devicesOf(mems), Options{DeltaEntries: 4096})
+		must(t, err)
+		got := make([]byte, len(want))
+		must(t, p.Replica("v").Read(0, got, nil))
+		if !bytes.Equal(got, want) {
+			t.Error("content differs")
+		}
+		for name, want := range taken {
+			must(t, p.Replica("v").ReadSnapshot(name, 0, got, nil))
+			if !bytes.Equal(got, want) {
+				t.Errorf("snapshot %s differs", name)
+			}
+		}
+		must(t, p.Close())
+	})
+}
+
+// TestReplaceGoneDevice: what is replaced is not there any more, or went away while it was replaced.
+func TestReplaceGoneDevice(t *testing.T) {
+	redundant(t, func(t *testing.T, l layout) {
+		t.Parallel()
+		s := newHealTest(t, l, 24<<20)
+		s.churn(10)
+		for i, v := range l.victims() {
+			guid := s.p.members()[v].guid
+			if i%2 == 0 {
+				s.goAway(v)
+				s.churn(10)
+			}
+			m := disk.NewMem("new", s.mems[v].Size())
+			must(t, s.p.Replace(guid, m))
+			if i%2 == 1 {
+				s.goAway(v)
+			}
+			s.churn(3)
+			s.p.rest()
+			s.mems[v].Reappear()
+			s.mems[v].Reopen()
+			if err := s.p.Return(s.mems[v]); err == nil || !strings.Contains(err.Error(), "not a member") {
+				t.Fatal(err)
+			}
+			s.mems[v] = m
+			// The order of the members changes with a replacement, that of the tests must not.
+			s.sortMems()
+		}
+		s.whole()
+		must(t, s.p.Close())
+	})
+}
+
+// sortMems puts the devices into the order of the pool's members.
+func (s *sweep) sortMems() {
+	var all []*disk.Mem
+	for _, m := range s.p.members() {
+		d := m.dev.Disk()
+		if x, ok := d.(switched); ok {
+			d = x.Mem
+		}
+		all = append(all, d.(*disk.Mem))
+	}
+	s.mems = all
+}
+
+// TestReplacementFails: the new device dies, comes back, hangs, and is replaced by another one in the end.
+func TestReplacementFails(t *testing.T) {
+	forLayouts(t, func(t *testing.T, l layout) {
+		if testing.Short() && !slices.Contains([]string{"stripe-3", "mirror-cache", "raidz2-6"}, l.name) {
+			t.Skip("takes long, since devices are waited for")
+		}
+		t.Parallel()
+		s := newSweep(t, l, sweepSeed(t))
+		s.opt.Deadline = time.Second
+		s.p, s.mems = newLayoutPool(t, l, 24<<20, s.opt)
+		s.synced()
+		s.churn(20)
+		v := l.replaceable()[len(l.replaceable())-1] // of a group in which there is something
+		old := s.p.members()[v]
+		state := func(want DeviceState) {
+			t.Helper()
+			s.p.rest()
+			for _, d := range s.p.Devices() {
+				if d.Replacing && d.State != want || !d.Replacing && d.State != DeviceOnline && d.State != DeviceReplacing {
+					t.Fatalf("%+v, want %s", d, want)
+				}
+			}
+			s.same()
+		}
+		dead := disk.NewMem("dead", old.size.Load())
+		dead.Inject(disk.Faults{FailFrom: 12})
+		if err := s.p.Replace(old.guid, dead); err == nil {
+			state(DeviceFaulted)
+			dead.Inject(disk.Faults{})
+			dead.Reopen()
+			must(t, s.p.Return(dead)) // only for a while
+			dead.Inject(disk.Faults{FailFrom: 20})
+			state(DeviceFaulted)
+		}
+		mute := disk.NewMem("mute", old.size.Load())
+		_, resume := mute.HangIf(func(op string, off, _ int64) bool { return op == "write" && off == 0 })
+		if err := s.p.Replace(old.guid, mute); err == nil {
+			t.Fatal("a device that does not answer was taken")
+		}
+		resume()
+		slow := disk.NewMem("slow", old.size.Load())
+		_, resume = slow.HangIf(func(op string, off, _ int64) bool {
+			return op == "write" && off >= label.HeadBytes && off < slow.Size()-label.TailBytes
+		})
+		must(t, s.p.Replace(old.guid, slow))
+		s.churn(5) // goes on
+		state(DeviceFaulted)
+		good := disk.NewMem("good", old.size.Load())
+		if err := s.p.Replace(old.guid, good); err != nil {
+			t.Fatal(err)
+		}
+		resume()
+		s.churn(2)
+		s.p.rest()
+		s.mems = append(s.mems, good)
+		s.sortMems()
+		s.whole()
+		must(t, s.p.Close())
+	})
+}
+
+// TestReplacePowerCut cuts the power of all devices at an operation of any of them during a replacement. When the pool is
+// opened with what is there, old and new device included, the replacement goes on, or can be begun again.
+func TestReplacePowerCut(t *testing.T) {
+	forLayouts(t, func(t *testing.T, l layout) {
+		t.Parallel()
+		rng := sweepSeed(t)
+		begun, ended := 0, 0
+		forCuts(rng, func(n int) (operations int) {
+			s := newSweep(t, l, rng)
+			sw := s.switchable(12 << 20)
+			s.churn(4)
+			must(t, s.sync())
+			v := l.replaceable()[0]
+			old := s.guid(s.mems[v])
+			m := disk.NewMem("new", s.mems[v].Size())
+			all := append(s.mems, m)
+			sw.arm(n, all)
+			err := s.p.Replace(old, switched{m, sw})
+			if err == nil {
+				s.p.rest()
+				err = s.p.usable()
+			}
+			if err == nil {
+				err = s.ops("a", Op{Kind: OpWrite, Block: 5, Count: 20})
+			}
+			if err == nil {
+				err = s.sync()
+			}
+			operations = sw.operations()
+			s.note("power cut at operation %d: %v", n, err)
+			s.cut(all)
+			if l.parity(0) > 0 && rng.IntN(3) == 0 {
+				s.withoutOne(rng.IntN(len(s.mems)), old, s.mems[v].Name())
+			}
+			s.crash(false)
+			s.p.rest()
+			if s.p.memberOf(old) == nil {
+				ended++
+			} else {
+				if len(s.p.members()) > len(all)-1 { // it goes on, but rest says that nothing more is to be done
+					s.fatalf("replacement does not end: %+v", s.p.Devices())
+				}
+				begun++
+				s.again(m.Name(), func(d *disk.Mem) error { return s.p.Replace(old, d) })
+				s.p.rest()
+			}
+			s.sortMems()
+			s.whole()
+			must(t, s.p.Close())
+			reopenAll(s.mems)
+			s.verified(false)
+			return operations
+		})
+		if begun+ended == 0 || *everyOp && (begun == 0 || ended == 0) {
+			t.Errorf("replaced again %d times, at the end already %d times", begun, ended)
+		}
+	})
+}
+
+// cut cuts the power of devices, each with its own fate, verifies what is left, and sometimes cuts it again while the
+// pool is opened and goes on with what it was about to do.
+func (s *sweep) cut(mems []*disk.Mem) {
+	s.t.Helper()
+	fate := func(int) disk.Fate { return disk.Fate(s.rng.IntN(4)) }
+	s.mems = disk.PowerCutAll(mems, fate, s.rng)
+	s.p.Close()
+	s.verified(true)
+	if s.rng.IntN(3) > 0 {
+		return
+	}
+	n := 1 + s.rng.IntN(60)
+	s.power = &powerSwitch{}
+	s.power.arm(n, s.mems)
+	p, err := Open(s.devices(), s.opt)
+	if err == nil {
+		p.rest()
+		err = p.Close()
+	}
+	s.note("power cut once more, at operation %d: %v", n, err)
+	s.mems, s.power = disk.PowerCutAll(s.mems, fate, s.rng), nil
+	s.verified(true)
+}
+
+// verified fails the test unless there is a sound pool on the devices. After a power cut copies of labels may be torn.
+func (s *sweep) verified(cut bool) {
+	s.t.Helper()
+	rep, err := Verify(spies(s.t, s.mems), Options{})
+	if err != nil {
+		s.fatalf("verify: %v", err)
+	}
+	if v, err := Inspect(spies(s.t, s.mems), Options{}); err != nil || v.Error != "" {
+		s.fatalf("inspect: %v %v", v, err)
+	}
+	for _, f := range rep.Findings {
+		late := f.What == FoundDevice && strings.Contains(f.Text, "until they are resilvered")
+		torn := f.What == FoundLabel && strings.HasSuffix(f.Text, "copies are intact")
+		if !late && !(torn && cut) {
+			s.fatalf("verify: %v", f)
+		}
+	}
+}
+
+// withoutOne lets the pool go on without a device until the power is cut once more. If the device was replaced
+// meanwhile, it does not come back.
+func (s *sweep) withoutOne(i int, old block.GUID, name string) {
+	s.t.Helper()
+	gone := s.mems[i]
+	s.note("without device %s", gone.Name())
+	s.mems = append(s.mems[:i:i], s.mems[i+1:]...)
+	s.crash(false)
+	must(s.t, s.goOn(s.rng.IntN(3)))
+	if s.rng.IntN(2) == 0 {
+		s.p.rest()
+	}
+	s.mems = disk.PowerCutAll(s.mems, func(int) disk.Fate { return disk.Fate(s.rng.IntN(4)) }, s.rng)
+	s.p.Close()
+	if gone.Name() == name {
+		p, err := OpenReadOnly(spies(s.t, s.mems), Options{})
+		must(s.t, err)
+		defer p.Close()
+		if p.memberOf(old) == nil {
+			return
+		}
+	}
+	s.mems = append(s.mems, gone)
+}
+
+// switchable makes the pool on devices whose power can be cut at an operation.
+func (s *sweep) switchable(size int64) *powerSwitch {
+	s.t.Helper()
+	mems, groups := s.layout.make(func() int64 { return size })
+	sw := &powerSwitch{}
+	for i := range groups {
+		for j, d := range groups[i].Devices {
+			groups[i].Devices[j] = switched{d.(*disk.Mem), sw}
+		}
+	}
+	p, err := Create(groups, Config{Name: "sweep"}, s.opt)
+	must(s.t, err)
+	s.p, s.mems = p, mems
+	s.synced()
+	return sw
+}
+
+// arm cuts the power of devices at the n-th operation from now on.
+func (s *powerSwitch) arm(n int, mems []*disk.Mem) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.left, s.done, s.off = n, 0, func() { disk.StopAll(mems) }
+}
+
+// operations returns how many there were since arm.
+func (s *powerSwitch) operations() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.done
+}
+
+// forCuts calls f with numbers of operations at which the power is to be cut: first with one that there is not, to learn
+// how many there are, then with every one or with some.
+func forCuts(rng *rand.Rand, f func(n int) (operations int)) {
+	total := f(1 << 30)
+	if *everyOp {
+		for n := 1; n <= total; n++ {
+			f(n)
+		}
+		return
+	}
+	parts := 8
+	if testing.Short() {
+		parts = 3
+	}
+	for i := range parts {
+		f(1 + i*total/parts + rng.IntN(total/parts+1))
+	}
+}
+
+// again repeats what a power cut interrupted with the device of that name, as it is or, if what is on it is torn, wiped.
+func (s *sweep) again(name string, do func(d *disk.Mem) error) {
+	s.t.Helper()
+	for i, m := range s.mems {
+		if m.Name() != name {
+			continue
+		}
+		m.Reopen()
+		err := do(m)
+		var foreign *ErrForeign
+		if errors.Is(err, ErrDamaged) || errors.As(err, &foreign) && strings.Contains(foreign.Found, "unknown data") {
+			s.mems[i] = disk.NewMem(name, m.Size())
+			err = do(s.mems[i])
+		}
+		if err != nil {
+			s.fatalf("again: %v", err)
+		}
+		return
+	}
+}
