@@ -74,7 +74,7 @@ func flags(args []string) (*config, error) {
 	}
 	if c.quick {
 		c.device, c.raw, c.volume, c.column = 256<<20, 16<<20, 32<<20, 32<<20
-		c.logged, c.cleaned, c.indexed = 48<<20, 128<<20, 128<<20
+		c.logged, c.cleaned, c.indexed = 48<<20, 64<<20, 128<<20
 		c.slice, c.rounds, c.passes, c.updates = 20*time.Millisecond, 1, 1, 1<<13
 	}
 	for name := range strings.SplitSeq(c.only, ",") {

@@ -32,7 +32,7 @@ func (g *Group) Flush() error {
 		o.cancel()
 		return fmt.Errorf("flush: %w: %w", ErrLost, g.why())
 	}
-	o.start(0)
+	o.start(o.reqs)
 	o.wait(0, lateFlushTicks, g.data)
 	var failed error
 	for _, r := range o.reqs {
@@ -77,7 +77,7 @@ func (g *Group) Discard(off, n int64) error {
 	if len(o.reqs) == 0 {
 		return nil
 	}
-	o.start(0)
+	o.start(o.reqs)
 	o.wait(0, hardTicks, 0)
 	for _, r := range o.reqs {
 		if !r.done.Load() {

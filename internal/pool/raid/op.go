@@ -135,12 +135,12 @@ func (o *op) cancel() {
 	o.reqs = o.reqs[:0]
 }
 
-// start starts the requests from index i on.
-func (o *op) start(i int) {
-	n := int32(len(o.reqs) - i)
+// start starts requests of o. Others may be under way.
+func (o *op) start(reqs []*request) {
+	n := int32(len(reqs))
 	o.refs.Add(n)
 	o.left.Add(n)
-	for _, r := range o.reqs[i:] {
+	for _, r := range reqs {
 		go r.run()
 	}
 }
