@@ -72,11 +72,7 @@ func analytic(utilization float64) float64 {
 
 // cleaning is small random overwrites of a pool of which a given share is full, until its state is steady.
 func (b *bench) cleaning() error {
-	shares := []int{50, 80, 90}
-	if b.quick {
-		shares = shares[:2]
-	}
-	for _, full := range shares {
+	for _, full := range []int{50, 80, 90} {
 		uniform := 0.0
 		for _, s := range skews {
 			l, amp, err := b.cleanedAt(full, s)

@@ -74,8 +74,8 @@ func flags(args []string) (*config, error) {
 	}
 	if c.quick {
 		c.device, c.raw, c.volume, c.column = 256<<20, 16<<20, 32<<20, 32<<20
-		c.logged, c.cleaned, c.indexed = 48<<20, 128<<20, 128<<20
-		c.slice, c.rounds, c.passes, c.updates = 20*time.Millisecond, 1, 1, 1<<14
+		c.logged, c.cleaned, c.indexed = 48<<20, 64<<20, 128<<20
+		c.slice, c.rounds, c.passes, c.updates = 20*time.Millisecond, 1, 1, 1<<13
 	}
 	for name := range strings.SplitSeq(c.only, ",") {
 		if name != "" && find(name) == nil {
@@ -112,6 +112,8 @@ func rows() []row {
 		{"seq", (*bench).sequential},
 		{"rand", (*bench).random},
 		{"large", (*bench).large},
+		{"comp", (*bench).compressing},
+		{"snap", (*bench).snapshots},
 		{"flush", (*bench).flushes},
 		{"read", (*bench).reads},
 		{"raidz2", (*bench).raidz2},

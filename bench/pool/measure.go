@@ -128,7 +128,7 @@ func makeLine(row, what, mode string, unit func(float64) string, perOp float64, 
 	o := &out[0]
 	blocks := time.Duration(max(1, o.total.bytes>>12))
 	l := line{
-		row: row, what: what, mode: mode, ours: unit(o.rate / perOp), cpu: o.total.cpu / blocks, system: o.total.system / blocks,
+		row: row, what: what, mode: mode, rate: o.rate, ours: unit(o.rate / perOp), cpu: o.total.cpu / blocks, system: o.total.system / blocks,
 		allocs: float64(o.total.allocs) / float64(o.total.ops), amp: float64(o.total.written) / float64(o.total.bytes),
 		index: float64(o.total.index) / float64(blocks), requests: float64(o.total.requests) / float64(o.total.ops), longest: o.total.longest,
 	}

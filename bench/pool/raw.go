@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -12,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/disk"
 )
 
@@ -48,6 +51,22 @@ var incompressible = func() []byte {
 	b := disk.Buffer(4 << 20)
 	rand.NewChaCha8([32]byte{42}).Read(b)
 	return b
+}()
+
+// compressible is what compression makes smaller, from random places: half of each block is text of a few words.
+var compressible, compressibleSums = func() ([]byte, []uint32) {
+	b := bytes.Clone(incompressible)
+	rng := rand.New(rand.NewPCG(3, 3))
+	words := strings.Fields("the quick brown fox jumps over a lazy dog and lorem ipsum dolor sit amet while nobody looks")
+	sums := make([]uint32, len(b)/block.Size)
+	for i := range sums {
+		at := b[i*block.Size : (i+1)*block.Size]
+		for text := at[:block.Size/2]; len(text) > 0; {
+			text = text[copy(text, words[rng.IntN(len(words))]+" "):]
+		}
+		sums[i] = block.Sum(at)
+	}
+	return b, sums
 }()
 
 // prepare makes a file of n bytes, all of them written, so that it behaves like a device: writing to it changes nothing

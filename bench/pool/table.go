@@ -10,7 +10,8 @@ import (
 // line is one line of the table. What was not measured is zero or "".
 type line struct {
 	row, what, mode  string
-	ours, raw, files string // figures with their unit
+	ours, raw, files string  // figures with their unit
+	rate             float64 // of ours, bytes per second
 	ratio, toFiles   float64
 	aim              string
 	met              bool // says something when aim is set

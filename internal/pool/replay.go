@@ -5,64 +5,9 @@ import (
 	"fmt"
 
 	"github.com/cstor-go/cstor/internal/block"
-	"github.com/cstor-go/cstor/internal/pool/disk"
 	"github.com/cstor-go/cstor/internal/pool/index"
 	"github.com/cstor-go/cstor/internal/pool/wal"
 )
-
-// logReader reads batch headers along the log, with a window so that small batches do not take a read each.
-type logReader struct {
-	p    *Pool
-	buf  []byte
-	seg  uint32
-	from uint32 // first block in buf
-	n    uint32 // blocks in buf
-}
-
-const logWindow = 8 // blocks
-
-func (p *Pool) newLogReader() *logReader {
-	return &logReader{p: p, buf: disk.Buffer((wal.MaxHeaderBlocks + logWindow) * block.Size)}
-}
-
-// header returns the header at a place and its bytes, valid until the next call. An error other than of the device
-// means that there is none.
-func (l *logReader) header(seg, blk uint32) (h wal.Header, b []byte, err error) {
-	if b, err = l.read(seg, blk, 1); err != nil {
-		return h, nil, err
-	}
-	n := wal.Size(b)
-	if n == 0 || uint32(n) > l.p.seg.blocks()-blk {
-		return h, nil, wal.ErrDamaged
-	}
-	if b, err = l.read(seg, blk, uint32(n)); err != nil {
-		return h, nil, err
-	}
-	if h, err = wal.Decode(b); err != nil {
-		return h, nil, err
-	}
-	if !l.fits(&h, seg, blk) {
-		return h, nil, fmt.Errorf("header of another place: %w", wal.ErrDamaged)
-	}
-	return h, b, nil
-}
-
-// fits reports whether h can be at a place.
-func (l *logReader) fits(h *wal.Header, seg, blk uint32) bool {
-	return h.Segment == seg && h.Block == blk && uint64(blk)+uint64(h.HeaderBlocks)+uint64(h.DataBlocks) <= uint64(l.p.seg.blocks())
-}
-
-func (l *logReader) read(seg, blk, n uint32) ([]byte, error) {
-	if l.seg != seg || blk < l.from || blk+n > l.from+l.n {
-		l.seg, l.from, l.n = seg, blk, min(n+logWindow-1, l.p.seg.blocks()-blk)
-		if err := l.p.seg.readAt(l.buf[:l.n*block.Size], uint64(seg)<<l.p.seg.shift+uint64(blk)<<block.Shift); err != nil {
-			l.n = 0
-			return nil, err
-		}
-	}
-	at := (blk - l.from) * block.Size
-	return l.buf[at : at+n*block.Size], nil
-}
 
 // follows reports whether h continues the log at pos.
 func (pos *logPos) follows(h *wal.Header) bool {
@@ -122,7 +67,7 @@ func (p *Pool) replay() error {
 	p.appended.Store(end.seq - 1)
 	p.flush.stable.Store(end.seq - 1)
 	p.log.read = true
-	l := p.newLogReader()
+	l := p.newLogReader().readAhead()
 	unitBegins := true
 	for _, at := range batches {
 		h, b, err := l.wanted(at.seg, at.block, pos.follows)
@@ -163,16 +108,18 @@ func (p *Pool) replay() error {
 	return p.flushDevices()
 }
 
+// step is a batch that scan found.
+type step struct {
+	at       batchAt
+	complete bool // the unit ends with this batch
+	before   logPos
+	after    logPos
+}
+
 // scan follows the log from pos. It returns the batches up to the end, the place behind them, and the highest batch
 // known to have been on stable storage.
 func (p *Pool) scan(pos logPos) (batches []batchAt, end logPos, stable uint64, err error) {
-	l := p.newLogReader()
-	type step struct {
-		at       batchAt
-		complete bool // the unit ends with this batch
-		before   logPos
-		after    logPos
-	}
+	l := p.newLogReader().readAhead()
 	var steps []step
 	stable = p.flush.stable.Load() // of the checkpoint
 	open := false
@@ -199,19 +146,12 @@ func (p *Pool) scan(pos logPos) (batches []batchAt, end logPos, stable uint64, e
 		steps = append(steps, s)
 	}
 	first := p.log.pos.seq
-	intact := 0
-	for i := range steps {
-		if first+uint64(i) > stable {
-			ok, err := p.intact(l, steps[i].before)
-			if err != nil {
-				return nil, end, 0, err
-			}
-			if !ok {
-				break
-			}
-		}
-		intact = i + 1
+	intact := min(uint64(len(steps)), stable+1-min(first, stable+1)) // these are known to be
+	n, err := p.countIntact(steps[intact:])
+	if err != nil {
+		return nil, end, 0, err
 	}
+	intact += uint64(n)
 	end = p.log.pos
 	for i := range intact {
 		if steps[i].complete {
@@ -224,12 +164,13 @@ func (p *Pool) scan(pos logPos) (batches []batchAt, end logPos, stable uint64, e
 			batches = append(batches, steps[i].at)
 		}
 	}
-	return batches, end, stable, p.lookBehind(l, end)
+	return batches, end, stable, p.lookBehind(end)
 }
 
 // lookBehind searches the rest of the segment in which the log ends for batches of the same incarnation that were
 // written when what follows the end was stable already. Finding one means that the log is damaged, not at its end.
-func (p *Pool) lookBehind(l *logReader, end logPos) error {
+func (p *Pool) lookBehind(end logPos) error {
+	l := p.newLogReader().readAhead()
 	for b := end.block; b < p.seg.blocks(); b += p.seg.row(end.seg) {
 		h, _, err := l.header(end.seg, b)
 		if err == nil && h.Incarnation == end.incarnation && h.Stable >= end.seq && h.Seq > end.seq {

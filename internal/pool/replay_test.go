@@ -96,3 +96,46 @@ func TestLostTailStaysLost(t *testing.T) {
 	}
 	must(t, p.Close())
 }
+
+// TestReplayEndsAtTheFirstTornBatch damages two batches of a log that was never flushed, whose batches are read several at
+// a time: everything in front of the first one is there, nothing behind it.
+func TestReplayEndsAtTheFirstTornBatch(t *testing.T) {
+	const batches = 100
+	rng := sweepSeed(t)
+	p, m := newMemPool(t, 40<<20, Options{Compression: compress.Off, SegmentBytes: 1 << 20, FlushBytes: 1 << 40})
+	r, err := p.CreateReplica("v", batches*32*block.Size)
+	must(t, err)
+	must(t, p.Sync())
+	var at []uint64
+	for i := range uint64(batches) {
+		must(t, r.Apply([]Op{write(i*32, 32, i+1)}))
+		at = append(at, uint64(p.log.parts[0].area.Raw))
+	}
+	image := make([]byte, m.Size())
+	must(t, m.ReadAt(image, 0))
+	must(t, p.Close())
+	for range 8 {
+		first := rng.IntN(batches)
+		k := disk.NewMem("mem0", int64(len(image)))
+		must(t, k.WritevAt([][]byte{image}, 0))
+		for _, i := range []int{first, min(first+1+rng.IntN(2), batches-1)} {
+			_, off := p.where(at[i] + uint64(rng.IntN(33)-1)*block.Size) // one of the blocks, or the header in front of them
+			k.FlipBit(off+int64(rng.IntN(90)), uint(rng.IntN(8)))
+		}
+		q, err := Open([]disk.Device{k}, Options{})
+		must(t, err)
+		r := q.Replica("v")
+		if v := r.Applied(); first > 0 && v != ver(uint64(first)) || first == 0 && !v.IsZero() {
+			t.Fatalf("batch %d of %d is damaged: applied %v", first+1, batches, v)
+		}
+		got := make([]byte, 32*block.Size)
+		for i := range uint64(first) {
+			must(t, r.Read(i*32, got, nil))
+			if !bytes.Equal(got, fill(32, i+1)) {
+				t.Fatalf("batch %d", i+1)
+			}
+		}
+		must(t, q.Check())
+		must(t, q.Close())
+	}
+}

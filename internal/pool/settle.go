@@ -3,12 +3,54 @@ package pool
 import (
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/disk"
 	"github.com/cstor-go/cstor/internal/pool/index"
 	"github.com/cstor-go/cstor/internal/pool/raid"
 	"github.com/cstor-go/cstor/internal/pool/wal"
 )
+
+// intactReaders is how many batches of groups without redundancy are read at a time.
+const intactReaders = 4
+
+// countIntact returns how many of the batches, from the first on, are intact.
+func (p *Pool) countIntact(steps []step) (int, error) {
+	readers := intactReaders
+	for _, g := range p.seg.where.Load().groups {
+		if g.Parity() > 0 { // batches behind the end of the log are left alone
+			readers = 1
+		}
+	}
+	var mu sync.Mutex
+	next, end := 0, len(steps)
+	var failed error // of the batch at end
+	var wg sync.WaitGroup
+	for range min(readers, len(steps)) {
+		wg.Go(func() {
+			l := p.newLogReader()
+			for {
+				mu.Lock()
+				i := next
+				next++
+				over := i >= end
+				mu.Unlock()
+				if over {
+					return
+				}
+				ok, err := p.intact(l, steps[i].before)
+				mu.Lock()
+				if !ok && i < end {
+					end, failed = i, err
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	return end, failed
+}
 
 // intact reports whether all of the batch at pos can be had, which power loss may have torn. On a group with redundancy
 // all devices have the same when it returns true: what is taken for written now must not depend on which of them is
@@ -34,7 +76,10 @@ func (p *Pool) intact(l *logReader, pos logPos) (bool, error) {
 	if h.DataBlocks == 0 { // a link in the last row of the last segment has no address behind it
 		return true, nil
 	}
-	data := make([]byte, h.DataBlocks*block.Size)
+	if cap(l.data) < h.DataBlocks*block.Size {
+		l.data = disk.Buffer(h.DataBlocks * block.Size)
+	}
+	data := l.data[:h.DataBlocks*block.Size]
 	if err := p.seg.readAt(data, start+uint64(h.HeaderBlocks)<<block.Shift); err != nil {
 		return false, err
 	}

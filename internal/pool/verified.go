@@ -81,6 +81,9 @@ func (p *Pool) where(addr uint64) (device string, off int64) {
 func (l *logReader) wanted(seg, blk uint32, want func(h *wal.Header) bool) (h wal.Header, b []byte, err error) {
 	h, b, err = l.header(seg, blk)
 	if err == nil && want(&h) {
+		if a := l.ahead; a != nil && h.Flags&wal.FlagLink == 0 {
+			a.stride, a.blocks = padded(&h, l.p.seg.row(seg)), uint32(h.HeaderBlocks)
+		}
 		return h, b, nil
 	}
 	p := l.p

@@ -4,11 +4,14 @@ import "fmt"
 
 // Flush makes everything stable that was written before the call, on all devices at once. A device whose flush fails,
 // or does not end while the others' have, goes out, and every unit written since its last good flush is stale on it.
-// It fails when the group cannot spare that device.
+// It fails when the group cannot spare that device. A stripe is flushed in the caller's goroutine, see flushPlain.
 func (g *Group) Flush() error {
+	lay := g.layout.Load()
+	if g.parity == 0 && len(lay.cols[0].Devices) == 1 {
+		return g.flushPlain(lay.cols[0].Devices[0])
+	}
 	o := g.begin()
 	defer o.release()
-	lay := g.layout.Load()
 	for c := range lay.cols {
 		for _, d := range lay.cols[c].Devices {
 			if d.begin() {
@@ -29,7 +32,7 @@ func (g *Group) Flush() error {
 		o.cancel()
 		return fmt.Errorf("flush: %w: %w", ErrLost, g.why())
 	}
-	o.start(0)
+	o.start(o.reqs)
 	o.wait(0, lateFlushTicks, g.data)
 	var failed error
 	for _, r := range o.reqs {
@@ -74,7 +77,7 @@ func (g *Group) Discard(off, n int64) error {
 	if len(o.reqs) == 0 {
 		return nil
 	}
-	o.start(0)
+	o.start(o.reqs)
 	o.wait(0, hardTicks, 0)
 	for _, r := range o.reqs {
 		if !r.done.Load() {

@@ -93,7 +93,7 @@ func (w *window) gather() error {
 			return w.last()
 		}
 		o.eager.Store(from > 0) // some may be late for good
-		o.start(from)
+		o.start(o.reqs[from:])
 		o.wait(from, lateTicks, 0)
 		for _, r := range o.reqs[from:] {
 			if !r.done.Load() {
@@ -251,7 +251,7 @@ func (g *Group) readBlock(d *Device, row int64, dst []byte) bool {
 	defer o.release()
 	r := o.add(doRead, 0, d)
 	r.off, r.length, r.buf = g.devOff(row), blockSize, o.memory(blockSize)
-	o.start(0)
+	o.start(o.reqs)
 	if !o.wait(0, lateTicks, 0) {
 		d.reads.Add(1)
 		r.hung(false)
@@ -281,7 +281,7 @@ func (g *Group) repair(d *Device, row int64, rows int, block func(i int, dst []b
 	r := o.add(doWrite, 0, d)
 	r.off, r.length, r.bufs, r.first, r.last = g.devOff(row), int64(len(mem)), o.iov, first, last
 	d.dirty.addRange(first, last)
-	o.start(0)
+	o.start(o.reqs)
 	if !o.wait(0, lateTicks, 0) {
 		d.writes.Add(1)
 		r.hung(false)

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -159,14 +160,12 @@ func TestAllSlow(t *testing.T) {
 	})
 }
 
-// TestHardLimit: more devices hang than can be spared: an error in bounded time, and they are out.
+// TestHardLimit: more devices hang than can be spared: an error in bounded time, and they are out. In a stripe the caller
+// itself is in the device, see TestStripeHangs.
 func TestHardLimit(t *testing.T) {
-	forShapes(t, false, func(t *testing.T, sh shape, rng *rand.Rand) {
+	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
 		t.Parallel()
 		for _, kind := range []string{"read", "write", "flush"} {
-			if sh.p == 0 && kind != "flush" {
-				continue // the caller itself is in the device, see TestStripeHangs
-			}
 			r := newRig(t, sh, rng, 0)
 			r.fill()
 			r.tick = soon / ticksPerDeadline
@@ -200,30 +199,41 @@ func TestHardLimit(t *testing.T) {
 	})
 }
 
-// TestStripeHangs: a write that the only device never answers cannot be given up, but the device goes out, and what
-// follows fails.
+// TestStripeHangs: a write or flush that the only device never answers cannot be given up, but the device goes out, and
+// what follows fails.
 func TestStripeHangs(t *testing.T) {
-	r := newRig(t, shape{Stripe, 1, 1, 0}, newSeed(t), 0)
-	r.fill()
-	r.tick = soon / ticksPerDeadline
-	out := make(chan struct{})
-	r.onChange = sync.OnceFunc(func() { close(out) })
-	waits, resume := r.mem[0].HangIf(func(op string, _, _ int64) bool { return op == "write" })
-	stuck := make(chan error, 1)
-	go func() { stuck <- r.Write([][]byte{make([]byte, r.Row())}, 0) }()
-	<-waits
-	<-out
-	if r.State() != Faulted || !errors.Is(r.dev[0].Cause(), ErrHung) {
-		t.Fatal(r.State(), r.dev[0].Cause())
-	}
-	if err := r.write(1, 1); !errors.Is(err, ErrLost) {
-		t.Fatal(err)
-	}
-	resume()
-	if err := <-stuck; err != nil {
-		t.Fatal(err)
-	}
-	if r.dev[0].Stuck() != 0 {
-		t.Fatal("requests left")
+	for _, kind := range []string{"write", "flush"} {
+		r := newRig(t, shape{Stripe, 1, 1, 0}, newSeed(t), 0)
+		r.fill()
+		r.tick = soon / ticksPerDeadline
+		out := make(chan struct{})
+		r.onChange = sync.OnceFunc(func() { close(out) })
+		waits, resume := r.mem[0].HangIf(func(op string, _, _ int64) bool { return op == kind })
+		stuck := make(chan error, 1)
+		go func() {
+			if kind == "flush" {
+				stuck <- r.Flush()
+			} else {
+				stuck <- r.Write([][]byte{make([]byte, r.Row())}, 0)
+			}
+		}()
+		<-waits
+		<-out
+		if r.State() != Faulted || !errors.Is(r.dev[0].Cause(), ErrHung) || !strings.Contains(r.dev[0].Cause().Error(), kind) {
+			t.Fatal(r.State(), r.dev[0].Cause())
+		}
+		if err := r.write(1, 1); !errors.Is(err, ErrLost) {
+			t.Fatal(err)
+		}
+		if err := r.Flush(); !errors.Is(err, ErrLost) {
+			t.Fatal(err)
+		}
+		resume()
+		if err := <-stuck; err != nil {
+			t.Fatal(err)
+		}
+		if r.dev[0].Stuck() != 0 {
+			t.Fatal("requests left")
+		}
 	}
 }

@@ -17,6 +17,10 @@ const (
 	doDiscard
 )
 
+func (k requestKind) String() string {
+	return [...]string{doRead: "read", doWrite: "write", doFlush: "flush", doDiscard: "discard"}[k]
+}
+
 // request is one call of one device. It runs in a goroutine of its own, so that who waits can give up on it. Everything
 // that it touches belongs to its op, which lives until the call is back.
 type request struct {
@@ -131,12 +135,12 @@ func (o *op) cancel() {
 	o.reqs = o.reqs[:0]
 }
 
-// start starts the requests from index i on.
-func (o *op) start(i int) {
-	n := int32(len(o.reqs) - i)
+// start starts requests of o. Others may be under way.
+func (o *op) start(reqs []*request) {
+	n := int32(len(reqs))
 	o.refs.Add(n)
 	o.left.Add(n)
-	for _, r := range o.reqs[i:] {
+	for _, r := range reqs {
 		go r.run()
 	}
 }
@@ -263,7 +267,6 @@ func (o *op) columns() (n int) {
 
 // hung takes the device of a request out that has not answered.
 func (r *request) hung(force bool) {
-	what := [...]string{doRead: "read", doWrite: "write", doFlush: "flush", doDiscard: "discard"}[r.kind]
-	r.dev.takeOut(fmt.Errorf("device %s: %s of %d bytes at %d: %w (%v)", r.dev.Name(), what, r.length, r.off, ErrHung,
+	r.dev.takeOut(fmt.Errorf("device %s: %s of %d bytes at %d: %w (%v)", r.dev.Name(), r.kind, r.length, r.off, ErrHung,
 		time.Duration(r.op.ticks)*r.op.g.tick), force)
 }

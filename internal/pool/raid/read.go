@@ -128,7 +128,7 @@ func (g *Group) readWindow(b []byte, off int64) error {
 	for _, r := range o.reqs {
 		r.length = int64(len(r.buf))
 	}
-	o.start(0)
+	o.start(o.reqs)
 	ok := o.wait(0, lateTicks, 0)
 	for _, r := range o.reqs {
 		ok = ok && r.err == nil

@@ -63,7 +63,7 @@ func (g *Group) load(row, rows int64) (*rowset, error) {
 	s.data, mem = mem[:total*int64(g.data)], mem[total*int64(g.data):]
 	s.tmp = mem
 	if len(s.o.reqs) > 0 {
-		s.o.start(0)
+		s.o.start(s.o.reqs)
 		s.o.wait(0, lateTicks, g.data)
 	}
 	for _, r := range s.o.reqs {

@@ -1,6 +1,9 @@
 package raid
 
-import "fmt"
+import (
+	"fmt"
+	"math/bits"
+)
 
 // column returns the physical column of shard s in a row.
 func (g *Group) column(s int, row int64) int {
@@ -50,12 +53,12 @@ func (g *Group) Write(bufs [][]byte, off int64) error {
 	return g.writeColumns(o, row, rows)
 }
 
-// writeColumns writes o.iovs to the rows.
+// writeColumns writes o.iovs to the rows. Columns without parity are on their way while parity is computed.
 func (g *Group) writeColumns(o *op, row, rows int64) error {
 	first, last := int(row/g.unitRows), int((row+rows-1)/g.unitRows)
 	lay := g.layout.Load()
 	good := 0
-	for c := range lay.cols {
+	add := func(c int) {
 		ok := false
 		for _, d := range lay.cols[c].Devices {
 			if !d.begin() {
@@ -71,6 +74,16 @@ func (g *Group) writeColumns(o *op, row, rows int64) error {
 			good++
 		}
 	}
+	coded := g.coded(row, rows)
+	for c := range lay.cols {
+		if coded>>c&1 == 0 {
+			add(c)
+		}
+	}
+	ready := len(o.reqs)
+	for m := coded; m != 0; m &= m - 1 {
+		add(bits.TrailingZeros64(m))
+	}
 	if good < g.data {
 		o.cancel()
 		return fmt.Errorf("write: %w: %w", ErrLost, g.why())
@@ -81,7 +94,9 @@ func (g *Group) writeColumns(o *op, row, rows int64) error {
 	for _, r := range o.reqs {
 		r.dev.dirty.addRange(first, last)
 	}
-	o.start(0)
+	o.start(o.reqs[:ready])
+	g.encode(o, row, int(rows))
+	o.start(o.reqs[ready:])
 	o.wait(0, lateTicks, g.data)
 	if err := g.settleWrite(o, first, last); err != nil {
 		return fmt.Errorf("write: %w", err)
@@ -174,7 +189,37 @@ func (g *Group) why() error {
 	return err
 }
 
-// spread makes the lists of what each column gets: blocks of the caller's buffers, and parity in the op's memory.
+// coded returns the columns that wait for parity: those that hold it in some of the rows. Of many rows all wait, since
+// the data is in the processor's cache when parity has been computed, and most columns would wait anyway.
+func (g *Group) coded(row, rows int64) (cols uint64) {
+	switch {
+	case g.data == 1:
+		return 0
+	case rows > RotateRows/2:
+		return maskOf(g.data + g.parity)
+	}
+	for turn := row / RotateRows; turn <= (row+rows-1)/RotateRows; turn++ {
+		for p := range g.parity {
+			cols |= 1 << g.column(g.data+p, turn*RotateRows)
+		}
+	}
+	return cols
+}
+
+// encode computes the parity of what spread has laid out.
+func (g *Group) encode(o *op, row int64, rows int) {
+	if g.data == 1 {
+		return
+	}
+	for r := range rows {
+		for s := range o.shards {
+			o.shards[s] = o.iovs[g.column(s, row+int64(r))][r]
+		}
+		g.code.encode(o.shards)
+	}
+}
+
+// spread makes the lists of what each column gets: blocks of the caller's buffers, and room for parity in the op's memory.
 func (g *Group) spread(o *op, bufs [][]byte, row int64, rows int) {
 	if g.data == 1 {
 		o.iov = append(o.iov, bufs...) // a copy of the list: a device that hangs may look at it when the caller's has changed
@@ -228,7 +273,6 @@ func (g *Group) spread(o *op, bufs [][]byte, row int64, rows int) {
 			at := (p*rows + r) * blockSize
 			o.shards[g.data+p] = parity[at : at+blockSize : at+blockSize]
 		}
-		g.code.encode(o.shards)
 		for s, b := range o.shards {
 			c := g.column(s, row+int64(r))
 			o.iovs[c] = append(o.iovs[c], b)
