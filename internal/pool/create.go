@@ -142,6 +142,7 @@ func preparePool(l *label.Label, devs []disk.Device, opt Options) *Pool {
 	p.idx.room = sync.NewCond(&p.idx.mu)
 	p.idx.byName = map[string]*Replica{}
 	p.idx.soft = opt.DeltaEntries / 2
+	p.idx.dirs.limit, p.idx.dirs.pages = opt.PageCacheBytes/2, p.cache
 	for i := range p.idx.tables {
 		p.idx.tables[i] = index.NewTable(opt.DeltaEntries)
 	}
