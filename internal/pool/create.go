@@ -25,7 +25,7 @@ func (o *Options) setDefaults() {
 	}
 	o.DeltaEntries = min(max(o.DeltaEntries, 4096), 1<<26)
 	if o.PageCacheBytes == 0 {
-		o.PageCacheBytes = 32 << 20
+		o.PageCacheBytes = 64 << 20
 	}
 	if o.ReadOnlyPercent <= 0 || o.ReadOnlyPercent > 100 {
 		o.ReadOnlyPercent = 100

@@ -41,9 +41,11 @@ func (c *dirCache) change(it *dirItem) {
 	}
 	it.dirty = true
 	c.dirty += it.bytes()
-	level := 0
-	if it.node {
-		level = 1
+	level := 1
+	if !it.node {
+		level = 0
+		n, _ := nodeOf(it.number)
+		c.change(&it.r.dir[n].node.dirItem) // it will when the block is somewhere else
 	}
 	c.changed[level] = append(c.changed[level], it)
 }

@@ -94,7 +94,6 @@ func (p *Pool) settleDir(it *dirItem, s dirSlot) {
 	slot := &root.dirSlot
 	if !it.node {
 		slot = &root.node.slots[j]
-		x.change(&root.node.dirItem)
 	}
 	p.accountDir(it.r, slot, -1)
 	*slot = s

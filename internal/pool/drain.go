@@ -139,6 +139,9 @@ func (p *Pool) thaw() {
 	p.cleaner.drained()
 }
 
+// drainGroup is the number of chunks that are drained with one write at most.
+const drainGroup = 64
+
 // drainStep rewrites the next few chunks of the work, about as many as fit into one write. drain.mu is held.
 func (p *Pool) drainStep() error {
 	s := &p.drain
@@ -146,7 +149,7 @@ func (p *Pool) drainStep() error {
 	s.group, s.hist = s.group[:0], s.hist[:0]
 	s.data.gone, s.data.come = s.data.gone[:0], s.data.come[:0]
 	begin := s.next
-	for s.next < len(s.work) && w.room(index.MaxHeads) && s.next-begin < 64 {
+	for s.next < len(s.work) && w.room(index.MaxHeads) && s.next-begin < drainGroup {
 		if err := p.drainChunk(s.work[s.next]); err != nil { // blocks that are pinned stay so: there is no other drain
 			w.buf, s.cold.buf = w.buf[:0], s.cold.buf[:0]
 			return p.fail(err)

@@ -84,6 +84,7 @@ func (c *checker) replica(r *Replica) {
 	if err != nil {
 		c.errorf("replica %s: %v", r.name, err)
 	}
+	c.directory(r)
 	var ref chunkRef
 	for n := uint64(0); ; {
 		chunk, next, ok, err := r.next(n, nil, &ref)
@@ -157,6 +158,41 @@ func (c *checker) replica(r *Replica) {
 	}
 	if meta != r.meta || pages != r.pages || dirs != r.dirs {
 		c.errorf("replica %s: %d bytes in %d pages and %d parts of the directory, %d in %d and %d known", r.name, meta, pages, dirs, r.meta, r.pages, r.dirs)
+	}
+}
+
+// directory compares what slots say of directory blocks and nodes with what is in them.
+func (c *checker) directory(r *Replica) {
+	p := c.p
+	same := func(s, sum *dirSlot) bool {
+		return s.newest == sum.newest && s.stored == sum.stored && s.older == sum.older
+	}
+	for i := uint64(0); ; {
+		var node, ok bool
+		if i, node, ok = r.nextDir(i, nil); !ok {
+			return
+		}
+		n, j := nodeOf(i)
+		if err := r.warm(i); err != nil {
+			if i++; node {
+				i = (n + 1) << nodeShift
+			}
+			continue // whoever looks at the chunks says so
+		}
+		p.idx.mu.RLock()
+		if x := &r.dir[n]; x.node != nil {
+			var inBlock, inNode dirSlot
+			if b := x.node.blocks[j]; b != nil && !b.dirty && x.node.slots[j].size > 0 {
+				if p.encodeDir(nil, b, &inBlock); !same(&x.node.slots[j], &inBlock) {
+					c.errorf("replica %s: directory block %d has %+v, is said to have %+v", r.name, i, inBlock, x.node.slots[j])
+				}
+			}
+			if encodeNode(nil, x.node, &inNode); !x.node.dirty && x.size > 0 && j == 0 && !same(&x.dirSlot, &inNode) {
+				c.errorf("replica %s: directory node %d has %+v, is said to have %+v", r.name, n, inNode, x.dirSlot)
+			}
+		}
+		p.idx.mu.RUnlock()
+		i++
 	}
 }
 
