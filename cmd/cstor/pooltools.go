@@ -211,7 +211,11 @@ func dumpDirectory(w io.Writer, p *engine.Pool, r *engine.Replica, output string
 	}
 	var all []engine.DirectoryView
 	for _, r := range replicas {
-		all = append(all, p.DumpDirectory(r))
+		d, err := p.DumpDirectory(r)
+		if err != nil {
+			return err
+		}
+		all = append(all, d)
 	}
 	return show(w, output, all, func() error {
 		for i := range all {

@@ -146,7 +146,11 @@ func (r *Replica) applyHugeDiscard(b, left uint64, v block.Version, last bool) e
 		if n == left && last {
 			rec.Kind = wal.Discard
 		}
-		err := p.unit(r, 2*int(entriesOfDiscard(b, n)), 0, wal.RecordLen, false, func() error {
+		held, err := r.hold(nil, b, n)
+		if err != nil {
+			return err
+		}
+		err = p.unit(r, 2*int(entriesOfDiscard(b, n)), 0, wal.RecordLen, false, func() error {
 			return p.add(&rec, nil, 0)
 		}, func() {
 			p.insertGone(r, b, n, index.Tombstone, v)
@@ -154,6 +158,7 @@ func (r *Replica) applyHugeDiscard(b, left uint64, v block.Version, last bool) e
 				r.applied = v
 			}
 		})
+		r.unhold(held)
 		if err != nil {
 			return err
 		}
@@ -211,6 +216,17 @@ func (r *Replica) applyUnit(ops []Op, entries uint64, shown bool) error {
 			given = given[o.Count:]
 		}
 	}
+	held := pk.held[:0]
+	for i := range ops {
+		if o := &ops[i]; o.Kind != OpMark {
+			var err error
+			if held, err = r.hold(held, o.Block, uint64(o.Count)); err != nil {
+				return err
+			}
+		}
+	}
+	pk.held = held
+	defer r.unhold(held)
 	if err := p.begin(r, int(entries), pk.seal(), header, data > 0); err != nil {
 		return err
 	}

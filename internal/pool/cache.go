@@ -13,6 +13,7 @@ type pageCache struct {
 	mu    sync.Mutex
 	limit int64
 	used  int64
+	taken int64 // of the limit, by others
 	byID  map[uint64]*cachedPage
 	ring  []*cachedPage
 	hand  int
@@ -78,7 +79,27 @@ func (c *pageCache) put(e *cachedPage, id uint64) {
 		return // somebody else read the same page; e goes with its last reference
 	}
 	size := int64(cap(e.b))
-	for tries := 2 * len(c.ring); c.used+size > c.limit && tries > 0; tries-- {
+	if !c.makeRoom(size) {
+		return
+	}
+	e.id, e.hot, e.at = id, false, len(c.ring)
+	c.ring = append(c.ring, e)
+	c.byID[id] = e
+	c.used += size
+}
+
+// leave says how much of the limit others take.
+func (c *pageCache) leave(n int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.taken = n
+	c.makeRoom(0)
+}
+
+// makeRoom evicts pages until there is room for size bytes, and returns false when those that are in use leave none.
+func (c *pageCache) makeRoom(size int64) bool {
+	limit := c.limit - c.taken
+	for tries := 2 * len(c.ring); c.used+size > limit && tries > 0; tries-- {
 		if c.hand >= len(c.ring) {
 			c.hand = 0
 		}
@@ -90,13 +111,7 @@ func (c *pageCache) put(e *cachedPage, id uint64) {
 		}
 		c.remove(victim)
 	}
-	if c.used+size > c.limit {
-		return
-	}
-	e.id, e.hot, e.at = id, false, len(c.ring)
-	c.ring = append(c.ring, e)
-	c.byID[id] = e
-	c.used += size
+	return c.used+size <= limit
 }
 
 func (c *pageCache) release(e *cachedPage) {
@@ -112,7 +127,7 @@ func (c *pageCache) release(e *cachedPage) {
 func (c *pageCache) keeps(id uint64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.byID[id] != nil || c.used+index.MaxHeads+bufferStep <= c.limit
+	return c.byID[id] != nil || c.used+index.MaxHeads+bufferStep <= c.limit-c.taken
 }
 
 // add caches a copy of the page b.

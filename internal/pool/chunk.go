@@ -31,13 +31,15 @@ func (r *Replica) list(v *chunkView, chunk uint64) error {
 		return r.listAll(v, chunk)
 	}
 	p := r.p
-	p.idx.mu.RLock()
+	d, err := r.rlock(chunk)
+	if err != nil {
+		return err
+	}
 	if err := r.readable(); err != nil {
 		p.idx.mu.RUnlock()
 		return err
 	}
 	v.scan = r.applied
-	d := r.chunk(chunk)
 	if d == nil {
 		p.idx.mu.RUnlock()
 		v.page.Reset(block.Version{})
@@ -77,13 +79,15 @@ func (r *Replica) list(v *chunkView, chunk uint64) error {
 // Some of the older versions may be such that no snapshot shows any more.
 func (r *Replica) listOwn(v *chunkView, chunk uint64) error {
 	p := r.p
-	p.idx.mu.RLock()
+	d, err := r.rlock(chunk)
+	if err != nil {
+		return err
+	}
 	if err := r.readable(); err != nil {
 		p.idx.mu.RUnlock()
 		return err
 	}
 	v.scan, v.snaps = r.applied, r.snaps
-	d := r.chunk(chunk)
 	if d == nil {
 		p.idx.mu.RUnlock()
 		v.page.Reset(block.Version{})
@@ -181,58 +185,60 @@ func (p *Pool) overlay(v *chunkView, d *chunkRef, t int) {
 	}
 }
 
-// Changed returns, ascending, the chunks from number from on whose newest version is newer than base; tombstones count.
-// At most cap(dst) of them (1024 if dst has no capacity) are put into dst[:0]. next is where to go on; done says that
-// there is nothing behind it. Each chunk is judged at some moment during the call.
+// Changed returns, ascending, the chunks from number from on whose newest version is newer than base; tombstones count,
+// and so do chunks of which the directory cannot be read. At most cap(dst) of them (1024 if dst has no capacity) are put into
+// dst[:0]. next is where to go on; done says that there is nothing behind it. Each chunk is judged at some moment during
+// the call.
 func (r *Replica) Changed(base block.Version, from uint64, dst []uint64) (chunks []uint64, next uint64, done bool) {
-	const step = 4096 // chunks looked at in one critical section
 	if cap(dst) == 0 {
 		dst = make([]uint64, 0, 1024)
 	}
 	chunks = dst[:0]
-	for {
-		r.p.idx.mu.RLock()
-		end := uint64(len(r.dir)) << dirShift
-		extent := r.extent()
-		for o := r.origin; o != nil; o = o.origin {
-			end = max(end, uint64(len(o.dir))<<dirShift)
-		}
-		end = min(end, extent)
-		stop := min(end, from+step)
-		for from < stop {
-			known, newer := r.newer(base, from)
-			if !known {
-				from = (from>>dirShift + 1) << dirShift
-				continue
+	type place struct {
+		r  *Replica
+		at uint64 // first chunk from where the search is on that is newer
+	}
+	all := []place{{r: r}} // the replica and what it shows of others
+	for o := r; o.origin != nil && base.Less(o.from.ver); o = o.origin {
+		all = append(all, place{r: o.origin})
+	}
+	end := r.chunks()
+	for first := true; ; first = false {
+		found := end
+		for i := range all {
+			x := &all[i]
+			if first || x.at < from {
+				x.at = x.r.nextNewer(base, from, end)
 			}
-			if newer {
-				if len(chunks) == cap(dst) {
-					r.p.idx.mu.RUnlock()
-					return chunks, from, false
-				}
-				chunks = append(chunks, from)
-			}
-			from++
+			found = min(found, x.at)
 		}
-		r.p.idx.mu.RUnlock()
-		if from >= end {
+		switch {
+		case found >= end:
 			return chunks, max(from, end), true
+		case len(chunks) == cap(dst):
+			return chunks, found, false
 		}
+		chunks = append(chunks, found)
+		from = found + 1
 	}
 }
 
-// newer reports whether a chunk may have a version newer than base, and whether anything is known about it and those
-// around it. The index lock is held.
-func (r *Replica) newer(base block.Version, chunk uint64) (known, newer bool) {
-	i := chunk >> dirShift
-	if i < uint64(len(r.dir)) && r.dir[i] != nil {
-		known, newer = true, base.Less(r.dir[i].refs[chunk&(dirSpan-1)].newest)
+// nextNewer returns the first chunk from number from on, below end, that may have a version newer than base; end: none.
+func (r *Replica) nextNewer(base block.Version, from, end uint64) uint64 {
+	var d chunkRef
+	for from < end {
+		c, next, ok, err := r.next(from, func(s *dirSlot) bool { return base.Less(s.newest) }, &d)
+		switch {
+		case err != nil:
+			return c
+		case !ok || c >= end:
+			return end
+		case base.Less(d.newest):
+			return c
+		}
+		from = next
 	}
-	if r.origin != nil && !newer && base.Less(r.from.ver) {
-		k, n := r.origin.newer(base, chunk)
-		known, newer = known || k, n
-	}
-	return known, newer
+	return end
 }
 
 // ReadChunk lists a chunk into c at one moment, with c.Scan what was applied then, and reads the data of those stored

@@ -244,28 +244,37 @@ func (c *cleaner) inChunk(found []candidate, named map[uint32]uint64) ([]candida
 	p := c.p
 	slot, first := uint32(found[0].key>>40), found[0].key&(1<<40-1)
 	chunk := first / block.ChunkBlocks
+	lost := func(err error) ([]candidate, error) { // nothing of the chunk can be moved
+		for _, x := range found {
+			c.unreadable(p.seg.of(x.loc), uint64(x.loc.Len()), err)
+		}
+		return nil, nil
+	}
 	p.idx.mu.RLock()
 	var r *Replica
-	var ref chunkRef
 	if int(slot) < len(p.idx.bySlot) {
 		r = p.idx.bySlot[slot]
 	}
+	p.idx.mu.RUnlock()
+	if r == nil {
+		return nil, nil
+	}
+	d, err := r.rlock(chunk)
+	if err != nil {
+		return lost(err)
+	}
+	var ref chunkRef
 	gone := true
-	if r != nil {
-		if d := r.chunk(chunk); d != nil {
-			ref, gone = *d, r.destroyed
-		}
+	if d != nil {
+		ref, gone = *d, r.destroyed
 	}
 	p.idx.mu.RUnlock()
 	if ref.page == 0 {
 		return nil, nil
 	}
 	page, err := p.loadPage(r, chunk, &ref, &c.view)
-	if err != nil { // nothing of the chunk can be moved
-		for _, x := range found {
-			c.unreadable(p.seg.of(x.loc), uint64(x.loc.Len()), err)
-		}
-		return nil, nil
+	if err != nil {
+		return lost(err)
 	}
 	defer p.cache.release(page)
 	kept := found[:0]
@@ -283,9 +292,10 @@ func (c *cleaner) inChunk(found []candidate, named map[uint32]uint64) ([]candida
 		return nil, nil
 	}
 	found, kept = kept, kept[:0]
-	p.idx.mu.RLock()
+	if d, err = r.rlock(chunk); err != nil {
+		return lost(err)
+	}
 	defer p.idx.mu.RUnlock()
-	d := r.chunk(chunk)
 	for _, x := range found {
 		if p.needed(r, d, x.key&(1<<40-1), x.ver) {
 			kept = append(kept, x)

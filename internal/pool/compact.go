@@ -7,38 +7,82 @@ import (
 	"github.com/cstor-go/cstor/internal/pool/index"
 )
 
-// compactBytes is how much of the index one cycle moves at most to empty sparse segments of it.
-const compactBytes = 16 << 20
+// compactBytes is how much of the index one cycle moves at most to empty sparse segments of it, and compactDirs how many
+// directory blocks it looks at for that.
+const (
+	compactBytes = 16 << 20
+	compactDirs  = 4096
+)
 
-// compactStep is the number of chunks that one cycle looks at to do so.
-const compactStep = 4096
+// compaction is a walk through the directories of all replicas that empties index segments; it may take many cycles.
+type compaction struct {
+	victims map[uint32]bool // nil: there is no walk
+	slot    int             // where it goes on
+	next    uint64          // directory block
+}
 
 // compactIndex rewrites what is left in sparse index segments when the index takes more than twice its size, so that
-// copy-on-write pages do not scatter over the pool: the emptiest segments first, and no more of them than a cycle can do
-// in a short time and has free segments for.
+// copy-on-write pages do not scatter over the pool: the emptiest segments first, and no more of them than a walk can do
+// and has free segments for.
 func (p *Pool) compactIndex() error {
 	s := &p.drain
+	c := &s.compaction
 	victims, tight := p.sparseIndex()
-	if len(victims) < 2 {
-		return nil
+	if c.victims == nil {
+		if len(victims) < 2 {
+			return nil
+		}
+		*c = compaction{victims: victims}
 	}
-	var work []uint64
-	for i := range s.images {
-		work = p.inSegments(s.images[i].r, victims, work)
+	p.seg.mu.Lock()
+	for seg := range c.victims {
+		if p.seg.kind[seg] != segIndex || p.seg.pinned[seg] { // it was emptied, and is used again
+			delete(c.victims, seg)
+		}
 	}
-	slices.Sort(work)
-	from, _ := slices.BinarySearch(work, s.compacted) // go on where the last cycle stopped
-	if from == len(work) {
-		from = 0
-	}
-	s.work, s.next, s.victims = append(s.work[:0], work[from:]...), 0, victims
+	p.seg.mu.Unlock()
+	s.victims = c.victims
 	defer func() { s.work, s.next, s.victims = s.work[:0], 0, nil }()
-	for s.next < min(len(s.work), compactStep) && (tight || !p.busy()) {
+	for left := compactDirs; left > 0 && !p.busy() || tight; left-- {
+		p.idx.mu.RLock()
+		var r *Replica
+		if c.slot < len(p.idx.bySlot) {
+			r = p.idx.bySlot[c.slot]
+		}
+		over := c.slot >= len(p.idx.bySlot)
+		p.idx.mu.RUnlock()
+		if over {
+			c.victims = nil
+			break
+		}
+		more := false
+		if r != nil {
+			var err error
+			if more, err = p.inSegments(r); err != nil {
+				return p.fail(err)
+			}
+		}
+		if !more {
+			c.slot, c.next = c.slot+1, 0
+		}
+		if len(s.work) >= 64 {
+			if err := p.drainWork(); err != nil {
+				return err
+			}
+		}
+	}
+	return p.drainWork()
+}
+
+// drainWork rewrites all chunks of the work.
+func (p *Pool) drainWork() error {
+	s := &p.drain
+	for s.next < len(s.work) {
 		if err := p.drainStep(drainGroup); err != nil {
 			return err
 		}
-		s.compacted = s.work[s.next-1] + 1
 	}
+	s.work, s.next = s.work[:0], 0
 	return nil
 }
 
@@ -69,7 +113,14 @@ func (p *Pool) sparseIndex() (victims map[uint32]bool, tight bool) {
 		return nil, false
 	}
 	slices.SortFunc(all, func(a, b victim) int { return int(a.live) - int(b.live) })
-	most := min(compactBytes, int64(p.seg.nFree-2)*p.seg.bytes()/2)
+	var dirs int64
+	for _, r := range p.idx.bySlot {
+		if r != nil {
+			dirs += r.dirs
+		}
+	}
+	walk := 1 + dirs/compactDirs // cycles that it takes
+	most := min(walk*compactBytes, int64(p.seg.nFree-2)*p.seg.bytes()/2)
 	victims = map[uint32]bool{}
 	for _, v := range all {
 		if most -= int64(v.live); most < 0 && len(victims) >= 2 {
@@ -80,31 +131,41 @@ func (p *Pool) sparseIndex() (victims map[uint32]bool, tight bool) {
 	return victims, tight
 }
 
-// inSegments adds to work the chunks of a replica whose pages are in the given segments, or history pages may be, and
-// has directory blocks that are there written again.
-func (p *Pool) inSegments(r *Replica, victims map[uint32]bool, work []uint64) []uint64 {
-	const step = 64 // directory blocks looked at in one critical section
-	for from := 0; ; from += step {
-		p.idx.mu.Lock()
-		end := min(len(r.dir), from+step)
-		for i := from; i < end; i++ {
-			b := r.dir[i]
-			if b == nil {
-				continue
-			}
-			if b.size > 0 && victims[uint32(b.addr>>p.seg.shift)] {
-				b.dirty = true
-			}
-			for c := range b.refs {
-				if d := &b.refs[c]; d.page != 0 && !r.dying && (d.deep || victims[uint32(d.pageAddr()>>p.seg.shift)]) {
-					work = append(work, index.Key(r.slot, 0)/block.ChunkBlocks|uint64(i*dirSpan+c))
-				}
-			}
-		}
-		over := end == len(r.dir)
-		p.idx.mu.Unlock()
-		if over {
-			return work
+// inSegments looks at the next directory block of a replica: it adds to the work the chunks whose pages are in segments
+// to be emptied, or history pages may be, and has the block and its node written again if they are there. more is false at the
+// end.
+func (p *Pool) inSegments(r *Replica) (more bool, err error) {
+	s := &p.drain
+	c := &s.compaction
+	i, node, ok := r.nextDir(c.next, nil)
+	if c.next = i; !ok {
+		return false, nil
+	}
+	if node {
+		n, _ := nodeOf(i)
+		return true, r.warmNode(n)
+	}
+	b, err := r.pin(i)
+	if err != nil {
+		return false, err
+	}
+	c.next++
+	p.idx.mu.Lock()
+	defer p.idx.mu.Unlock()
+	defer func() { b.pins-- }()
+	inVictim := func(addr uint64) bool { return s.victims[uint32(addr>>p.seg.shift)] }
+	n, j := nodeOf(i)
+	root := &r.dir[n]
+	if root.size > 0 && inVictim(root.addr) {
+		p.idx.dirs.change(&root.node.dirItem)
+	}
+	if x := &root.node.slots[j]; x.size > 0 && inVictim(x.addr) {
+		p.idx.dirs.change(&b.dirItem)
+	}
+	for k := range b.refs {
+		if d := &b.refs[k]; d.page != 0 && !r.dying && (d.deep || inVictim(d.pageAddr())) {
+			s.work = append(s.work, index.Key(r.slot, 0)/block.ChunkBlocks|i<<dirShift|uint64(k))
 		}
 	}
+	return true, nil
 }

@@ -25,7 +25,7 @@ func (o *Options) setDefaults() {
 	}
 	o.DeltaEntries = min(max(o.DeltaEntries, 4096), 1<<26)
 	if o.PageCacheBytes == 0 {
-		o.PageCacheBytes = 32 << 20
+		o.PageCacheBytes = 64 << 20
 	}
 	if o.ReadOnlyPercent <= 0 || o.ReadOnlyPercent > 100 {
 		o.ReadOnlyPercent = 100
@@ -142,6 +142,7 @@ func preparePool(l *label.Label, devs []disk.Device, opt Options) *Pool {
 	p.idx.room = sync.NewCond(&p.idx.mu)
 	p.idx.byName = map[string]*Replica{}
 	p.idx.soft = opt.DeltaEntries / 2
+	p.idx.dirs.limit, p.idx.dirs.pages = opt.PageCacheBytes/2, p.cache
 	for i := range p.idx.tables {
 		p.idx.tables[i] = index.NewTable(opt.DeltaEntries)
 	}

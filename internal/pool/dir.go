@@ -1,13 +1,21 @@
 package pool
 
 import (
+	"sync/atomic"
+
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/index"
 )
 
+// The directory of a replica says where the page of each chunk is. It is a tree: directory blocks of dirSpan chunks, nodes
+// of nodeSpan directory blocks, and an array of nodes, which is all of it that is always in memory and part of the
+// checkpoint's root. Blocks and nodes are read when somebody looks for a chunk and leave memory again, see dircache.go.
+// What is not drained yet is kept beside it, for each chunk that has something in the tables, see live.go.
 const (
-	dirShift = 7             // log2 of dirSpan
-	dirSpan  = 1 << dirShift // chunks per directory block
+	dirShift  = 5 // log2 of dirSpan
+	dirSpan   = 1 << dirShift
+	nodeShift = 8 // log2 of nodeSpan
+	nodeSpan  = 1 << nodeShift
 )
 
 // chunkRef is what memory knows about one chunk of a replica. page, id, data, count and tomb describe the state that is drained;
@@ -22,7 +30,7 @@ type chunkRef struct {
 	data   uint32        // bytes of the data that the page refers to
 	count  uint16        // blocks that have data there
 	fresh  uint16        // blocks that have data where the tables say
-	bitmap uint32        // in index.bitmaps: which blocks have data; 0: see full
+	bitmap *index.Bitmap // which blocks have data; nil: see full
 	full   bool          // without bitmap: all blocks have data (true) or none (false)
 	older  bool          // the page has or refers to older versions
 	deep   bool          // it refers to history pages
@@ -35,61 +43,139 @@ func packPage(addr uint64, length int) uint64 {
 func (d *chunkRef) pageAddr() uint64 { return d.page >> 16 * index.Granule }
 func (d *chunkRef) pageLen() int     { return int(d.page&0xffff) * index.Granule }
 
-// dirBlock is the directory of dirSpan consecutive chunks, the unit in which a checkpoint writes the directory.
+// known reports whether anything was ever known about the chunk.
+func (d *chunkRef) known() bool {
+	return d.page != 0 || !d.tomb.IsZero() || !d.newest.IsZero() || d.bitmap != nil || d.full || d.heads != [2]uint32{}
+}
+
+// dirSlot says where a directory block or node is, and what there is to know about its chunks without reading it. What
+// it says is as of the time when it was written.
+type dirSlot struct {
+	addr   uint64
+	size   uint32 // 0: nowhere
+	sum    uint32
+	newest block.Version // of all chunks
+	stored uint32        // blocks with data
+	older  bool          // some chunk has older versions
+}
+
+// dirItem is a directory block or node in memory. The index lock guards it; only the holder of drain.mu changes what
+// is to be written.
+type dirItem struct {
+	r      *Replica
+	number uint64 // of the block, or of the node
+	node   bool
+	dirty  bool // differs from what is on the devices
+	gone   bool // not part of the directory any more
+	pins   int  // it stays in memory
+	at     int  // place in the ring of the cache
+	hot    atomic.Bool
+}
+
+// dirBlock is the directory of dirSpan consecutive chunks. Its references have nothing of the tables.
 type dirBlock struct {
-	refs  [dirSpan]chunkRef
-	addr  uint64 // where the newest checkpoint has it
-	size  uint32 // bytes there; 0: nowhere
-	sum   uint32
-	dirty bool // differs from what is there
+	dirItem
+	refs [dirSpan]chunkRef
 }
 
-// chunk returns the reference of a chunk, nil if nothing was ever known about it. The index lock is held.
-func (r *Replica) chunk(c uint64) *chunkRef {
-	i := c >> dirShift
-	if i >= uint64(len(r.dir)) || r.dir[i] == nil {
-		return nil
-	}
-	return &r.dir[i].refs[c&(dirSpan-1)]
+// dirNode says where nodeSpan consecutive directory blocks are.
+type dirNode struct {
+	dirItem
+	slots  [nodeSpan]dirSlot
+	blocks [nodeSpan]*dirBlock // those in memory
+	loaded int                 // number of them
 }
 
-// touch returns the reference of a chunk for a change. The index lock is held for writing.
-func (r *Replica) touch(c uint64) *chunkRef {
-	i := c >> dirShift
-	for uint64(len(r.dir)) <= i {
-		r.dir = append(r.dir, nil)
-	}
-	if r.dir[i] == nil {
-		r.dir[i] = new(dirBlock)
-	}
-	r.dir[i].dirty = true
-	return &r.dir[i].refs[c&(dirSpan-1)]
+// dirRoot is what is always in memory for the chunks of a node.
+type dirRoot struct {
+	dirSlot
+	node  *dirNode         // nil: not in memory
+	lives *[nodeSpan]uint8 // by directory block, how many chunks are in Replica.live
+	live  int              // sum of lives
 }
 
-// bitmaps holds the presence bitmaps of chunks that are neither full nor empty.
+// nodeOf returns the number of the node of directory block i and the place in it.
+func nodeOf(i uint64) (node uint64, place int) { return i >> nodeShift, int(i & (nodeSpan - 1)) }
+
+// loaded returns a directory block that is in memory, nil if it is not; cold: it is on the devices. The index lock is
+// held.
+func (r *Replica) loaded(i uint64) (b *dirBlock, cold bool) {
+	n, j := nodeOf(i)
+	if n >= uint64(len(r.dir)) {
+		return nil, false
+	}
+	x := &r.dir[n]
+	if x.node == nil {
+		return nil, x.size > 0
+	}
+	if b = x.node.blocks[j]; b == nil {
+		return nil, x.node.slots[j].size > 0
+	}
+	if !b.hot.Load() {
+		b.hot.Store(true)
+	}
+	return b, false
+}
+
+// chunk returns the reference of a chunk, nil if nothing was ever known about it; cold: what is known about it is to be
+// read first, see warm. The index lock is held.
+func (r *Replica) chunk(c uint64) (d *chunkRef, cold bool) {
+	if x := r.live[c]; x != nil {
+		return &x.chunkRef, false
+	}
+	b, cold := r.loaded(c >> dirShift)
+	if b == nil {
+		return nil, cold
+	}
+	return &b.refs[c&(dirSpan-1)], false
+}
+
+// rlock takes the index lock for reading, with what is known about a chunk in memory, and returns its reference, nil:
+// nothing. After an error the lock is not held. The caller holds no lock behind drain.mu but may hold the log's.
+func (r *Replica) rlock(c uint64) (*chunkRef, error) {
+	for {
+		r.p.idx.mu.RLock()
+		d, cold := r.chunk(c)
+		if !cold {
+			return d, nil
+		}
+		r.p.idx.mu.RUnlock()
+		if err := r.warm(c >> dirShift); err != nil {
+			if r.p.closed.Load() {
+				err = ErrClosed
+			}
+			return nil, err
+		}
+	}
+}
+
+// bitmaps counts and recycles the presence bitmaps of chunks that are neither full nor empty.
 type bitmaps struct {
-	all  []index.Bitmap // [0] is unused
-	free []uint32
+	free []*index.Bitmap
 }
 
-func (b *bitmaps) get() uint32 {
+const spareBitmaps = 4096
+
+func (b *bitmaps) get() *index.Bitmap {
 	if n := len(b.free); n > 0 {
-		i := b.free[n-1]
+		m := b.free[n-1]
 		b.free = b.free[:n-1]
-		b.all[i] = index.Bitmap{}
-		return i
+		*m = index.Bitmap{}
+		return m
 	}
-	if len(b.all) == 0 {
-		b.all = append(b.all, index.Bitmap{})
+	return new(index.Bitmap)
+}
+
+func (b *bitmaps) put(m *index.Bitmap) {
+	if m != nil && len(b.free) < spareBitmaps {
+		b.free = append(b.free, m)
 	}
-	b.all = append(b.all, index.Bitmap{})
-	return uint32(len(b.all) - 1)
 }
 
 // count returns the number of blocks of d that have data.
 func (b *bitmaps) count(d *chunkRef) int {
-	if d.bitmap != 0 {
-		return b.all[d.bitmap].Count()
+	if d.bitmap != nil {
+		return d.bitmap.Count()
 	}
 	if d.full {
 		return block.ChunkBlocks
@@ -99,8 +185,8 @@ func (b *bitmaps) count(d *chunkRef) int {
 
 // of returns which blocks of d have data.
 func (b *bitmaps) of(d *chunkRef) index.Bitmap {
-	if d.bitmap != 0 {
-		return b.all[d.bitmap]
+	if d.bitmap != nil {
+		return *d.bitmap
 	}
 	if d.full {
 		return fullBitmap
@@ -117,7 +203,7 @@ var fullBitmap = func() (m index.Bitmap) {
 
 // set marks n blocks from i on as stored or not and returns by how many the number of stored blocks changed.
 func (b *bitmaps) set(d *chunkRef, i, n int, stored bool) (change int) {
-	if d.bitmap == 0 {
+	if d.bitmap == nil {
 		if d.full == stored {
 			return 0
 		}
@@ -130,10 +216,10 @@ func (b *bitmaps) set(d *chunkRef, i, n int, stored bool) (change int) {
 		}
 		d.bitmap = b.get()
 		if d.full {
-			b.all[d.bitmap], d.full = fullBitmap, false
+			*d.bitmap, d.full = fullBitmap, false
 		}
 	}
-	m := &b.all[d.bitmap]
+	m := d.bitmap
 	for ; n > 0; i, n = i+1, n-1 {
 		switch {
 		case stored && !m.Has(i):
@@ -155,13 +241,11 @@ func (b *bitmaps) load(d *chunkRef, m index.Bitmap) {
 	b.drop(d, m == fullBitmap)
 	if m != fullBitmap && m != (index.Bitmap{}) {
 		d.bitmap = b.get()
-		b.all[d.bitmap] = m
+		*d.bitmap = m
 	}
 }
 
 func (b *bitmaps) drop(d *chunkRef, full bool) {
-	if d.bitmap != 0 {
-		b.free = append(b.free, d.bitmap)
-	}
-	d.bitmap, d.full = 0, full
+	b.put(d.bitmap)
+	d.bitmap, d.full = nil, full
 }

@@ -15,29 +15,29 @@ type drainState struct {
 	cycle sync.Mutex
 	mu    sync.Mutex
 
-	frozen    int             // which table
-	work      []uint64        // chunks to rewrite, in order
-	next      int             // first of work that is not done
-	total     atomic.Int64    // chunks of the frozen table; 0: it is drained
-	done      atomic.Int64    // of them
-	from      logPos          // everything before is in the frozen table or in pages
-	clock     uint64          // segments.clock there
-	spent     atomic.Int32    // segments taken for the index in this cycle
-	moves     []movedBlock    // what the cleaner copied before the freeze, by key
-	nextMove  int             // first of moves that is not of a chunk done
-	images    []image         // the replicas as they were there
-	released  []*Replica      // taken apart, to be forgotten once that is checkpointed
-	purging   bool            // chunks are only looked at for versions that nobody shows any more
-	victims   map[uint32]bool // index segments to be emptied
-	compacted uint64          // chunk at which the next compaction goes on
-	writer    indexWriter
-	cold      indexWriter // history pages
-	page      index.Page
-	layer     layer
-	group     []drained
-	data      changes      // of the group's pages
-	hist      []histChange // likewise
-	old       []index.Old  // scratch
+	frozen     int             // which table
+	work       []uint64        // chunks to rewrite, in order
+	next       int             // first of work that is not done
+	total      atomic.Int64    // chunks of the frozen table; 0: it is drained
+	done       atomic.Int64    // of them
+	from       logPos          // everything before is in the frozen table or in pages
+	clock      uint64          // segments.clock there
+	spent      atomic.Int32    // segments taken for the index in this cycle
+	moves      []movedBlock    // what the cleaner copied before the freeze, by key
+	nextMove   int             // first of moves that is not of a chunk done
+	images     []image         // the replicas as they were there
+	released   []*Replica      // taken apart, to be forgotten once that is checkpointed
+	purging    bool            // chunks are only looked at for versions that nobody shows any more
+	victims    map[uint32]bool // index segments to be emptied, while that is done
+	compaction compaction
+	writer     indexWriter
+	cold       indexWriter // history pages
+	page       index.Page
+	layer      layer
+	group      []drained
+	data       changes      // of the group's pages
+	hist       []histChange // likewise
+	old        []index.Old  // scratch
 }
 
 // histChange is a history page that a chunk has now, or has not any more.
@@ -60,6 +60,7 @@ type image struct {
 type drained struct {
 	r      *Replica
 	chunk  uint64
+	block  *dirBlock // of the chunk, pinned
 	old    chunkRef
 	page   uint64
 	id     uint64
@@ -150,7 +151,7 @@ func (p *Pool) drainStep(most int) error {
 	s.data.gone, s.data.come = s.data.gone[:0], s.data.come[:0]
 	begin := s.next
 	for s.next < len(s.work) && w.room(index.MaxHeads) && s.next-begin < most {
-		if err := p.drainChunk(s.work[s.next]); err != nil {
+		if err := p.drainChunk(s.work[s.next]); err != nil { // blocks that are pinned stay so: there is no other drain
 			w.buf, s.cold.buf = w.buf[:0], s.cold.buf[:0]
 			return p.fail(err)
 		}
@@ -165,6 +166,9 @@ func (p *Pool) drainStep(most int) error {
 	p.install()
 	p.count.pagesWritten.Add(uint64(len(s.group)))
 	s.done.Add(int64(s.next - begin))
+	if p.idx.dirs.crowded() {
+		return p.writeDirectory()
+	}
 	return nil
 }
 
@@ -176,10 +180,24 @@ func (p *Pool) drainChunk(key uint64) error {
 	x.mu.RLock()
 	r := x.bySlot[key>>31]
 	chunk := key & (1<<31 - 1)
-	g := drained{r: r, chunk: chunk, old: *r.chunk(chunk), forget: r.dying}
+	x.mu.RUnlock()
+	b, err := r.pin(chunk >> dirShift)
+	if err != nil {
+		return err
+	}
+	used := false
+	defer func() {
+		if !used {
+			r.unpin(b)
+		}
+	}()
+	x.mu.RLock()
+	d, _ := r.chunk(chunk)
+	g := drained{r: r, chunk: chunk, block: b, old: *d, forget: r.dying}
 	snaps, clone, purge := r.snaps, r.origin != nil, r.purge.wanted
 	x.mu.RUnlock()
 	done := func() {
+		used = true
 		g.held, g.gone, g.come, g.hist = s.data.held, len(s.data.gone), len(s.data.come), len(s.hist)
 		s.group = append(s.group, g)
 	}
@@ -352,7 +370,11 @@ func (p *Pool) install() {
 			x.mu.Unlock()
 			x.mu.Lock()
 		}
-		d := g.r.touch(g.chunk)
+		l := g.r.live[g.chunk]
+		if l == nil { // only its page changed
+			l = g.r.enliven(g.chunk, &g.block.refs[g.chunk&(dirSpan-1)])
+		}
+		d := &l.chunkRef
 		p.accountDrained(g.r, d, g.count, g.data)
 		for ; gone < g.gone; gone++ {
 			p.seg.pageLive[p.seg.of(s.data.gone[gone])] -= uint32(s.data.gone[gone].Len())
@@ -363,13 +385,14 @@ func (p *Pool) install() {
 		for ; hist < g.hist; hist++ {
 			p.accountHistory(g.r, &s.hist[hist].ref, s.hist[hist].sign)
 		}
-		if g.forget {
-			continue
+		if !g.forget {
+			g.r.held += g.held
+			p.accountPage(g.r, d.page, -1)
+			p.accountPage(g.r, g.page, 1)
+			d.page, d.id, d.tomb, d.older, d.deep = g.page, g.id, g.tomb, g.older, g.deep
 		}
-		g.r.held += g.held
-		p.accountPage(g.r, d.page, -1)
-		p.accountPage(g.r, g.page, 1)
-		d.page, d.id, d.tomb, d.older, d.deep = g.page, g.id, g.tomb, g.older, g.deep
+		g.r.drained(g.block, l)
+		g.block.pins--
 	}
 	x.mu.Unlock()
 	for i := range s.group {

@@ -61,7 +61,7 @@ type RootReplica struct {
 	Applied block.Version `json:"applied"`
 	State   int           `json:"state"` // bytes
 	Dying   bool          `json:"dying"`
-	Dirs    int           `json:"dirs"` // directory blocks
+	Dirs    int           `json:"dirs"` // directory blocks and nodes
 }
 
 // Used counts segments and their live bytes.
@@ -79,7 +79,7 @@ func (p *Pool) DumpCheckpoint() CheckpointDump {
 	}
 	for i := range m.replicas {
 		x := &m.replicas[i]
-		d.Replicas = append(d.Replicas, RootReplica{Slot: x.slot, GUID: x.guid, Name: x.name, Size: x.size, Applied: x.applied, State: len(x.state), Dying: x.dying, Dirs: len(x.dirs)})
+		d.Replicas = append(d.Replicas, RootReplica{Slot: x.slot, GUID: x.guid, Name: x.name, Size: x.size, Applied: x.applied, State: len(x.state), Dying: x.dying, Dirs: int(x.blocks)})
 	}
 	for i, k := range m.kind {
 		if m.live[i] > 0 {
@@ -112,22 +112,21 @@ type DirectoryView struct {
 }
 
 // DumpDirectory returns the directory of a replica.
-func (p *Pool) DumpDirectory(r *Replica) (v DirectoryView) {
+func (p *Pool) DumpDirectory(r *Replica) (v DirectoryView, err error) {
 	v.Replica = r.name
-	for i, b := range r.dir {
-		if b == nil {
-			continue
+	err = p.eachDir(r, func(s *dirSlot, _ uint64) {
+		v.Blocks = append(v.Blocks, p.piece(s.addr, s.size, s.sum))
+	})
+	var d chunkRef
+	for n := uint64(0); err == nil; {
+		var c uint64
+		var ok bool
+		if c, n, ok, err = r.next(n, nil, &d); !ok {
+			break
 		}
-		if b.size > 0 {
-			v.Blocks = append(v.Blocks, p.piece(b.addr, b.size, b.sum))
-		}
-		for j := range b.refs {
-			if d := &b.refs[j]; d.page != 0 || !d.newest.IsZero() || d.heads != [2]uint32{} {
-				v.Chunks = append(v.Chunks, p.chunkLine(r, uint64(i*dirSpan+j), d))
-			}
-		}
+		v.Chunks = append(v.Chunks, p.chunkLine(r, c, &d))
 	}
-	return v
+	return v, err
 }
 
 func (p *Pool) chunkLine(r *Replica, chunk uint64, d *chunkRef) ChunkView {
@@ -168,8 +167,15 @@ type PageDump struct {
 
 // DumpPage returns what the index has of a chunk: its page, and the updates that are not in it.
 func (p *Pool) DumpPage(r *Replica, chunk uint64) (*PageDump, error) {
-	d := r.chunk(chunk)
-	if d == nil {
+	var ref chunkRef
+	if x, err := r.rlock(chunk); err != nil {
+		return nil, err
+	} else if x != nil {
+		ref = *x
+	}
+	p.idx.mu.RUnlock()
+	d := &ref
+	if !d.known() {
 		return nil, fmt.Errorf("replica %s has no chunk %d", r.name, chunk)
 	}
 	v := &PageDump{ChunkView: p.chunkLine(r, chunk, d)}

@@ -79,7 +79,7 @@ func TestBitFlipsAreFound(t *testing.T) {
 	if err := r.ReadChunk(1, nil, new(Chunk)); !errors.As(err, &ce) || ce.Block != 702 {
 		t.Fatal(err)
 	}
-	d := *r.chunk(1)
+	d := refOf(t, r, 1)
 	p.cache.drop(d.id)
 	_, off := p.where(d.pageAddr())
 	m.FlipBit(off+70, 0)

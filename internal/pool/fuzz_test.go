@@ -2,7 +2,7 @@ package pool
 
 import "testing"
 
-func sampleRoot(tb testing.TB) (root, dir []byte, segs int) {
+func sampleRoot(tb testing.TB) (root, dir, node []byte, segs int) {
 	p, _ := newMemPool(tb, 40<<20, Options{SegmentBytes: 1 << 20})
 	r, err := p.CreateReplica("vol", 8<<20)
 	must(tb, err)
@@ -17,14 +17,15 @@ func sampleRoot(tb testing.TB) (root, dir []byte, segs int) {
 	p.freeze()
 	p.thaw()
 	root = p.encodeRoot()
-	p.idx.mu.Lock()
-	dir = p.encodeDir(nil, r.dir[0])
-	p.idx.mu.Unlock()
-	return root, dir, p.seg.count()
+	b := dirOf(tb, r, 0)
+	var s dirSlot
+	dir = p.encodeDir(nil, b, &s)
+	node = encodeNode(nil, r.dir[0].node, &s)
+	return root, dir, node, p.seg.count()
 }
 
 func FuzzRoot(f *testing.F) {
-	root, _, segs := sampleRoot(f)
+	root, _, _, segs := sampleRoot(f)
 	if m, err := decodeRoot(root, segs, 20); err != nil || len(m.replicas) != 2 || string(m.replicas[0].state) != "x" || m.replicas[0].applied != ver(4) ||
 		len(m.replicas[0].snaps) != 2 || m.replicas[0].snaps[1].ver != ver(3) || !m.replicas[1].clone || m.replicas[1].from != "s" {
 		f.Fatal(m, err)
@@ -51,20 +52,41 @@ func FuzzRoot(f *testing.F) {
 }
 
 func FuzzDirectory(f *testing.F) {
-	_, dir, segs := sampleRoot(f)
-	refs, err := decodeDir(dir, uint64(segs)<<20, 20, nil)
+	_, dir, _, segs := sampleRoot(f)
+	refs, err := decodeDir(dir, 0, 0, uint64(segs)<<20, 20)
 	if err != nil || len(refs) != 3 || refs[2].ref.tomb != ver(3) || refs[0].bitmap != fullBitmap || refs[1].bitmap.Count() != 3 {
 		f.Fatal(refs, err)
 	}
 	f.Add(dir)
 	f.Fuzz(func(t *testing.T, b []byte) {
-		refs, err := decodeDir(b, uint64(segs)<<20, 20, nil)
+		refs, err := decodeDir(b, 0, 0, uint64(segs)<<20, 20)
 		if err != nil {
 			return
 		}
 		for _, r := range refs {
 			if r.i >= dirSpan || r.ref.page != 0 && r.ref.pageAddr()+uint64(r.ref.pageLen()) > uint64(segs)<<20 {
 				t.Fatal("page outside the pool")
+			}
+		}
+	})
+}
+
+func FuzzNode(f *testing.F) {
+	_, _, node, segs := sampleRoot(f)
+	limit := uint64(segs) << 20
+	var slots [nodeSpan]dirSlot
+	if err := decodeNode(node, 0, 0, limit, &slots); err != nil || slots[0].size == 0 || slots[0].stored != 515 || slots[0].newest != ver(3) {
+		f.Fatal(slots[0], err)
+	}
+	f.Add(node)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var slots [nodeSpan]dirSlot
+		if decodeNode(b, 0, 0, limit, &slots) != nil {
+			return
+		}
+		for _, s := range slots {
+			if s.addr+uint64(s.size) > limit || s.size > maxDir {
+				t.Fatal("directory outside the pool")
 			}
 		}
 	})

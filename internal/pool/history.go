@@ -335,14 +335,23 @@ func (p *Pool) purgeOld() error {
 			p.idx.mu.Lock()
 			busy := p.idx.tables[p.idx.active].Len() > p.idx.soft || left <= 0 || p.closed.Load()
 			next := r.purge.next
-			if r.purge.wanted && !busy {
+			wanted := r.purge.wanted
+			if wanted && !busy {
 				r.purge.begun = true
-				if work, next = r.olderChunks(work[:0], next); len(work) == 0 {
+			}
+			p.idx.mu.Unlock()
+			if wanted && !busy {
+				var err error
+				if work, next, err = r.olderChunks(work[:0], next); err != nil {
+					return err
+				}
+				if len(work) == 0 {
+					p.idx.mu.Lock()
 					r.purge.over()
+					wanted = r.purge.wanted
+					p.idx.mu.Unlock()
 				}
 			}
-			wanted := r.purge.wanted
-			p.idx.mu.Unlock()
 			if busy && wanted {
 				p.wake()
 				return nil
@@ -367,17 +376,19 @@ func (p *Pool) purgeOld() error {
 }
 
 // olderChunks appends the work for the next few chunks from number from on that have older versions, and returns where
-// to go on. The index lock is held.
-func (r *Replica) olderChunks(work []uint64, from uint64) ([]uint64, uint64) {
-	for end := uint64(len(r.dir)) << dirShift; from < end && len(work) < 64; from++ {
-		b := r.dir[from>>dirShift]
-		if b == nil {
-			from |= dirSpan - 1
-			continue
+// to go on.
+func (r *Replica) olderChunks(work []uint64, from uint64) ([]uint64, uint64, error) {
+	var d chunkRef
+	for len(work) < 64 {
+		c, next, ok, err := r.next(from, hasOlder, &d)
+		if err != nil || !ok {
+			return work, from, err
 		}
-		if b.refs[from&(dirSpan-1)].older {
-			work = append(work, index.Key(r.slot, 0)/block.ChunkBlocks|from)
+		if from = next; d.older {
+			work = append(work, index.Key(r.slot, 0)/block.ChunkBlocks|c)
 		}
 	}
-	return work, from
+	return work, from, nil
 }
+
+func hasOlder(s *dirSlot) bool { return s.older }

@@ -26,7 +26,7 @@ func deepReplica(t *testing.T) (*Pool, *Replica, *chunkView) {
 func loadedPage(t *testing.T, r *Replica) *chunkView {
 	t.Helper()
 	v := new(chunkView)
-	d := *r.chunk(0)
+	d := refOf(t, r, 0)
 	e, err := r.p.loadPage(r, 0, &d, &v.view)
 	must(t, err)
 	v.view.Decode(&v.page)

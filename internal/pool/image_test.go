@@ -134,7 +134,9 @@ func makeImage(t *testing.T) ([]*disk.Mem, string) {
 	must(t, p.DestroyReplica("gone"))
 	must(t, p.cycle())
 	must(t, p.cycle())
-	_, err = p.CreateReplica("late", 2<<20) // from here on there is only the log
+	p.drain.cycle.Lock() // from here on there is only the log
+	defer p.drain.cycle.Unlock()
+	_, err = p.CreateReplica("late", 2<<20)
 	must(t, err)
 	must(t, w.Apply([]Op{{Kind: OpWrite, Block: 3, Count: 9, Version: block.Version{Epoch: 2, N: 2}, Data: noise(9, 77)}, discard(200, 3, 9)}))
 	must(t, p.Sync())

@@ -62,20 +62,21 @@ func (c *cleaner) lookAtNext() (over bool) {
 		return true
 	}
 	r := p.idx.bySlot[l.slot]
-	if r == nil || r.destroyed || l.chunk >= uint64(len(r.dir))<<dirShift {
-		l.slot, l.chunk = l.slot+1, 0
-		p.idx.mu.RUnlock()
-		return false
-	}
-	d := r.chunk(l.chunk)
-	if d == nil {
-		l.chunk = (l.chunk>>dirShift + 1) << dirShift
-		p.idx.mu.RUnlock()
-		return false
-	}
-	ref, chunk := *d, l.chunk
-	l.chunk++
+	gone := r == nil || r.destroyed
 	p.idx.mu.RUnlock()
+	var ref chunkRef
+	var chunk uint64
+	ok := false
+	if !gone {
+		var err error
+		if chunk, l.chunk, ok, err = r.next(l.chunk, nil, &ref); err != nil {
+			return false // what it refers to stays where it is
+		}
+	}
+	if !ok {
+		l.slot, l.chunk = l.slot+1, 0
+		return false
+	}
 	if ref.page == 0 {
 		return false
 	}
@@ -88,9 +89,11 @@ func (c *cleaner) lookAtNext() (over bool) {
 	if err != nil {
 		return false
 	}
-	p.idx.mu.RLock()
+	d, err := r.rlock(chunk)
+	if err != nil {
+		return false
+	}
 	defer p.idx.mu.RUnlock()
-	d = r.chunk(chunk)
 	look := func(o index.Old) {
 		b := chunk*block.ChunkBlocks + uint64(o.Block)
 		if o.Stored && l.now[p.seg.of(o.Loc)] && p.needed(r, d, b, o.Ver) {

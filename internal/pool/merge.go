@@ -61,6 +61,11 @@ func (r *Replica) merge(c *Chunk) (res MergeResult, err error) {
 	base := c.Index * block.ChunkBlocks
 	blocks := int(min(uint64(block.ChunkBlocks), r.blocks()-base))
 
+	held, err := r.hold(nil, base, block.ChunkBlocks)
+	if err != nil {
+		return res, err
+	}
+	defer r.unhold(held)
 	v := chunkViews.Get().(*chunkView)
 	defer chunkViews.Put(v)
 	ticket := p.read.enter()

@@ -243,6 +243,11 @@ func (r *Replica) mergeVersions(c *Chunk) (res MergeResult, err error) {
 	pk := getPacker()
 	defer pk.release()
 	from := c.pack(r, source, pk)
+	held, err := r.hold(nil, c.Index*block.ChunkBlocks, block.ChunkBlocks)
+	if err != nil {
+		return res, err
+	}
+	defer r.unhold(held)
 	ticket := p.read.enter()
 	defer func() { p.read.leave(ticket) }()
 	m, err := r.planMerge(c, source, from)

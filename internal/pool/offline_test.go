@@ -172,7 +172,7 @@ func TestVerifyNames(t *testing.T) {
 			c := clone()
 			p, err := OpenReadOnly(spies(t, c), Options{})
 			must(t, err)
-			device, off := p.where(p.Replica("v").chunk(0).pageAddr())
+			device, off := p.where(refAddr(t, p.Replica("v"), 0))
 			p.Close()
 			device = flip(t, c, device, off+70)
 			rep := verify(t, c)
@@ -290,7 +290,7 @@ func TestVerifyAccounts(t *testing.T) {
 	must(t, r.Apply([]Op{{Kind: OpWrite, Block: 0, Count: 60, Version: ver(1), Data: noise(60, 1)}}))
 	must(t, p.cycle())
 	must(t, p.cycle())
-	d := r.chunk(0)
+	d := refOf(t, r, 0)
 	page := uint32(d.pageAddr() >> p.seg.shift)
 	saved := p.seg.pageLive[page]
 	p.seg.pageLive[page] += 64

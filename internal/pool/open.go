@@ -158,38 +158,14 @@ func (p *Pool) loadReplica(m *replicaImage) error {
 			p.idx.byName[r.name] = other
 		}
 	}
-	r.held, r.history, r.meta = m.held, m.history, m.history
-	var refs []decodedRef
-	for _, d := range m.dirs {
-		if uint64(len(r.dir)) > d.index {
-			return fmt.Errorf("directory block %d: %w", d.index, ErrDamaged)
+	r.data, r.pages, r.dirs, r.meta, r.held, r.history = m.data, m.pages, m.blocks, m.meta, m.held, m.history
+	for i := range m.dirs {
+		d := &m.dirs[i]
+		for uint64(len(r.dir)) < d.number {
+			r.dir = append(r.dir, dirRoot{})
 		}
-		buf := make([]byte, d.size)
-		if err := p.readSummed(buf, d.addr, d.sum); err != nil {
-			return fmt.Errorf("directory block %d: %w", d.index, err)
-		}
-		var err error
-		if refs, err = decodeDir(buf, p.seg.limit(), p.seg.shift, refs[:0]); err != nil {
-			return fmt.Errorf("directory block %d: %w", d.index, err)
-		}
-		b := &dirBlock{addr: d.addr, size: d.size, sum: d.sum}
-		for uint64(len(r.dir)) < d.index {
-			r.dir = append(r.dir, nil)
-		}
-		r.dir = append(r.dir, b)
-		r.meta += int64(granules(d.size))
-		for i := range refs {
-			c := &b.refs[refs[i].i]
-			*c = refs[i].ref
-			p.idx.bitmaps.load(c, refs[i].bitmap)
-			r.stored += int64(p.idx.bitmaps.count(c))
-			r.data += int64(c.data)
-			r.pending += p.pendingOf(c)
-			if c.page != 0 {
-				r.meta += int64(c.pageLen())
-				r.pages++
-			}
-		}
+		r.dir = append(r.dir, dirRoot{dirSlot: d.dirSlot})
+		r.stored += int64(d.stored)
 	}
 	return nil
 }

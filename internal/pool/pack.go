@@ -20,6 +20,7 @@ type packer struct {
 	zeroes int
 	lensAt int // what next has handed out
 	outAt  int
+	held   []*liveChunk // scratch of the caller
 }
 
 // maxPacker is the largest memory of a packer that is kept.

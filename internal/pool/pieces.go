@@ -187,30 +187,24 @@ func (p *Pool) eachChunk(f func(c *chunkPieces) error) error {
 	}
 }
 
-// nextChunk fills c for the first chunk that may have data from number on; false: there is none.
+// nextChunk fills c for the first chunk that may have data from number on; false: there is none. A part of the directory
+// that is damaged is passed over, and found by itself.
 func (p *Pool) nextChunk(c *chunkPieces) (more bool, err error) {
-	const span = 16 * dirSpan // chunks looked at in one critical section
-	r := c.r
+	var d chunkRef
 	for {
-		p.idx.mu.RLock()
-		end := uint64(len(r.dir)) << dirShift
-		found := false
-		for stop := min(end, c.number+span); c.number < stop && !found; {
-			switch d := r.chunk(c.number); {
-			case d == nil:
-				c.number = (c.number | (dirSpan - 1)) + 1
-			case d.page == 0 && d.heads == [2]uint32{}:
-				c.number++
-			default:
-				found = true
-			}
-		}
-		p.idx.mu.RUnlock()
-		if found {
-			return true, p.fillChunk(c)
-		}
-		if c.number >= end {
+		number, next, ok, err := c.r.next(c.number, nil, &d)
+		switch {
+		case err != nil && !isDamage(err):
+			return false, err
+		case err != nil:
+			c.number = next
+		case !ok:
 			return false, nil
+		case d.page == 0 && d.heads == [2]uint32{}:
+			c.number = next
+		default:
+			c.number = number
+			return true, p.fillChunk(c)
 		}
 	}
 }
@@ -221,8 +215,10 @@ func (p *Pool) fillChunk(c *chunkPieces) error {
 	r := c.r
 	ticket := p.read.enter()
 	defer p.read.leave(ticket)
-	p.idx.mu.RLock()
-	d := r.chunk(c.number)
+	d, err := r.rlock(c.number)
+	if err != nil {
+		return err
+	}
 	if r.destroyed || d == nil {
 		p.idx.mu.RUnlock()
 		return nil
@@ -273,8 +269,10 @@ func (p *Pool) fillChunk(c *chunkPieces) error {
 func (p *Pool) histories(r *Replica, number uint64) ([]index.HistRef, error) {
 	ticket := p.read.enter()
 	defer p.read.leave(ticket)
-	p.idx.mu.RLock()
-	d := r.chunk(number)
+	d, err := r.rlock(number)
+	if err != nil {
+		return nil, err
+	}
 	if r.destroyed || d == nil || d.page == 0 {
 		p.idx.mu.RUnlock()
 		return nil, nil
@@ -293,7 +291,7 @@ func (p *Pool) histories(r *Replica, number uint64) ([]index.HistRef, error) {
 }
 
 // maxRefs bounds the bytes of the index whose places are in memory at a time.
-const maxRefs = 16 << 20
+const maxRefs = 256 << 20
 
 // gather finds what the index says of some index segments, the first of which is seg.
 func (w *walk) gather(seg uint32) error {
@@ -315,42 +313,14 @@ func (w *walk) gather(seg uint32) error {
 			w.refs = append(w.refs, x)
 		}
 	}
-	var deep []uint64 // chunks of the directory block that refer to history pages
 	for slot := range slots {
-		for i := 0; ; i++ {
-			deep = deep[:0]
-			p.idx.mu.RLock()
-			r := p.idx.bySlot[slot]
-			if r == nil || i >= len(r.dir) {
-				p.idx.mu.RUnlock()
-				break
-			}
-			if b := r.dir[i]; b != nil {
-				if b.size > 0 {
-					add(piece{at: b.addr, n: b.size, kind: pieceDir, sum: b.sum, slot: r.slot, number: uint64(i) * dirSpan * block.ChunkBlocks})
-				}
-				for c := range b.refs {
-					if d := &b.refs[c]; d.page != 0 {
-						add(piece{at: d.pageAddr(), n: uint32(d.pageLen()), kind: piecePage, slot: r.slot, number: uint64(i*dirSpan + c), id: d.id})
-						if d.deep {
-							deep = append(deep, uint64(i*dirSpan+c))
-						}
-					}
-				}
-			}
-			p.idx.mu.RUnlock()
-			for _, number := range deep {
-				refs, err := p.histories(r, number)
-				if err != nil && !isDamage(err) { // a damaged page is found by itself
-					return err
-				}
-				for k := range refs {
-					h := &refs[k]
-					add(piece{at: h.Addr(), n: uint32(h.Len()), kind: pieceHistory, slot: r.slot, number: number, id: h.ID, hist: h})
-				}
-			}
+		p.idx.mu.RLock()
+		r := p.idx.bySlot[slot]
+		p.idx.mu.RUnlock()
+		if r == nil {
+			continue
 		}
-		if err := w.pace(0); err != nil {
+		if err := w.gatherReplica(r, add); err != nil {
 			return err
 		}
 	}
@@ -359,6 +329,71 @@ func (w *walk) gather(seg uint32) error {
 	}
 	slices.SortFunc(w.refs, func(a, b piece) int { return cmp.Compare(a.at, b.at) })
 	return nil
+}
+
+// gatherReplica is gather for one replica.
+func (w *walk) gatherReplica(r *Replica, add func(x piece)) error {
+	err := w.p.eachDir(r, func(s *dirSlot, first uint64) {
+		add(piece{at: s.addr, n: s.size, kind: pieceDir, sum: s.sum, slot: r.slot, number: first * block.ChunkBlocks})
+	})
+	if err != nil {
+		return err
+	}
+	var d chunkRef
+	for n := uint64(0); ; {
+		number, next, ok, err := r.next(n, nil, &d)
+		if n = next; err != nil && isDamage(err) {
+			continue // it is found by itself
+		}
+		if err != nil || !ok {
+			return err
+		}
+		if d.page != 0 {
+			add(piece{at: d.pageAddr(), n: uint32(d.pageLen()), kind: piecePage, slot: r.slot, number: number, id: d.id})
+		}
+		if d.deep {
+			refs, err := w.p.histories(r, number)
+			if err != nil && !isDamage(err) { // a damaged page is found by itself
+				return err
+			}
+			for k := range refs {
+				h := &refs[k]
+				add(piece{at: h.Addr(), n: uint32(h.Len()), kind: pieceHistory, slot: r.slot, number: number, id: h.ID, hist: h})
+			}
+		}
+		if err := w.pace(0); err != nil {
+			return err
+		}
+	}
+}
+
+// eachDir calls f, without locks, for every directory block and node of a replica that is on the devices, with its first
+// chunk. Nodes that cannot be had are passed over with what is below them.
+func (p *Pool) eachDir(r *Replica, f func(s *dirSlot, first uint64)) error {
+	var slots [nodeSpan]dirSlot
+	for n := uint64(0); ; n++ {
+		if err := r.warmNode(n); err != nil && !isDamage(err) {
+			return err
+		}
+		p.idx.mu.RLock()
+		if n >= uint64(len(r.dir)) {
+			p.idx.mu.RUnlock()
+			return nil
+		}
+		root, node := r.dir[n].dirSlot, r.dir[n].node
+		if node != nil {
+			slots = node.slots
+		}
+		p.idx.mu.RUnlock()
+		if root.size > 0 {
+			f(&root, n<<(nodeShift+dirShift))
+		}
+		for j := range slots {
+			if node != nil && slots[j].size > 0 {
+				f(&slots[j], (n<<nodeShift|uint64(j))<<dirShift)
+			}
+		}
+	}
 }
 
 // isDamage reports whether an error says that what is stored is damaged, rather than that it cannot be read now.

@@ -104,7 +104,8 @@ type Options struct {
 	// DeltaEntries is the number of index updates held in memory before they are drained (twice that many fit: one
 	// table fills while the other drains). About 56 bytes each. Default 1<<18.
 	DeltaEntries int
-	// PageCacheBytes bounds the cache of index pages. Default 32 MiB.
+	// PageCacheBytes bounds the memory for what is kept of the index: of the directory of chunks, at most half of it, and
+	// of pages, which have the rest. What one step of the drain works on, at most 64 chunks, comes on top. Default 64 MiB.
 	PageCacheBytes int64
 	// SegmentBytes is the size of a segment for Create; a power of two between 256 KiB and 64 MiB. Default: 1 to 16
 	// MiB, by the size of the devices.
@@ -160,6 +161,10 @@ type Stats struct {
 	Checkpoints    uint64
 	CacheHits      uint64
 	CacheMisses    uint64
+	CacheBytes     int64  // index pages and directory in memory, see Options.PageCacheBytes
+	DirectoryBytes int64  // of them: directory
+	DirectoryReads uint64 // of blocks and nodes of the directory
+	LiveChunks     int    // chunks with updates that are not drained
 	ChecksumErrors uint64 // damage that nothing could repair
 	BlocksRepaired uint64 // damage that the redundancy of a raid group made good
 	SegmentsFreed  uint64

@@ -93,12 +93,14 @@ func (r *Replica) read(first uint64, dst []byte, sums []uint32, at *snapshot) er
 func (r *Replica) find(s *readScratch, first uint64, n int) error {
 	p := r.p
 	chunk := first / block.ChunkBlocks
-	p.idx.mu.RLock()
+	d, err := r.rlock(chunk)
+	if err != nil {
+		return err
+	}
 	if err := r.readable(); err != nil {
 		p.idx.mu.RUnlock()
 		return err
 	}
-	d := r.chunk(chunk)
 	if d == nil {
 		p.idx.mu.RUnlock()
 		clear(s.places[:n])
@@ -157,17 +159,19 @@ func (r *Replica) findAt(s *readScratch, first uint64, n int, at block.Version) 
 	p := r.p
 	chunk := first / block.ChunkBlocks
 	in := int(first % block.ChunkBlocks)
-	p.idx.mu.RLock()
+	d, err := r.rlock(chunk)
+	if err != nil {
+		return err
+	}
 	if err := r.readable(); err != nil {
 		p.idx.mu.RUnlock()
 		return err
 	}
 	var ref chunkRef
-	if d := r.chunk(chunk); d != nil {
+	if d != nil {
 		ref = *d
 	}
 	p.idx.mu.RUnlock()
-	var err error
 	switch {
 	case ref.heads != [2]uint32{}:
 		v := chunkViews.Get().(*chunkView)

@@ -72,20 +72,32 @@ func (p *Pool) eachRef(f func(x *ref), broken func(r *Replica, chunk uint64, err
 		if r == nil {
 			continue
 		}
-		for i, b := range r.dir {
-			if b == nil {
-				continue
-			}
-			if b.size > 0 {
-				f(&ref{at: b.addr, n: b.size, kind: refDir, sum: b.sum, slot: r.slot, number: uint64(i) * dirSpan})
-			}
-			for j := range b.refs {
-				p.chunkRefs(r, uint64(i*dirSpan+j), &b.refs[j], f, broken)
-			}
-		}
+		p.replicaRefs(r, f, broken)
 	}
 	for _, e := range p.root {
 		f(&ref{at: e.Addr, n: e.Len, kind: refRoot, sum: e.Sum})
+	}
+}
+
+// replicaRefs is eachRef for one replica.
+func (p *Pool) replicaRefs(r *Replica, f func(x *ref), broken func(r *Replica, chunk uint64, err error)) {
+	err := p.eachDir(r, func(s *dirSlot, first uint64) {
+		f(&ref{at: s.addr, n: s.size, kind: refDir, sum: s.sum, slot: r.slot, number: first})
+	})
+	if err != nil {
+		broken(r, 0, err)
+	}
+	var d chunkRef
+	for n := uint64(0); ; {
+		c, next, ok, err := r.next(n, nil, &d)
+		switch n = next; {
+		case err != nil:
+			broken(r, c, err)
+		case !ok:
+			return
+		default:
+			p.chunkRefs(r, c, &d, f, broken)
+		}
 	}
 }
 
@@ -150,7 +162,7 @@ func (p *Pool) describe(x *ref) string {
 	case refHistory:
 		return fmt.Sprintf("%s history page of chunk %d", r, x.number)
 	case refDir:
-		return fmt.Sprintf("%s directory block of chunks %d to %d", r, x.number, x.number+dirSpan-1)
+		return fmt.Sprintf("%s part of the directory from chunk %d on", r, x.number)
 	case refState:
 		return r + " state record"
 	case refHeader:

@@ -36,70 +36,118 @@ func (p *Pool) releaseDying() error {
 
 // release gives back what the directory of r refers to, at most so many chunks, and reports whether all is gone.
 func (p *Pool) release(r *Replica, left *int) (done bool, err error) {
+	for i := uint64(0); ; {
+		var node, ok bool
+		i, node, ok = r.nextDir(i, nil)
+		switch {
+		case !ok:
+			p.idx.mu.Lock()
+			for n := range r.dir {
+				p.dropNode(r, n)
+			}
+			r.dir = nil
+			p.idx.mu.Unlock()
+			return true, nil
+		case node:
+			n, _ := nodeOf(i)
+			err = r.warmNode(n)
+		default:
+			done, err = p.releaseBlock(r, i, left)
+			if !done {
+				return false, err
+			}
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+}
+
+// releaseBlock is release for a directory block.
+func (p *Pool) releaseBlock(r *Replica, i uint64, left *int) (done bool, err error) {
+	b, err := r.pin(i)
+	if err != nil {
+		return false, err
+	}
+	defer r.unpin(b)
 	var v index.View
 	pg := &p.drain.page
-	for i, b := range r.dir {
-		if b == nil {
+	for c := range b.refs {
+		d := &b.refs[c]
+		p.idx.mu.RLock()
+		old := *d
+		busy := p.idx.tables[p.idx.active].Len() > p.idx.soft
+		p.idx.mu.RUnlock()
+		if !old.known() {
 			continue
 		}
-		for c := range b.refs {
-			d := &b.refs[c]
-			p.idx.mu.RLock()
-			old := *d
-			busy := p.idx.tables[p.idx.active].Len() > p.idx.soft
-			p.idx.mu.RUnlock()
-			if old.page == 0 && old.bitmap == 0 && !old.full && old.tomb.IsZero() && old.newest.IsZero() {
-				continue
+		if busy || *left == 0 {
+			return false, nil
+		}
+		*left--
+		pg.Reset(block.Version{})
+		if old.page != 0 {
+			chunk := i<<dirShift + uint64(c)
+			e, err := p.loadPage(r, chunk, &old, &v)
+			if err != nil {
+				return false, err
 			}
-			if busy || *left == 0 {
-				return false, nil
+			v.Decode(pg)
+			p.cache.release(e)
+			if err := p.allHistory(r, chunk, pg); err != nil {
+				return false, err
 			}
-			*left--
-			pg.Reset(block.Version{})
-			if old.page != 0 {
-				e, err := p.loadPage(r, uint64(i*dirSpan+c), &old, &v)
-				if err != nil {
-					return false, err
-				}
-				v.Decode(pg)
-				p.cache.release(e)
-				if err := p.allHistory(r, uint64(i*dirSpan+c), pg); err != nil {
-					return false, err
-				}
-				p.cache.drop(old.id)
-			}
-			p.idx.mu.Lock()
-			b.dirty = true
-			for j := range pg.Hist {
-				p.accountHistory(r, &pg.Hist[j], -1)
-				p.cache.drop(pg.Hist[j].ID)
-			}
-			for j := range pg.Old {
-				if o := &pg.Old[j]; o.Stored {
-					p.seg.pageLive[p.seg.of(o.Loc)] -= uint32(o.Loc.Len())
-					r.held -= int64(o.Loc.Len())
-				}
-			}
-			for j := range pg.Ver {
-				if pg.Stored.Has(j) {
-					p.seg.pageLive[p.seg.of(pg.Loc[j])] -= uint32(pg.Loc[j].Len())
-				}
-			}
-			p.accountPage(r, old.page, -1)
-			r.data -= int64(d.data)
-			r.pending -= p.pendingOf(d)
-			r.stored -= int64(p.idx.bitmaps.count(d))
-			p.idx.bitmaps.drop(d, false)
-			*d = chunkRef{}
-			p.idx.mu.Unlock()
+			p.cache.drop(old.id)
 		}
 		p.idx.mu.Lock()
-		p.accountDir(r, b, -1)
-		r.dir[i] = nil
+		p.idx.dirs.change(&b.dirItem)
+		for j := range pg.Hist {
+			p.accountHistory(r, &pg.Hist[j], -1)
+			p.cache.drop(pg.Hist[j].ID)
+		}
+		for j := range pg.Old {
+			if o := &pg.Old[j]; o.Stored {
+				p.seg.pageLive[p.seg.of(o.Loc)] -= uint32(o.Loc.Len())
+				r.held -= int64(o.Loc.Len())
+			}
+		}
+		for j := range pg.Ver {
+			if pg.Stored.Has(j) {
+				p.seg.pageLive[p.seg.of(pg.Loc[j])] -= uint32(pg.Loc[j].Len())
+			}
+		}
+		p.accountPage(r, old.page, -1)
+		r.data -= int64(d.data)
+		r.stored -= int64(p.idx.bitmaps.count(d))
+		p.idx.bitmaps.drop(d, false)
+		*d = chunkRef{}
 		p.idx.mu.Unlock()
 	}
 	p.idx.mu.Lock()
-	r.dir = nil
-	p.idx.mu.Unlock()
+	defer p.idx.mu.Unlock()
+	n, j := nodeOf(i)
+	node := r.dir[n].node
+	p.accountDir(r, &node.slots[j], -1)
+	node.slots[j] = dirSlot{}
+	p.idx.dirs.change(&node.dirItem)
+	p.idx.dirs.discard(&b.dirItem)
+	if node.loaded == 0 && node.slots == [nodeSpan]dirSlot{} {
+		p.dropNode(r, int(n))
+	}
 	return true, nil
+}
+
+// dropNode takes node n, which is empty, out of the directory. The index lock is held for writing.
+func (p *Pool) dropNode(r *Replica, n int) {
+	x := &r.dir[n]
+	p.accountDir(r, &x.dirSlot, -1)
+	x.dirSlot = dirSlot{}
+	if x.node != nil {
+		for _, b := range x.node.blocks {
+			if b != nil {
+				p.idx.dirs.discard(&b.dirItem)
+			}
+		}
+		p.idx.dirs.discard(&x.node.dirItem)
+	}
 }

@@ -249,6 +249,17 @@ func (p *Pool) replayRecord(rec *wal.Record, area wal.Area) error {
 	if most := blocksOf(MaxReplicaSize); rec.Block >= most || uint64(rec.Count) > most-rec.Block { // snapshots may be larger
 		return fmt.Errorf("replica %s: blocks %d+%d: %w", r.name, rec.Block, rec.Count, ErrDamaged)
 	}
+	p.idx.mu.Unlock()
+	held, err := r.hold(nil, rec.Block, uint64(rec.Count))
+	p.idx.mu.Lock()
+	if err != nil {
+		return err
+	}
+	defer func() {
+		p.idx.mu.Unlock()
+		r.unhold(held)
+		p.idx.mu.Lock()
+	}()
 	p.replayRoom(rec)
 	switch rec.Kind {
 	case wal.Write:

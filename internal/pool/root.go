@@ -29,7 +29,11 @@ type replicaImage struct {
 	applied block.Version
 	state   []byte
 	dying   bool
-	dirs    []dirImage
+	dirs    []dirImage // nodes
+	data    int64      // bytes of data that pages refer to
+	pages   int64
+	blocks  int64 // directory blocks and nodes
+	meta    int64 // bytes of pages, history pages and the directory
 	held    int64 // bytes of older versions in pages and history pages
 	history int64 // bytes of history pages
 	snaps   snapshots
@@ -40,10 +44,8 @@ type replicaImage struct {
 }
 
 type dirImage struct {
-	index uint64
-	addr  uint64
-	size  uint32
-	sum   uint32
+	dirSlot
+	number uint64
 }
 
 const rootMagic = 0x544f4f5247435343
@@ -113,20 +115,21 @@ func encodeReplica(b []byte, m *image) []byte {
 	b = binary.AppendUvarint(b, uint64(len(m.state)))
 	b = append(b, m.state...)
 	n := 0
-	for _, d := range r.dir {
-		if d != nil && d.size > 0 {
+	for i := range r.dir {
+		if r.dir[i].size > 0 {
 			n++
 		}
 	}
 	b = binary.AppendUvarint(b, uint64(n))
-	for i, d := range r.dir {
-		if d != nil && d.size > 0 {
-			b = binary.AppendUvarint(b, uint64(i))
-			b = binary.AppendUvarint(b, d.addr)
-			b = binary.AppendUvarint(b, uint64(d.size))
-			b = binary.LittleEndian.AppendUint32(b, d.sum)
+	for i := range r.dir {
+		if d := &r.dir[i].dirSlot; d.size > 0 {
+			b = appendSlot(binary.AppendUvarint(b, uint64(i)), d)
 		}
 	}
+	b = binary.AppendUvarint(b, uint64(r.data))
+	b = binary.AppendUvarint(b, uint64(r.pages))
+	b = binary.AppendUvarint(b, uint64(r.dirs))
+	b = binary.AppendUvarint(b, uint64(r.meta))
 	return encodeVersions(b, m)
 }
 
@@ -258,14 +261,19 @@ func decodeReplica(r *rootReader, limit uint64) (m replicaImage) {
 	if n := r.uint(MaxState); n > 0 {
 		m.state = append([]byte(nil), r.bytes(n)...)
 	}
-	last := uint64(MaxReplicaSize / block.Size / block.ChunkBlocks / dirSpan)
+	last := uint64(MaxReplicaSize / block.Size / block.ChunkBlocks / dirSpan / nodeSpan)
 	for n := r.uint(last + 1); n > 0 && !r.bad; n-- {
-		d := dirImage{index: r.uint(last), addr: r.uint(limit - 1), size: uint32(r.uint(maxDirBlock)), sum: uint32(r.fixed(4))}
-		if d.size == 0 || d.addr+uint64(d.size) > limit {
+		d := dirImage{number: r.uint(last)}
+		ok := false
+		if b := r.bytes(slotBytes); b != nil {
+			d.dirSlot, ok = decodeSlot(b, limit)
+		}
+		if i := len(m.dirs); !ok || i > 0 && d.number <= m.dirs[i-1].number {
 			r.bad = true
 		}
 		m.dirs = append(m.dirs, d)
 	}
+	m.data, m.pages, m.blocks, m.meta = int64(r.uint(limit)), int64(r.uint(limit)), int64(r.uint(limit)), int64(r.uint(limit))
 	m.held, m.history = int64(r.uint(limit)), int64(r.uint(limit))
 	for n := r.uint(MaxSnapshots); n > 0 && !r.bad; n-- {
 		x := snapshot{name: string(r.bytes(r.uint(MaxName))), ver: block.Version{Epoch: r.uint(any), N: r.uint(any)}}

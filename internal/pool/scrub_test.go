@@ -135,7 +135,7 @@ func TestScrubReports(t *testing.T) {
 		look()
 		hit(r.dir[0].addr, Damage{Replica: "a", What: "directory block"})
 		look()
-		hit(r.chunk(2).pageAddr(), Damage{Replica: "a", Block: 1024, What: "index page"})
+		hit(refAddr(t, r, 2), Damage{Replica: "a", Block: 1024, What: "index page"})
 		want = slices.DeleteFunc(want, func(d Damage) bool { return d.Block == 1103 }) // nobody knows where that is any more
 		look()
 	})

@@ -108,7 +108,7 @@ func TestSnapshotGivesBackWhatOnlyItHeld(t *testing.T) {
 	unique(t, r, "b", 20) // 10 to 14 and 50 to 59 are its own now
 	shows(t, r, "b", 0, 3)
 	must(t, r.Apply([]Op{unsnap("b", 8), unsnap("b", 9)}))
-	if n := data(); n != 90*block.Size || r.chunk(0).older {
+	if n := data(); n != 90*block.Size || refOf(t, r, 0).older {
 		t.Fatal(n)
 	}
 	if err := r.ReadSnapshot("b", 0, make([]byte, block.Size), nil); !errors.Is(err, ErrNoSnapshot) {
@@ -166,7 +166,7 @@ func TestDeepHistory(t *testing.T) {
 	}
 	look()
 	must(t, p.cycle())
-	if !r.chunk(0).deep {
+	if !refOf(t, r, 0).deep {
 		t.Fatal("no history pages")
 	}
 	look()
@@ -202,7 +202,7 @@ func TestDeepHistory(t *testing.T) {
 	}
 	must(t, p.cycle())
 	look()
-	if d := r.chunk(0); d.older || d.deep || r.history != 0 || r.Stats().Allocated-r.meta != 7*block.Size {
+	if d := refOf(t, r, 0); d.older || d.deep || r.history != 0 || r.Stats().Allocated-r.meta != 7*block.Size {
 		t.Fatalf("%+v %d %+v", d, r.history, r.Stats())
 	}
 }
@@ -229,7 +229,7 @@ func TestPurgeGoesOn(t *testing.T) {
 	p.drain.cycle.Unlock()
 	must(t, r.Apply([]Op{unsnap("s", 4)}))
 	must(t, p.cycle())
-	if r.purge.wanted == false || !r.chunk(0).older {
+	if r.purge.wanted == false || !refOf(t, r, 0).older {
 		t.Fatal("purged already")
 	}
 	must(t, p.Check())

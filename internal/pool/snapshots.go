@@ -105,7 +105,11 @@ func (r *Replica) unique(name string) (int64, error) {
 	defer p.read.leave(ticket)
 	for chunk := uint64(0); ; chunk++ {
 		var ok bool
-		if chunk, ok = r.nextOlder(chunk); !ok {
+		var err error
+		if chunk, ok, err = r.nextOlder(chunk); err != nil {
+			return 0, err
+		}
+		if !ok {
 			break
 		}
 		if err := r.listOwn(v, chunk); err != nil {
@@ -134,20 +138,13 @@ func (s snapshots) only(v, next block.Version) (x snapshot, ok bool) {
 }
 
 // nextOlder returns the first chunk from number from on that may have older versions.
-func (r *Replica) nextOlder(from uint64) (chunk uint64, ok bool) {
-	r.p.idx.mu.RLock()
-	defer r.p.idx.mu.RUnlock()
-	for end := uint64(len(r.dir)) << dirShift; from < end; from++ {
-		b := r.dir[from>>dirShift]
-		if b == nil {
-			from |= dirSpan - 1
-			continue
-		}
-		if d := &b.refs[from&(dirSpan-1)]; d.older || d.heads != [2]uint32{} {
-			return from, true
+func (r *Replica) nextOlder(from uint64) (chunk uint64, ok bool, err error) {
+	var d chunkRef
+	for {
+		if chunk, from, ok, err = r.next(from, hasOlder, &d); !ok || d.older || d.heads != [2]uint32{} {
+			return chunk, ok, err
 		}
 	}
-	return 0, false
 }
 
 // DiffBlock is a block that one snapshot shows in another version than another does.

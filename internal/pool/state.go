@@ -70,6 +70,9 @@ type indexState struct {
 	active   int
 	reserved int // entries that appends under way may add to the active table
 	bitmaps  bitmaps
+	dirs     dirCache
+	live     int          // chunks of all Replica.live
+	spare    []*liveChunk // to be used again
 	bySlot   []*Replica
 	byName   map[string]*Replica
 	soft     int // entries from which on the background drains
@@ -94,7 +97,8 @@ type Replica struct {
 	slot uint32
 
 	// guarded by p.idx.mu
-	dir     []*dirBlock
+	dir     []dirRoot             // by node
+	live    map[uint64]*liveChunk // chunks that have something in the tables
 	applied block.Version
 	state   []byte // replaced, never changed
 	stored  int64  // blocks with data
@@ -106,6 +110,7 @@ type Replica struct {
 	hidden  int64
 	pending int64
 	pages   int64
+	dirs    int64 // directory blocks and nodes on the devices
 	// destroyed is set with the record in the log and refuses everything from then on; dying is set by the next freeze,
 	// from which on the replica may be taken apart.
 	destroyed, dying bool

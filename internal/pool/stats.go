@@ -32,9 +32,11 @@ func (p *Pool) Stats() Stats {
 		Replayed: c.replayed, OpenTime: time.Duration(c.openNanos),
 	}
 	p.cache.mu.Lock()
-	s.CacheHits, s.CacheMisses = p.cache.hits, p.cache.misses
+	s.CacheHits, s.CacheMisses, s.CacheBytes = p.cache.hits, p.cache.misses, p.cache.used
 	p.cache.mu.Unlock()
 	p.idx.mu.RLock()
+	s.DirectoryBytes, s.DirectoryReads, s.LiveChunks = p.idx.dirs.used, p.idx.dirs.reads, p.idx.live
+	s.CacheBytes += s.DirectoryBytes
 	s.Allocated, s.Replicas, s.ReadOnly = p.allocated(), len(p.idx.byName), p.readOnly()
 	p.idx.mu.RUnlock()
 	s.Free = max(0, s.Capacity-s.Allocated)

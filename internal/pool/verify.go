@@ -75,67 +75,76 @@ func (c *checker) replica(r *Replica) {
 	var stored, meta, pages, held, history int64
 	var sum accounts
 	v := new(chunkView)
-	for i, b := range r.dir {
-		if b == nil {
+	dirs := int64(0)
+	err := p.eachDir(r, func(s *dirSlot, _ uint64) {
+		c.page[s.addr>>p.seg.shift] += uint64(granules(s.size))
+		meta += int64(granules(s.size))
+		dirs++
+	})
+	if err != nil {
+		c.errorf("replica %s: %v", r.name, err)
+	}
+	c.directory(r)
+	var ref chunkRef
+	for n := uint64(0); ; {
+		chunk, next, ok, err := r.next(n, nil, &ref)
+		if n = next; err != nil {
+			c.errorf("replica %s: %v", r.name, err)
 			continue
 		}
-		if b.size > 0 {
-			c.page[b.addr>>p.seg.shift] += uint64(granules(b.size))
-			meta += int64(granules(b.size))
+		if !ok {
+			break
 		}
-		for j := range b.refs {
-			d := &b.refs[j]
-			chunk := uint64(i*dirSpan + j)
-			if d.page != 0 {
-				c.page[d.pageAddr()>>p.seg.shift] += uint64(d.pageLen())
-				meta += int64(d.pageLen())
-				pages++
-				var view index.View
-				e, err := p.loadPage(r, chunk, d, &view)
-				if err != nil {
-					c.errorf("replica %s: %v", r.name, err)
-					continue
-				}
-				view.Decode(&c.pg)
-				p.cache.release(e)
-				h, m := c.pageOf(r, chunk, d)
-				held, meta, history = held+h, meta+m, history+m
-			} else {
-				c.pg.Reset(d.tomb)
-				if d.older || d.deep {
-					c.errorf("replica %s chunk %d: older versions without a page", r.name, chunk)
-				}
-			}
-			c.chunk(r, d, chunk, &c.pg, &sum)
-			for t := range p.idx.tables {
-				for n := d.heads[t]; n != 0; n = p.idx.tables[t].At(n).Next {
-					if e := p.idx.tables[t].At(n); e.State() == index.Stored {
-						c.refer(e.Loc(), fmt.Sprintf("%s block %d version %v", r.guid, e.Block(), e.Version()), c.delta)
-						sum.delta += int64(e.Loc().Len())
-					}
-				}
-			}
-			if r.destroyed {
-				continue
-			}
-			if err := r.listOwn(v, chunk); err != nil {
+		d := &ref
+		if d.page != 0 {
+			c.page[d.pageAddr()>>p.seg.shift] += uint64(d.pageLen())
+			meta += int64(d.pageLen())
+			pages++
+			var view index.View
+			e, err := p.loadPage(r, chunk, d, &view)
+			if err != nil {
 				c.errorf("replica %s: %v", r.name, err)
 				continue
 			}
-			n := v.page.Stored.Count()
-			stored += int64(n)
-			if p.idx.bitmaps.of(d) != v.page.Stored {
-				c.errorf("replica %s chunk %d: presence is wrong: %d stored, %d known", r.name, chunk, n, p.idx.bitmaps.count(d))
+			view.Decode(&c.pg)
+			p.cache.release(e)
+			h, m := c.pageOf(r, chunk, d)
+			held, meta, history = held+h, meta+m, history+m
+		} else {
+			c.pg.Reset(d.tomb)
+			if d.older || d.deep {
+				c.errorf("replica %s chunk %d: older versions without a page", r.name, chunk)
 			}
-			var newest block.Version
-			for _, x := range v.page.Ver {
-				if newest.Less(x) {
-					newest = x
+		}
+		c.chunk(r, d, chunk, &c.pg, &sum)
+		for t := range p.idx.tables {
+			for n := d.heads[t]; n != 0; n = p.idx.tables[t].At(n).Next {
+				if e := p.idx.tables[t].At(n); e.State() == index.Stored {
+					c.refer(e.Loc(), fmt.Sprintf("%s block %d version %v", r.guid, e.Block(), e.Version()), c.delta)
+					sum.delta += int64(e.Loc().Len())
 				}
 			}
-			if d.newest.Less(newest) { // higher is possible, when a rebuild's source is ahead of the live writes
-				c.errorf("replica %s chunk %d: has a block of %v, newest is said to be %v", r.name, chunk, newest, d.newest)
+		}
+		if r.destroyed {
+			continue
+		}
+		if err := r.listOwn(v, chunk); err != nil {
+			c.errorf("replica %s: %v", r.name, err)
+			continue
+		}
+		n := v.page.Stored.Count()
+		stored += int64(n)
+		if p.idx.bitmaps.of(d) != v.page.Stored {
+			c.errorf("replica %s chunk %d: presence is wrong: %d stored, %d known", r.name, chunk, n, p.idx.bitmaps.count(d))
+		}
+		var newest block.Version
+		for _, x := range v.page.Ver {
+			if newest.Less(x) {
+				newest = x
 			}
+		}
+		if d.newest.Less(newest) { // higher is possible, when a rebuild's source is ahead of the live writes
+			c.errorf("replica %s chunk %d: has a block of %v, newest is said to be %v", r.name, chunk, newest, d.newest)
 		}
 	}
 	if !r.destroyed && stored != r.stored {
@@ -147,8 +156,43 @@ func (c *checker) replica(r *Replica) {
 	if held != r.held || history != r.history {
 		c.errorf("replica %s: %d bytes of older versions, %d known; %d bytes of history, %d known", r.name, held, r.held, history, r.history)
 	}
-	if meta != r.meta || pages != r.pages {
-		c.errorf("replica %s: %d bytes in %d pages, %d in %d known", r.name, meta, pages, r.meta, r.pages)
+	if meta != r.meta || pages != r.pages || dirs != r.dirs {
+		c.errorf("replica %s: %d bytes in %d pages and %d parts of the directory, %d in %d and %d known", r.name, meta, pages, dirs, r.meta, r.pages, r.dirs)
+	}
+}
+
+// directory compares what slots say of directory blocks and nodes with what is in them.
+func (c *checker) directory(r *Replica) {
+	p := c.p
+	same := func(s, sum *dirSlot) bool {
+		return s.newest == sum.newest && s.stored == sum.stored && s.older == sum.older
+	}
+	for i := uint64(0); ; {
+		var node, ok bool
+		if i, node, ok = r.nextDir(i, nil); !ok {
+			return
+		}
+		n, j := nodeOf(i)
+		if err := r.warm(i); err != nil {
+			if i++; node {
+				i = (n + 1) << nodeShift
+			}
+			continue // whoever looks at the chunks says so
+		}
+		p.idx.mu.RLock()
+		if x := &r.dir[n]; x.node != nil {
+			var inBlock, inNode dirSlot
+			if b := x.node.blocks[j]; b != nil && !b.dirty && x.node.slots[j].size > 0 {
+				if p.encodeDir(nil, b, &inBlock); !same(&x.node.slots[j], &inBlock) {
+					c.errorf("replica %s: directory block %d has %+v, is said to have %+v", r.name, i, inBlock, x.node.slots[j])
+				}
+			}
+			if encodeNode(nil, x.node, &inNode); !x.node.dirty && x.size > 0 && j == 0 && !same(&x.dirSlot, &inNode) {
+				c.errorf("replica %s: directory node %d has %+v, is said to have %+v", r.name, n, inNode, x.dirSlot)
+			}
+		}
+		p.idx.mu.RUnlock()
+		i++
 	}
 }
 
