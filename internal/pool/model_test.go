@@ -97,10 +97,7 @@ func (m *modelTest) open() {
 		m.fatalf("open: %v", err)
 	}
 	m.p = p
-	tail := tailOf(p, before)
-	if m.cover[tail]++; strings.HasPrefix(tail, "torn") {
-		m.cover["torn headers and data at the end of the log"]++
-	}
+	count(m.cover, tailOf(p, before))
 	if len(m.away) > 0 {
 		m.cover["opened without all devices"]++
 		if h := p.Stats().Health; h != HealthDegraded {

@@ -2,6 +2,7 @@ package pool
 
 import (
 	"errors"
+	"strings"
 
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/disk"
@@ -47,5 +48,12 @@ func tailOf(p *Pool, before map[string]*disk.Mem) string {
 		return "unfinished unit at the end of the log"
 	default:
 		return "torn data at the end of the log"
+	}
+}
+
+// count counts what was found at the end of a log.
+func count(cover map[string]int, tail string) {
+	if cover[tail]++; strings.HasPrefix(tail, "torn") {
+		cover["torn headers and data at the end of the log"]++
 	}
 }
