@@ -179,9 +179,11 @@ func (a *auditor) withHeaders(seg uint32, refs, logged []ref) []ref {
 	p := a.p
 	all := append(slices.Clone(refs), logged...)
 	if len(refs) > 0 && refs[0].kind == refData {
-		have := map[uint64]bool{}
+		have := map[uint64]uint64{} // batches that a replay reads: number, by address
 		for i := range logged {
-			have[logged[i].at] = true
+			if logged[i].kind == refHeader {
+				have[logged[i].at] = logged[i].number
+			}
 		}
 		said := make([]bool, len(refs))
 		row := p.seg.row(seg)
@@ -190,7 +192,8 @@ func (a *auditor) withHeaders(seg uint32, refs, logged []ref) []ref {
 		var gaps []uint64
 		for b := uint32(0); b < end; {
 			start := uint64(seg)<<p.seg.shift + uint64(b)<<block.Shift
-			h, raw, err := a.headers.wanted(seg, b, func(*wal.Header) bool { return true })
+			seq, replayed := have[start] // power loss may have left an older one in its place on some devices
+			h, raw, err := a.headers.wanted(seg, b, func(h *wal.Header) bool { return !replayed || h.Seq == seq })
 			if err != nil {
 				if gap < 0 {
 					gap = int64(start)
@@ -199,8 +202,8 @@ func (a *auditor) withHeaders(seg uint32, refs, logged []ref) []ref {
 				continue
 			}
 			if a.named(said, refs, start, &h, raw) {
-				if x := headerRef(start, &h, raw); !have[x.at] {
-					all = append(all, x)
+				if !replayed {
+					all = append(all, headerRef(start, &h, raw))
 				}
 				a.r.Headers++
 				if gap >= 0 {

@@ -517,18 +517,3 @@ func TestCacheIsEmptied(t *testing.T) {
 	c.put(500)
 	c.look()
 }
-
-// TestModelFull is the model test in pools that are full most of the time.
-func TestModelFull(t *testing.T) {
-	seed := *modelSeed
-	if seed == 0 {
-		seed = rand.Uint64N(1e9)
-	}
-	for i := range uint64(3) {
-		l := layouts[[]int{0, 4, 8}[i]]
-		t.Run(fmt.Sprint(l.name, "/seed=", seed+i), func(t *testing.T) {
-			t.Parallel()
-			runModelOn(t, l, seed+i, true, func(rng *rand.Rand) int64 { return int64(11+rng.IntN(3)) << 20 })
-		})
-	}
-}

@@ -127,7 +127,7 @@ func TestRootListsWhatFlushLoses(t *testing.T) {
 	q, err := Open(devicesOf(found), Options{DeltaEntries: 4096})
 	must(t, err)
 	defer q.Close()
-	(&sweep{modelTest: modelTest{t: t, p: q}}).copies()
+	copies(t, q)
 }
 
 // TestMissedDuringCheckpoint has a device that cannot be spared miss a write after the root was made that lists what is

@@ -3,6 +3,7 @@ package pool
 import (
 	"flag"
 	"fmt"
+	"math/rand/v2"
 	"testing"
 
 	"github.com/cstor-go/cstor/internal/pool/disk"
@@ -78,6 +79,36 @@ func (l layout) make(size func() int64) (mems []*disk.Mem, groups []Group) {
 	return mems, groups
 }
 
+// blank returns devices that together have about total bytes of segments.
+func (l layout) blank(total int64) []*disk.Mem {
+	n := int64(0) // groups for data
+	for _, s := range l.groups {
+		if !s.cache {
+			n++
+		}
+	}
+	each := (total/n + 256<<10 - 1) &^ (256<<10 - 1)
+	mems, _ := l.make(func() int64 { return each + 2<<20 })
+	return mems
+}
+
+// arrange returns the groups that devices of the layout make.
+func (l layout) arrange(mems []*disk.Mem) (groups []Group) {
+	for _, s := range l.groups {
+		groups = append(groups, Group{Kind: s.kind, Cache: s.cache, Devices: devicesOf(mems[:s.n])})
+		mems = mems[s.n:]
+	}
+	return groups
+}
+
+// devices returns the number of devices.
+func (l layout) devices() (n int) {
+	for _, s := range l.groups {
+		n += s.n
+	}
+	return n
+}
+
 // of returns the group and the column of a device.
 func (l layout) of(mem int) (group, column int) {
 	for i, s := range l.groups {
@@ -137,4 +168,14 @@ func reopenAll(mems []*disk.Mem) {
 	for _, m := range mems {
 		m.Reopen()
 	}
+}
+
+// seedOf returns the seed of a random test, which -model.seed sets.
+func seedOf(t *testing.T) uint64 {
+	seed := *modelSeed
+	if seed == 0 {
+		seed = rand.Uint64N(1e9)
+	}
+	t.Logf("-model.seed=%d", seed)
+	return seed
 }

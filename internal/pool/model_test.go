@@ -1,182 +1,87 @@
 package pool
 
 import (
-	"errors"
+	"cmp"
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
-	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/compress"
 	"github.com/cstor-go/cstor/internal/pool/disk"
+	"github.com/cstor-go/cstor/internal/pool/label"
 )
 
 var (
-	modelSeed  = flag.Uint64("model.seed", 0, "run the model test with this seed only")
-	modelSeeds = flag.Int("model.seeds", 1, "number of seeds of the model test for each layout")
-	modelOps   = flag.Int("model.ops", 1200, "operations per seed")
+	modelSeed    = flag.Uint64("model.seed", 0, "run the model test with this seed only")
+	modelSeconds = flag.Int("model.seconds", 0, "run further seeds of the model test for so many seconds")
+	modelSeeds   = flag.Int("model.seeds", 0, "number of seeds of the model test for each layout; 0: as many as the suite takes")
+	modelOps     = flag.Int("model.ops", 0, "operations per seed; 0: as many as the suite takes")
 )
 
-// modelBlock is what a block is in the reference model.
-type modelBlock struct {
-	ver    block.Version
-	sum    uint32
-	stored bool
+// modelFloors is what a run of the model test must have met at least, all layouts together.
+var modelFloors = map[string]int{
+	"create": 30, "destroy": 60, "sync": 150, "state": 80, "merge": 200, "apply": 1200, "read": 200, "compare": 60,
+	"cycle": 60, "clean": 60, "look": 20, "reopen": 25, "kill": 25, "power cut": 80,
+	"happenings lost": 30, "refused: no space left in pool": 5, "refused: in use": 40,
+	"clones made": 25, "clones of clones": 5, "snapshots made": 300, "snapshots deleted under writes": 80, "reads of snapshots": 30,
+	"merges under snapshots": 80, "destroyed with snapshots": 25, "resized": 40,
+	"cleaner moves of shared blocks": 1000, "chunks with history pages seen": 50,
+	"blocks moved by the cleaner": 10000, "segments freed": 1000, "checkpoints": 500, "index pages written": 5000, "batches replayed": 800,
+	"index pages read back": 5000, "torn headers and data at the end of the log": 3, "unfinished unit at the end of the log": 3,
+	"a device goes": 15, "a device comes back": 8, "devices returned": 2, "a device lies": 30, "opened without all devices": 15, "blocks repaired": 50,
+	"resilvers": 8, "scrubs": 8, "blocks compressed": 3000, "blocks of zeroes": 1000, "compression": 15,
 }
 
-// modelReplica is the trivial implementation of a replica.
-type modelReplica struct {
-	name    string
-	blocks  []modelBlock
-	applied block.Version
-	state   string
-	n       uint64 // last version number handed out
-	epoch   uint64
-	raw     bool // nothing is ever compressed
-}
-
-func (m *modelReplica) clone() *modelReplica {
-	c := *m
-	c.blocks = append([]modelBlock(nil), m.blocks...)
-	return &c
-}
-
-func (m *modelReplica) apply(ops []Op) {
-	for _, o := range ops {
-		for i := range uint64(o.Count) {
-			switch o.Kind {
-			case OpWrite:
-				sum := block.Sum(o.Data[i*block.Size : (i+1)*block.Size])
-				m.blocks[o.Block+i] = modelBlock{o.Version, sum, sum != block.ZeroSum}
-			case OpDiscard:
-				m.blocks[o.Block+i] = modelBlock{ver: o.Version, sum: block.ZeroSum}
-			}
-		}
-		m.applied = o.Version
-	}
-}
-
-func (m *modelReplica) merge(c *Chunk) {
-	for i := range block.ChunkBlocks {
-		b := c.Index*block.ChunkBlocks + uint64(i)
-		if b >= uint64(len(m.blocks)) {
-			break
-		}
-		switch block.Resolve(m.blocks[b].ver, c.Versions[i], c.Scan) {
-		case block.Take:
-			m.blocks[b] = modelBlock{c.Versions[i], c.Sums[i], c.Stored[i] && c.Sums[i] != block.ZeroSum}
-			if !c.Stored[i] {
-				m.blocks[b].sum = block.ZeroSum
-			}
-		case block.Drop:
-			m.blocks[b] = modelBlock{sum: block.ZeroSum}
-		}
-	}
-}
-
-// diff returns how r differs from the model, "" if it does not.
-func (m *modelReplica) diff(r *Replica) string {
-	if r == nil {
-		return "missing"
-	}
-	if r.Applied() != m.applied {
-		return fmt.Sprintf("applied %v, want %v", r.Applied(), m.applied)
-	}
-	if string(r.State()) != m.state {
-		return fmt.Sprintf("state %q, want %q", r.State(), m.state)
-	}
-	dst := make([]byte, len(m.blocks)*block.Size)
-	sums := make([]uint32, len(m.blocks))
-	if err := r.Read(0, dst, sums); err != nil {
-		return err.Error()
-	}
-	used := int64(0)
-	var vers [block.ChunkBlocks]block.Version
-	for i := range m.blocks {
-		if i%block.ChunkBlocks == 0 {
-			r.ChunkVersions(uint64(i/block.ChunkBlocks), &vers)
-		}
-		b := &m.blocks[i]
-		want := b.sum
-		if b.stored {
-			used += block.Size
-		} else {
-			want = block.ZeroSum
-		}
-		if v := vers[i%block.ChunkBlocks]; v != b.ver {
-			return fmt.Sprintf("block %d: version %v, want %v", i, v, b.ver)
-		}
-		if sums[i] != want || block.Sum(dst[i*block.Size:(i+1)*block.Size]) != want {
-			return fmt.Sprintf("block %d (version %v): content differs", i, b.ver)
-		}
-	}
-	s := r.Stats()
-	if s.Used != used {
-		return fmt.Sprintf("used %d, want %d", s.Used, used)
-	}
-	if s.Data < 0 || s.Data > used || m.raw && s.Data != used { // what is stored as it is, is exact at any time
-		return fmt.Sprintf("data takes %d bytes of %d", s.Data, used)
-	}
-	return ""
-}
-
+// modelTest is an actor with the devices of its pool.
 type modelTest struct {
-	t      *testing.T
-	rng    *rand.Rand
+	*actor
 	layout layout
 	mems   []*disk.Mem
 	away   map[int]bool // devices that are not there
 	power  *powerSwitch // behind which devices are, if there is one
 	opt    Options
-	p      *Pool
-	now    map[string]*modelReplica
-	stable map[string]*modelReplica
-	log    []func(map[string]*modelReplica) // since stable
-	trace  []string
-	full   int
-	dense  bool // what is written does not compress
-
-	lost, stale, degraded, lies int // devices that went, came back, opens without all, corrupted pieces
-	sum                         Stats
 }
 
-// data returns content for n blocks.
-func (m *modelTest) data(n int) []byte {
-	if m.dense {
-		return noise(n, m.rng.Uint64())
+// modelAct is an operation of the model test that changes more than the pool's content.
+type modelAct struct {
+	name      string
+	weight    int // in thousandths of all operations
+	available func(*modelTest) bool
+	run       func(*modelTest)
+}
+
+var modelActs = []modelAct{
+	{"reopen", 12, nil, (*modelTest).reopen},
+	{"kill", 12, nil, (*modelTest).kill},
+	{"power cut", 30, nil, (*modelTest).powerCut},
+	{"cycle", 30, nil, func(m *modelTest) { m.must(m.p.cycle()); m.check() }},
+	{"clean", 30, nil, func(m *modelTest) { m.clean() }},
+	{"compare", 25, nil, func(m *modelTest) { m.compare() }},
+	{"look", 10, func(m *modelTest) bool { return len(m.now) > 0 }, func(m *modelTest) { m.look() }},
+	{"scrub", 8, nil, (*modelTest).scrub},
+	{"a device lies", 20, (*modelTest).redundant, (*modelTest).lie},
+	{"a device goes", 10, (*modelTest).redundant, (*modelTest).lose},
+	{"a device returns", 10, func(m *modelTest) bool { return len(m.away) > 0 }, (*modelTest).giveBack},
+}
+
+func (m *modelTest) step() {
+	k := m.rng.IntN(1000)
+	for _, x := range modelActs {
+		if k -= x.weight; k < 0 {
+			if x.available == nil || x.available(m) {
+				m.cover[x.name]++
+				x.run(m)
+			}
+			return
+		}
 	}
-	return mixed(m.rng, n)
-}
-
-func (m *modelTest) note(format string, a ...any) {
-	m.trace = append(m.trace, fmt.Sprintf(format, a...))
-	if len(m.trace) > 60 {
-		m.trace = m.trace[1:]
-	}
-}
-
-func (m *modelTest) fatalf(format string, a ...any) {
-	m.t.Helper()
-	m.t.Fatalf("%s\nlast operations:\n%s", fmt.Sprintf(format, a...), strings.Join(m.trace, "\n"))
-}
-
-// did records an event that happened.
-func (m *modelTest) did(f func(map[string]*modelReplica)) {
-	f(m.now)
-	m.log = append(m.log, f)
-}
-
-// synced records that everything so far is stable.
-func (m *modelTest) synced() {
-	m.stable = map[string]*modelReplica{}
-	for k, v := range m.now {
-		m.stable[k] = v.clone()
-	}
-	m.log = nil
+	m.actor.step(acts)
 }
 
 func (m *modelTest) devices() (d []disk.Device) {
@@ -192,388 +97,260 @@ func (m *modelTest) devices() (d []disk.Device) {
 	return d
 }
 
-func (m *modelTest) pick() *modelReplica {
-	n := m.rng.IntN(len(m.now))
-	best := ""
-	for i := 0; i <= n; i++ { // map order must not matter to the seed
-		next := ""
-		for k := range m.now {
-			if k > best && (next == "" || k < next) {
-				next = k
-			}
-		}
-		best = next
-	}
-	return m.now[best]
-}
-
-func (m *modelTest) version(r *modelReplica) block.Version {
-	if r.epoch == 0 || m.rng.IntN(50) == 0 {
-		r.epoch++
-	}
-	r.n++
-	return block.Version{Epoch: r.epoch, N: r.n}
-}
-
-func (m *modelTest) extent(r *modelReplica, limit int) (uint64, uint32) {
-	b := m.rng.IntN(len(r.blocks))
-	if m.rng.IntN(3) == 0 {
-		b &^= block.ChunkBlocks - 1
-	}
-	n := 1 + m.rng.IntN(limit)
-	return uint64(b), uint32(min(n, len(r.blocks)-b))
-}
-
-func (m *modelTest) apply(r *modelReplica) {
-	var ops []Op
-	data := 0
-	// What a small delta can take as one unit is 1024 entries; the batches of a large one may be anything.
-	longest, most := []int{1, 40, 600, 4000}, 8
-	if m.opt.DeltaEntries < 32768 {
-		longest, most = []int{1, 40, 100, 150}, 6
-	}
-	for range 1 + m.rng.IntN(most) {
-		o := Op{Version: m.version(r)}
-		switch k := m.rng.IntN(20); {
-		case k < 13:
-			o.Kind = OpWrite
-			o.Block, o.Count = m.extent(r, []int{1, 4, 40, 150}[m.rng.IntN(4)])
-			o.Data = m.data(int(o.Count))
-			data += int(o.Count)
-			if m.rng.IntN(2) == 0 {
-				for i := 0; i < len(o.Data); i += block.Size {
-					o.Sums = append(o.Sums, block.Sum(o.Data[i:i+block.Size]))
-				}
-			}
-		case k < 18:
-			o.Kind = OpDiscard
-			o.Block, o.Count = m.extent(r, longest[m.rng.IntN(4)])
-		default:
-			o.Kind = OpMark
-		}
-		ops = append(ops, o)
-	}
-	err := m.p.Replica(r.name).Apply(ops)
-	m.note("apply %s %d ops, %d blocks to %v: %v", r.name, len(ops), data, ops[len(ops)-1].Version, err)
-	if errors.Is(err, ErrNoSpace) && data > 0 {
-		m.full++
-		return
-	}
-	if err != nil {
-		m.fatalf("apply: %v", err)
-	}
-	name := r.name
-	m.did(func(s map[string]*modelReplica) { s[name].apply(ops) })
-}
-
-func (m *modelTest) merge(r *modelReplica) {
-	c := &Chunk{Index: uint64(m.rng.IntN((len(r.blocks) + block.ChunkBlocks - 1) / block.ChunkBlocks)), Scan: r.applied}
-	if m.rng.IntN(3) == 0 && r.applied.N > 20 {
-		c.Scan.N -= uint64(m.rng.IntN(20))
-	}
-	stale := false
-	whole := m.rng.IntN(4)
-	for i := range block.ChunkBlocks {
-		b := c.Index*block.ChunkBlocks + uint64(i)
-		c.Sums[i] = block.ZeroSum
-		if b >= uint64(len(r.blocks)) {
-			break
-		}
-		local := r.blocks[b]
-		switch k := m.rng.IntN(8); {
-		case whole == 0: // the source discarded or never had all of it
-			if c.Scan.N%2 == 0 {
-				c.Versions[i] = block.Version{Epoch: 1, N: 1}
-			}
-		case k < 5:
-			c.Versions[i], c.Sums[i], c.Stored[i] = local.ver, local.sum, local.stored
-			if local.ver.IsZero() {
-				c.Sums[i] = block.ZeroSum
-			}
-		case k == 5:
-		case k == 6:
-			c.Versions[i] = block.Version{Epoch: 1 + m.rng.Uint64N(r.epoch+1), N: 1 + m.rng.Uint64N(r.n+1)}
-			if c.Versions[i] == local.ver {
-				c.Versions[i].N += 1 << 40
-			}
-		default:
-			c.Versions[i] = block.Version{Epoch: 1 + m.rng.Uint64N(r.epoch+1), N: 1<<41 + m.rng.Uint64N(1<<40)}
-			d := m.data(1)
-			c.Stored[i], c.Sums[i] = true, block.Sum(d)
-			if m.rng.IntN(2000) == 0 {
-				stale = stale || block.Resolve(local.ver, c.Versions[i], c.Scan) == block.Take
-				continue
-			}
-			c.Data, c.DataOf = append(c.Data, d...), append(c.DataOf, uint16(i))
-		}
-	}
-	res, err := m.p.Replica(r.name).Merge(c)
-	m.note("merge %s chunk %d scan %v: %+v, %v", r.name, c.Index, c.Scan, res, err)
-	switch {
-	case errors.Is(err, ErrNoSpace):
-		m.full++
-		return
-	case errors.Is(err, ErrStaleChunk) && stale:
-		return
-	case err != nil || stale:
-		m.fatalf("merge: %v, stale %t", err, stale)
-	}
-	name := r.name
-	m.did(func(s map[string]*modelReplica) { s[name].merge(c) })
-}
-
-func (m *modelTest) step() {
-	switch k := m.rng.IntN(100); {
-	case k < 3 && len(m.now) < 4 || len(m.now) == 0:
-		name := fmt.Sprintf("r%d", m.rng.IntN(1000))
-		if m.now[name] != nil {
-			return
-		}
-		size := int64(1+m.rng.IntN(2500)) * 4096
-		_, err := m.p.CreateReplica(name, size-int64(m.rng.IntN(8))*512)
-		m.note("create %s %d: %v", name, size, err)
-		if errors.Is(err, ErrNoSpace) {
-			return
-		}
-		must(m.t, err)
-		r := &modelReplica{name: name, blocks: make([]modelBlock, size/4096), raw: m.opt.Compression == compress.Off}
-		m.now[name] = r
-		m.synced()
-	case k < 5:
-		r := m.pick()
-		m.note("destroy %s", r.name)
-		must(m.t, m.p.DestroyReplica(r.name))
-		delete(m.now, r.name)
-		m.synced()
-	case k < 11:
-		m.note("sync")
-		must(m.t, m.p.Sync())
-		m.synced()
-	case k < 15:
-		r := m.pick()
-		r.applied = m.version(r)
-		r.state = strings.Repeat(fmt.Sprint(r.n, " "), m.rng.IntN(4000))
-		m.note("set state %s", r.name)
-		must(m.t, m.p.Replica(r.name).SetState([]byte(r.state), r.applied))
-		m.synced()
-	case k < 25:
-		m.merge(m.pick())
-	case k < 27:
-		must(m.t, m.p.cycle())
-		m.note("cycle")
-		m.check()
-	case k < 29:
-		m.note("close and open")
-		must(m.t, m.p.Close())
-		reopenAll(m.mems)
-		m.someReturn()
-		m.open()
-		m.synced()
-		m.check()
-	case k < 31:
-		m.note("kill")
-		m.mems = disk.KillAll(m.mems)
-		m.crash(true)
-	case k < 35:
-		fates := make([]disk.Fate, len(m.mems))
-		for i := range fates {
-			if fates[i] = fates[0]; i == 0 || m.rng.IntN(2) == 0 {
-				fates[i] = disk.Fate(m.rng.IntN(4))
-			}
-		}
-		all := !slices.ContainsFunc(fates, func(f disk.Fate) bool { return f != disk.Kept })
-		m.note("power cut, fates %d", fates)
-		m.mems = disk.PowerCutAll(m.mems, func(i int) disk.Fate { return fates[i] }, m.rng)
-		m.crash(all)
-	case k < 36:
-		if m.opt.Compression != compress.Off {
-			a := compress.Algorithm(m.rng.IntN(3))
-			m.p.SetCompression(a)
-			m.note("compression %v", a)
-		}
-	case k < 38:
-		m.fault()
-	case k < 40:
-		r := m.pick()
-		if d := r.diff(m.p.Replica(r.name)); d != "" {
-			m.fatalf("replica %s: %s", r.name, d)
-		}
-	default:
-		m.apply(m.pick())
-	}
-}
-
 func (m *modelTest) open() {
-	m.tally()
+	before := map[string]*disk.Mem{}
+	for i := range m.mems {
+		if !m.away[i] {
+			before[m.mems[i].Name()] = m.mems[i].Clone()
+		}
+	}
 	p, err := Open(m.devices(), m.opt)
 	if err != nil {
 		m.fatalf("open: %v", err)
 	}
 	m.p = p
+	count(m.cover, tailOf(p, before))
 	if len(m.away) > 0 {
-		m.degraded++
+		m.cover["opened without all devices"]++
 		if h := p.Stats().Health; h != HealthDegraded {
 			m.fatalf("%d devices are away, and the pool is %s", len(m.away), h)
 		}
 	}
 }
 
-// tally adds up what happened while the pool was open.
-func (m *modelTest) tally() {
+// leave ends the pool, whose devices may be gone.
+func (m *modelTest) leave() error {
 	s := m.p.Stats()
-	m.sum.Checkpoints += s.Checkpoints
-	m.sum.PagesWritten += s.PagesWritten
-	m.sum.BlocksRepaired += s.BlocksRepaired
-	m.sum.BlocksMoved += s.BlocksMoved
-	m.sum.Replayed += s.Replayed
-	m.sum.BlocksWritten += s.BlocksWritten
-	m.sum.BlocksPacked += s.BlocksPacked
-	m.sum.BlocksZero += s.BlocksZero
+	for what, n := range map[string]uint64{
+		"blocks moved by the cleaner": s.BlocksMoved, "segments freed": s.SegmentsFreed, "checkpoints": s.Checkpoints,
+		"index pages written": s.PagesWritten, "batches replayed": s.Replayed, "index pages read back": s.CacheMisses,
+		"blocks repaired": s.BlocksRepaired, "blocks compressed": s.BlocksPacked, "blocks of zeroes": s.BlocksZero,
+	} {
+		m.cover[what] += int(n)
+	}
+	if m.p.Activity().Resilver.State == ActivityDone {
+		m.cover["resilvers"]++
+	}
+	return m.p.Close()
 }
 
-// crash opens the pool after the devices went away under it and finds the prefix of the events that is there.
-func (m *modelTest) crash(all bool) {
-	m.p.Close() // fails, since the devices are gone; stops the background
-	m.someReturn()
-	m.open()
-	state := map[string]*modelReplica{}
-	for k, v := range m.stable {
-		state[k] = v.clone()
-	}
-	var why []string
-	for i := 0; ; i++ {
-		d := m.differs(state)
-		if d == "" && (!all || i == len(m.log)) {
-			m.note("found %d of %d events", i, len(m.log))
-			break
-		}
-		why = append(why, fmt.Sprintf("after %d events: %s", i, d))
-		if i == len(m.log) {
-			m.fatalf("no prefix of %d events:\n%s", i, strings.Join(why[max(0, len(why)-5):], "\n"))
-		}
-		m.log[i](state)
-	}
-	for k, v := range state { // numbers are never handed out twice
-		if now := m.now[k]; now != nil {
-			v.n, v.epoch = now.n+1, now.epoch+1
-		}
-	}
-	m.now = state
-	m.synced() // what a crash left is stable from then on: readers may have seen it
-	m.check()
-}
-
-func (m *modelTest) differs(state map[string]*modelReplica) string {
-	if n := len(m.p.Replicas()); n != len(state) {
-		return fmt.Sprintf("%d replicas, want %d", n, len(state))
-	}
-	for k, v := range state {
-		if d := v.diff(m.p.Replica(k)); d != "" {
-			return k + ": " + d
-		}
-	}
-	return ""
-}
-
-func (m *modelTest) check() {
+// again opens the pool after it was left, with the devices that are there by then.
+func (m *modelTest) again(all bool) {
 	m.t.Helper()
-	if err := m.p.Check(); err != nil {
-		m.fatalf("%v", err)
-	}
-}
-
-// fault lets something happen to devices that their groups can do without.
-func (m *modelTest) fault() {
-	victims := m.layout.victims()
-	if len(victims) == 0 {
-		return
-	}
-	i := victims[m.rng.IntN(len(victims))]
-	if m.rng.IntN(3) > 0 {
-		size := m.mems[i].Size() - 2<<20
-		at := 1<<20 + m.rng.Int64N(size)&^4095
-		n := min(int64(1+m.rng.IntN(64))<<12, size+1<<20-at)
-		m.note("device %d lies: %d bytes at %d", i, n, at)
-		m.mems[i].Corrupt(at, n, m.rng)
-		m.lies++
-		return
-	}
-	if !m.away[i] {
-		m.note("device %d goes", i)
-		m.mems[i].Disappear()
-		m.away[i] = true
-		m.lost++
-	}
-}
-
-// someReturn decides which devices are there when the pool is opened next.
-func (m *modelTest) someReturn() {
 	for i := range m.mems {
 		if m.away[i] && m.rng.IntN(2) == 0 {
 			m.note("device %d is back", i)
+			m.cover["a device comes back"]++
 			m.mems[i].Reappear()
 			delete(m.away, i)
-			m.stale++
 		}
+	}
+	m.open()
+	m.recover(all)
+}
+
+func (m *modelTest) reopen() {
+	m.note("close and open")
+	m.must(m.leave())
+	reopenAll(m.mems)
+	m.again(true)
+}
+
+func (m *modelTest) kill() {
+	m.note("kill")
+	m.mems = disk.KillAll(m.mems)
+	m.leave()
+	m.again(true)
+}
+
+func (m *modelTest) powerCut() {
+	fates := make([]disk.Fate, len(m.mems))
+	for i := range fates {
+		if fates[i] = fates[0]; i == 0 || m.rng.IntN(2) == 0 {
+			fates[i] = disk.Fate(m.rng.IntN(4))
+		}
+	}
+	m.note("power cut, fates %d", fates)
+	m.mems = disk.PowerCutAll(m.mems, func(i int) disk.Fate { return fates[i] }, m.rng)
+	m.leave()
+	m.again(!slices.ContainsFunc(fates, func(f disk.Fate) bool { return f != disk.Kept }))
+}
+
+func (m *modelTest) redundant() bool { return len(m.layout.victims()) > 0 }
+
+// victim returns one of the devices without which the pool can do. It is never another one, so that what a device
+// that was away lacks is on others.
+func (m *modelTest) victim() int {
+	v := m.layout.victims()
+	return v[m.rng.IntN(len(v))]
+}
+
+func (m *modelTest) lie() {
+	i := m.victim()
+	size := m.mems[i].Size() - label.HeadBytes - label.TailBytes
+	at := label.HeadBytes + m.rng.Int64N(size)&^4095
+	n := min(int64(1+m.rng.IntN(64))<<12, size+label.HeadBytes-at)
+	m.note("device %d lies: %d bytes at %d", i, n, at)
+	m.mems[i].Corrupt(at, n, m.rng)
+}
+
+func (m *modelTest) lose() {
+	if i := m.victim(); !m.away[i] {
+		m.note("device %d goes", i)
+		m.mems[i].Disappear()
+		m.away[i] = true
 	}
 }
 
-// TestModel runs random operations with crashes against the reference model, on every layout.
+// giveBack returns a device to the pool, if that has noticed that it is away.
+func (m *modelTest) giveBack() {
+	i := slices.Sorted(maps.Keys(m.away))[0]
+	name := m.mems[i].Name()
+	for _, d := range m.p.Devices() {
+		if d.Name == name && d.State != DeviceFaulted {
+			m.note("the pool does not know that device %d is away", i)
+			return
+		}
+	}
+	m.mems[i].Reappear()
+	m.mems[i].Reopen()
+	err := m.p.Return(m.mems[i])
+	m.note("device %d returns: %v", i, err)
+	m.must(err)
+	delete(m.away, i)
+	m.cover["devices returned"]++
+	if m.rng.IntN(2) == 0 {
+		m.p.rest()
+		m.compare()
+	}
+}
+
+// scrub scrubs everything; afterwards all is well.
+func (m *modelTest) scrub() {
+	m.note("scrub")
+	m.must(m.p.Scrub(ScrubOptions{}))
+	if m.rng.IntN(3) == 0 {
+		return // it goes on in the background
+	}
+	m.p.rest()
+	if x := m.p.Activity().Scrub; x.State != ActivityDone || x.Errors > 0 {
+		m.fatalf("scrub: %+v %v", x, m.p.Damage())
+	}
+	m.cover["scrubs"]++
+	m.check()
+}
+
+// TestModel runs random operations with crashes and failures of devices against the reference model, on every layout.
 func TestModel(t *testing.T) {
 	base := *modelSeed
 	if base == 0 {
-		base = uint64(time.Now().UnixNano()) % 1e9
+		base = rand.Uint64N(1e9)
 	}
-	forLayouts(t, func(t *testing.T, l layout) {
-		for i := range *modelSeeds {
-			seed := base + uint64(i)
-			t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
-				t.Parallel()
-				runModel(t, l, seed)
-			})
-		}
+	seeds, ops := cmp.Or(*modelSeeds, 3), cmp.Or(*modelOps, 1000)
+	if testing.Short() {
+		seeds, ops = cmp.Or(*modelSeeds, 1), cmp.Or(*modelOps, 600)
+	}
+	until := time.Now().Add(time.Duration(*modelSeconds) * time.Second)
+	var mu sync.Mutex
+	cover := map[string]int{}
+	t.Run("layouts", func(t *testing.T) {
+		forLayouts(t, func(t *testing.T, l layout) {
+			t.Parallel()
+			seed := base // another one for each layout
+			if *modelSeed == 0 {
+				seed += uint64(slices.IndexFunc(layouts, func(x layout) bool { return x.name == l.name })) * 1e9
+			}
+			for i := 0; !t.Failed() && (i < seeds || time.Now().Before(until)) && (*modelSeed == 0 || i == 0); i++ {
+				c := runModel(t, l, seed+uint64(i), ops)
+				mu.Lock()
+				for k, n := range c {
+					cover[k] += n
+				}
+				mu.Unlock()
+			}
+		})
 	})
-}
-
-func runModel(t *testing.T, l layout, seed uint64) {
-	runModelOn(t, l, seed, false, func(rng *rand.Rand) int64 { return int64(12+rng.IntN(8)*rng.IntN(8)) << 20 })
-}
-
-// runModelOn runs it on groups of the given sizes; with data that does not compress if so wanted.
-func runModelOn(t *testing.T, l layout, seed uint64, raw bool, size func(rng *rand.Rand) int64) {
-	rng := rand.New(rand.NewPCG(seed, 1))
-	m := &modelTest{t: t, rng: rng, now: map[string]*modelReplica{}, layout: l, away: map[int]bool{}}
-	m.dense = rng.IntN(3) == 0
-	m.opt = Options{Compression: compress.Algorithm(rng.IntN(3)), DeltaEntries: 4096 << (3 * rng.IntN(2)), SegmentBytes: 256 << 10, PageCacheBytes: 64 << 10, CheckpointBytes: int64(1+rng.IntN(8)) << 20, FlushBytes: int64(1+rng.IntN(4)) << 20, NoDiscard: rng.IntN(2) == 0}
-	if raw {
-		m.dense, m.opt.Compression = true, compress.Off
+	if *modelSeed == 0 && *layoutFlag == "" && !t.Failed() {
+		demand(t, cover, modelFloors)
 	}
-	mems, groups := l.make(func() int64 { return size(rng) })
-	m.mems = mems
-	p, err := Create(groups, Config{Name: "model"}, m.opt)
+}
+
+// demand logs what was covered and reports everything that stays below its floor.
+func demand(t *testing.T, cover, floors map[string]int) {
+	t.Helper()
+	var lines []string
+	for _, k := range slices.Sorted(maps.Keys(cover)) {
+		lines = append(lines, fmt.Sprintf("%7d %s", cover[k], k))
+	}
+	t.Log("covered:\n" + strings.Join(lines, "\n"))
+	for k, n := range floors {
+		if cover[k] < n {
+			t.Errorf("%q happened %d times, want at least %d", k, cover[k], n)
+		}
+	}
+}
+
+func runModel(t *testing.T, l layout, seed uint64, ops int) map[string]int {
+	t.Logf("-layout=%s -model.seed=%d", l.name, seed)
+	a := newActor(t, seed, nil)
+	m := &modelTest{actor: a, layout: l, away: map[int]bool{}}
+	rng := a.rng
+	a.dense, a.far = rng.IntN(3) == 0, rng.IntN(4) == 0
+	m.opt = Options{
+		Compression: compress.Algorithm(rng.IntN(3)), DeltaEntries: 4096 << (3 * rng.IntN(2)), SegmentBytes: 256 << 10,
+		PageCacheBytes: 64 << 10, CheckpointBytes: int64(1+rng.IntN(8)) << 20, FlushBytes: int64(1+rng.IntN(4)) << 20, NoDiscard: rng.IntN(2) == 0,
+		Deadline: time.Minute,
+	}
+	if rng.IntN(3) > 0 { // history pages after a few versions
+		m.opt.inlineBytes, m.opt.historyBytes = 400, 1500
+	}
+	if m.opt.DeltaEntries > 4096 {
+		a.longest = 4000
+	}
+	switch rng.IntN(3) {
+	case 0:
+		m.mems, a.maxSize, a.dense = l.blank(int64(11+rng.IntN(4))<<20), 4000, true // always about full
+		if rng.IntN(2) == 0 {
+			m.opt.Compression = compress.Off
+		}
+	case 1:
+		m.mems = l.blank(int64(12+rng.IntN(12)) << 20)
+	default:
+		m.mems = l.blank(int64(20+rng.IntN(60)) << 20)
+	}
+	p, err := Create(l.arrange(m.mems), Config{Name: "model"}, m.opt)
 	must(t, err)
-	m.p = p
+	a.p = p
 	fresh := p.Stats()
-	m.synced()
-	for range *modelOps {
+	for range ops {
 		m.step()
 	}
+	m.end(fresh)
+	return a.cover
+}
+
+// end looks at everything once more, and takes it apart: nothing remains.
+func (m *modelTest) end(fresh Stats) {
+	m.compare()
+	m.must(m.p.cycle())
+	m.must(m.p.cycle())
 	m.check()
-	for len(m.now) > 0 {
-		r := m.pick()
-		if d := r.diff(m.p.Replica(r.name)); d != "" {
-			m.fatalf("replica %s: %s", r.name, d)
+	for name, r := range m.now {
+		x := m.p.Replica(name)
+		if s := x.Stats(); !sameBytes(x, s.Allocated-x.meta, r.held()) {
+			m.fatalf("replica %s: %d bytes allocated, want %d and %d of index", name, s.Allocated, r.held(), x.meta)
 		}
-		must(t, m.p.DestroyReplica(r.name))
-		delete(m.now, r.name)
+		if d := r.look(x); d != "" {
+			m.fatalf("replica %s: %s", name, d)
+		}
 	}
-	must(t, m.p.cycle())
+	for len(m.now) > 0 {
+		m.destroy()
+	}
+	m.must(m.p.cycle())
 	m.check()
 	if s := m.p.Stats(); s.Allocated > fresh.Allocated+1<<20 || s.FreeSegments < fresh.FreeSegments-8 {
 		m.fatalf("not empty: %+v, fresh %+v", s, fresh)
 	}
-	m.tally()
-	t.Logf("%d segments, %d checkpoints, %d pages, %d batches replayed, %d blocks moved, full %d times; %d devices lost, %d back, %d opens without all, %d lies, %d repaired; of %d blocks %d compressed, %d zeroes",
-		m.p.Stats().Segments, m.sum.Checkpoints, m.sum.PagesWritten, m.sum.Replayed, m.sum.BlocksMoved, m.full, m.lost, m.stale, m.degraded, m.lies, m.sum.BlocksRepaired, m.sum.BlocksWritten, m.sum.BlocksPacked, m.sum.BlocksZero)
-	must(t, m.p.Close())
+	m.must(m.leave())
 }

@@ -41,18 +41,8 @@ func (p *Pool) moveSegment(seg uint32) error {
 		c.headers = p.newLogReader()
 		c.window, c.content = disk.Buffer(cleanWindow), make([]byte, block.Size)
 	}
-	c.found = c.found[:0]
-	if err := c.gather(seg, false); err != nil {
-		return err
-	}
-	missing, err := c.inUse([]victim{{seg: seg, live: p.seg.pageLive[seg]}})
-	if err != nil {
-		return err
-	}
-	if len(missing) > 0 {
-		return errors.New("headers do not name all that is in use")
-	}
-	if err := c.copy(&cleanPlan{}); err != nil && !errors.Is(err, errNoRoom) && !errors.Is(err, errHurried) {
+	err := c.some(&cleanPlan{victims: []victim{{seg: seg, live: p.seg.pageLive[seg]}}})
+	if err != nil && !errors.Is(err, errNoRoom) && !errors.Is(err, errHurried) {
 		return err
 	}
 	return c.flush()

@@ -17,14 +17,14 @@ import (
 // spy is a device that complains when anything but a read reaches it.
 type spy struct {
 	*disk.Mem
-	t *testing.T
+	t testing.TB
 }
 
 func (s spy) WritevAt([][]byte, int64) error { s.t.Error("a write reached a device"); return nil }
 func (s spy) Flush() error                   { s.t.Error("a flush reached a device"); return nil }
 func (s spy) Discard(int64, int64) error     { s.t.Error("a discard reached a device"); return nil }
 
-func spies(t *testing.T, mems []*disk.Mem) (devs []disk.Device) {
+func spies(t testing.TB, mems []*disk.Mem) (devs []disk.Device) {
 	for _, m := range mems {
 		devs = append(devs, spy{m.Clone(), t})
 	}

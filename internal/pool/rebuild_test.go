@@ -16,7 +16,7 @@ import (
 // In the end both must have the same versions of everything.
 func TestRebuildCarriesSnapshots(t *testing.T) {
 	for range 6 {
-		seed := *versionsSeed
+		seed := *modelSeed
 		if seed == 0 {
 			seed = rand.Uint64N(1e9)
 		}
@@ -39,7 +39,9 @@ func rebuild(t *testing.T, rng *rand.Rand) {
 		must(t, err)
 		reps[i] = r
 	}
-	ref := &refReplica{size: blocks * block.Size, blocks: map[uint64][]refVersion{}, hidden: map[uint64]bool{}}
+	world := refPool{}
+	world.add("v", block.GUID{}, blocks*block.Size)
+	ref := world["v"]
 	n, made := uint64(0), 0
 	stream := func(ref *refReplica, epoch uint64, count int) (ops []Op) {
 		for range count {
@@ -172,7 +174,13 @@ func rebuild(t *testing.T, rng *rand.Rand) {
 		for i := range ref.snaps {
 			ref.snaps[i].refd = -1 // not counted again
 		}
-		if d := ref.diff(dst, true); d != "" {
+		seen, err := dst.observe()
+		must(t, err)
+		ref.state = "complete"
+		if d := ref.diff(seen); d != "" {
+			t.Fatal(d)
+		}
+		if d := ref.look(dst); d != "" {
 			t.Fatal(d)
 		}
 		must(t, pools[1].cycle())

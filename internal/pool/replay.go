@@ -59,6 +59,9 @@ func (p *Pool) replay() error {
 		p.log.chain = append(p.log.chain, end.seg)
 	}
 	p.settleSegments()
+	for _, seg := range p.log.chain {
+		p.suspect(seg)
+	}
 	if p.offline != nil {
 		p.offline.stable = stable
 	} else if err := p.replayedStable(); err != nil {

@@ -136,9 +136,6 @@ func badData(bad []int, first int, h *wal.Header, b, data []byte) []int {
 
 // replayedStable makes the part of the log that is replayed stable before anybody sees it.
 func (p *Pool) replayedStable() error {
-	for _, seg := range p.log.chain {
-		p.suspect(seg)
-	}
 	for _, g := range p.seg.where.Load().groups {
 		g.dirty.Store(true)
 	}

@@ -2,7 +2,6 @@ package pool
 
 import (
 	"flag"
-	"fmt"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -14,7 +13,7 @@ import (
 	"github.com/cstor-go/cstor/internal/pool/raid"
 )
 
-var everyOp = flag.Bool("every", false, "let the sweeps fail at every operation of the devices, not at some")
+var everyOp = flag.Bool("every", false, "try more: every operation of the devices where some would do, and more fates")
 
 // powerSwitch cuts the power of several devices at the n-th of all their writes, flushes and discards together.
 type powerSwitch struct {
@@ -33,13 +32,6 @@ func (s *powerSwitch) step() {
 	}
 }
 
-// set cuts the power at the n-th operation from now on; 0: never.
-func (s *powerSwitch) set(n int) {
-	s.mu.Lock()
-	s.left = n
-	s.mu.Unlock()
-}
-
 // switched is a device behind a powerSwitch.
 type switched struct {
 	*disk.Mem
@@ -50,131 +42,69 @@ func (d switched) WritevAt(b [][]byte, off int64) error { d.s.step(); return d.M
 func (d switched) Flush() error                         { d.s.step(); return d.Mem.Flush() }
 func (d switched) Discard(off, n int64) error           { d.s.step(); return d.Mem.Discard(off, n) }
 
-// sweep is a fixed sequence of operations, with what is known of it in a model.
-type sweep struct {
-	modelTest
-	version uint64
+// forOps calls f with operation numbers from 1 on until it returns false, with every one or with some.
+func forOps(rng *rand.Rand, some int, f func(n int) bool) {
+	for n := 1; f(n); n++ {
+		if !*everyOp {
+			n += rng.IntN(2*some - 1)
+		}
+	}
 }
 
+// sweep is a pool that a test does certain things to, with what is known of it in the reference model. The methods
+// return the errors of the engine, which leave open what happened.
+type sweep struct {
+	modelTest
+}
+
+func sweepSeed(t *testing.T) *rand.Rand { return rand.New(rand.NewPCG(seedOf(t), 5)) }
+
 func newSweep(t *testing.T, l layout, rng *rand.Rand) *sweep {
-	s := &sweep{modelTest: modelTest{t: t, rng: rng, layout: l, now: map[string]*modelReplica{}, away: map[int]bool{}}}
+	s := &sweep{modelTest{actor: newActor(t, rng.Uint64(), nil), layout: l, away: map[int]bool{}}}
+	s.cutting = true
 	s.opt = Options{Compression: []compress.Algorithm{compress.Off, compress.LZ4}[rng.IntN(2)], DeltaEntries: 4096, SegmentBytes: 256 << 10, PageCacheBytes: 64 << 10, Deadline: 10 * time.Second}
 	return s
 }
 
-// begin makes the pool, on devices behind a switch.
-func (s *sweep) begin() (*powerSwitch, []*disk.Mem) {
-	mems, groups := s.layout.make(func() int64 { return 12 << 20 })
-	sw := &powerSwitch{off: func() { disk.StopAll(mems) }}
-	for i := range groups {
-		for j, d := range groups[i].Devices {
-			groups[i].Devices[j] = switched{d.(*disk.Mem), sw}
-		}
-	}
-	p, err := Create(groups, Config{Name: "sweep"}, s.opt)
-	must(s.t, err)
-	s.p, s.mems = p, mems
-	s.synced()
-	return sw, mems
-}
+func (s *sweep) synced() { s.sure() }
 
-// event carries out one operation. When it fails, it may have happened or not.
-func (s *sweep) event(do func() error, then func(map[string]*modelReplica)) error {
-	if err := do(); err != nil {
-		s.log = append(s.log, then)
+func (s *sweep) create(name string, blocks int) (err error) {
+	size := int64(blocks) * block.Size
+	s.did("create "+name, true, func(m refPool) { m.add(name, block.GUID{}, size) }, func() error {
+		_, err = s.p.CreateReplica(name, size)
 		return err
-	}
-	s.did(then)
-	return nil
-}
-
-func (s *sweep) create(name string, blocks int) error {
-	err := s.event(func() error { _, err := s.p.CreateReplica(name, int64(blocks)*block.Size); return err }, func(m map[string]*modelReplica) {
-		m[name] = &modelReplica{name: name, blocks: make([]modelBlock, blocks)}
 	})
-	if err == nil {
-		s.synced()
-	}
 	return err
 }
 
-func (s *sweep) destroy(name string) error {
-	err := s.event(func() error { return s.p.DestroyReplica(name) }, func(m map[string]*modelReplica) { delete(m, name) })
-	if err == nil {
-		s.synced()
-	}
+func (s *sweep) destroy(name string) (err error) {
+	s.did("destroy "+name, true, func(m refPool) { delete(m, name) }, func() error {
+		err = s.p.DestroyReplica(name)
+		return err
+	})
 	return err
 }
 
-func (s *sweep) ops(name string, ops ...Op) error {
+func (s *sweep) ops(name string, ops ...Op) (err error) {
 	for i := range ops {
-		s.version++
-		ops[i].Version = ver(s.version)
+		ops[i].Version = s.version()
 		if ops[i].Kind == OpWrite {
 			ops[i].Data = fill(int(ops[i].Count), s.rng.Uint64())
 		}
 	}
-	return s.event(func() error { return s.p.Replica(name).Apply(ops) }, func(m map[string]*modelReplica) { m[name].apply(ops) })
-}
-
-func (s *sweep) state(name, state string) error {
-	s.version++
-	v := ver(s.version)
-	err := s.event(func() error { return s.p.Replica(name).SetState([]byte(state), v) }, func(m map[string]*modelReplica) {
-		m[name].state, m[name].applied = state, v
+	s.didParts("apply to "+name+":"+describe(ops), false, name, s.parts(name, ops), func() error {
+		err = s.p.Replica(name).Apply(ops)
+		return err
 	})
-	if err == nil {
-		s.synced()
-	}
 	return err
 }
 
-func (s *sweep) sync() error {
-	err := s.p.Sync()
-	if err == nil {
-		s.synced()
-	}
+func (s *sweep) sync() (err error) {
+	s.did("sync", true, func(refPool) {}, func() error {
+		err = s.p.Sync()
+		return err
+	})
 	return err
-}
-
-// run is the workload: enough for several segments of the log, two checkpoints, segments that become free, and state
-// records. It ends with the first error.
-func (s *sweep) run() error {
-	w := func(b uint64, n uint32) Op { return Op{Kind: OpWrite, Block: b, Count: n} }
-	for i, step := range []func() error{
-		func() error { return s.create("a", 1500) },
-		func() error { return s.ops("a", w(0, 1), w(7, 3), w(600, 20)) },
-		func() error { return s.ops("a", w(20, 1)) },
-		s.sync,
-		func() error { return s.ops("a", w(21, 1)) },
-		func() error { return s.ops("a", w(100, 60)) },
-		func() error { return s.state("a", "first") },
-		func() error { return s.ops("a", w(0, 2), w(620, 1), Op{Kind: OpDiscard, Block: 105, Count: 20}) },
-		func() error { return s.p.cycle() },
-		func() error { return s.ops("a", w(1, 1)) },
-		func() error { return s.ops("a", w(2, 1)) },
-		s.sync,
-		func() error { return s.create("b", 700) },
-		func() error { return s.ops("b", w(0, 130)) },
-		func() error { return s.ops("a", w(3, 2), w(1000, 1)) },
-		func() error { return s.state("b", "second, which is longer than the first") },
-		func() error { return s.ops("b", w(0, 100)) },
-		func() error { return s.ops("a", w(20, 130)) }, // segments that the next checkpoint needs and that no flush has covered
-		func() error { return s.p.cycle() },
-		func() error { return s.ops("b", w(400, 130)) },
-		func() error { return s.destroy("a") },
-		func() error { return s.ops("b", w(5, 1)) },
-		func() error { return s.p.cycle() },
-		func() error { return s.ops("b", w(300, 70)) },
-		s.sync,
-		func() error { return s.ops("b", w(301, 1), Op{Kind: OpDiscard, Block: 0, Count: 512}) },
-		func() error { return s.ops("b", w(302, 1)) },
-	} {
-		if err := step(); err != nil {
-			return fmt.Errorf("step %d: %w", i, err)
-		}
-	}
-	return nil
 }
 
 // goOn writes some more, with as many checkpoints, so that segments become free and are used again.
@@ -202,125 +132,31 @@ func (s *sweep) goOn(checkpoints int) error {
 	return s.ops("c", Op{Kind: OpWrite, Block: 40, Count: 80})
 }
 
-// forOps calls f with operation numbers from 1 on until it returns false, with every one or with some.
-func forOps(rng *rand.Rand, some int, f func(n int) bool) {
-	for n := 1; f(n); n++ {
-		if !*everyOp {
-			n += rng.IntN(2*some - 1)
-		}
-	}
-}
-
-func sweepSeed(t *testing.T) *rand.Rand {
-	seed := *modelSeed
-	if seed == 0 {
-		seed = uint64(time.Now().UnixNano()) % 1e9
-	}
-	t.Log("seed", seed)
-	return rand.New(rand.NewPCG(seed, 5))
-}
-
-// TestPowerCutAnywhere cuts the power of all devices at an operation of any of them, each device with its own fate, and
-// opens the pool with all devices, or without as many as may be missing: what was flushed is there.
-func TestPowerCutAnywhere(t *testing.T) {
-	forLayouts(t, func(t *testing.T, l layout) {
-		t.Parallel()
-		rng := sweepSeed(t)
-		cuts := 0
-		forOps(rng, 12, func(n int) bool {
-			s := newSweep(t, l, rng)
-			sw, mems := s.begin()
-			sw.set(n)
-			err := s.run()
-			s.note("power cut at operation %d: %v", n, err)
-			over := err == nil
-			s.mems = disk.PowerCutAll(mems, func(int) disk.Fate { return disk.Fate(rng.IntN(4)) }, rng)
-			if rng.IntN(2) == 0 {
-				for _, v := range l.victims() {
-					s.away[v] = true
-				}
-				s.note("without devices %v", l.victims())
-			}
-			s.crashed()
-			if len(s.away) > 0 { // the others go on without them, and then they are back
-				must(t, s.goOn(rng.IntN(3)))
-				s.mems = disk.PowerCutAll(s.mems, func(int) disk.Fate { return disk.Fate(rng.IntN(4)) }, rng)
-				clear(s.away)
-				s.crashed()
-			}
-			must(t, s.p.Close())
-			cuts++
-			return !over
-		})
-		t.Logf("%d cuts", cuts)
-	})
-}
-
-// TestDeviceLostAnywhere lets the devices that may be lost fail from one of their operations on, for good. The workload
-// goes on. Then the power is cut, and the devices are back, or stay away for one more mount: nothing old is ever seen.
-func TestDeviceLostAnywhere(t *testing.T) {
-	redundant(t, func(t *testing.T, l layout) {
-		t.Parallel()
-		rng := sweepSeed(t)
-		losses := 0
-		forOps(rng, 8, func(n int) bool {
-			s := newSweep(t, l, rng)
-			sw, mems := s.begin()
-			for _, v := range l.victims() {
-				mems[v].Inject(disk.Faults{FailFrom: int64(n)})
-			}
-			cut := rng.IntN(2) * (1 + rng.IntN(200))
-			sw.set(cut)
-			if err := s.run(); err != nil && cut == 0 {
-				s.fatalf("with devices %v failing from operation %d on: %v", l.victims(), n, err)
-			}
-			lost := s.p.Stats().Health != HealthOnline
-			s.note("devices %v lost at operation %d: %t", l.victims(), n, lost)
-			s.mems = disk.PowerCutAll(mems, func(int) disk.Fate { return disk.Fate(rng.IntN(4)) }, rng)
-			switch rng.IntN(3) {
-			case 0: // away for a while, and back after another crash
-				for _, v := range l.victims() {
-					s.away[v] = true
-				}
-				s.crashed()
-				must(t, s.goOn(rng.IntN(3)))
-				s.mems = disk.PowerCutAll(s.mems, func(int) disk.Fate { return disk.Fate(rng.IntN(4)) }, rng)
-				clear(s.away)
-				fallthrough
-			case 1: // back
-				s.crashed()
-				must(t, s.goOn(rng.IntN(3))) // with a checkpoint, the labels trust the device again, as far as that says
-				s.mems = disk.PowerCutAll(s.mems, func(int) disk.Fate { return disk.Fate(rng.IntN(4)) }, rng)
-				s.crashed()
-			default:
-				s.crashed()
-			}
-			must(t, s.p.Close())
-			losses++
-			return lost
-		})
-		t.Logf("%d losses", losses)
-	})
-}
-
-// crashed opens the pool and looks at everything in it.
-func (s *sweep) crashed() {
+// crash opens the pool after the devices went away under it and finds the prefix of the happenings that is there.
+func (s *sweep) crash(all bool) {
 	s.t.Helper()
-	s.crash(false)
-	s.copies()
+	s.p.Close() // fails, since the devices are gone; stops the background
+	s.modelTest.again(all)
+}
+
+func (s *sweep) differs(state refPool) string {
+	seen, err := observe(s.p)
+	if err != nil {
+		return err.Error()
+	}
+	return state.diff(seen)
 }
 
 // copies looks at every stored block on the devices themselves: one that is online has the block, unless the unit is
 // known to be stale.
-func (s *sweep) copies() {
-	s.t.Helper()
-	p := s.p
+func copies(t testing.TB, p *Pool) {
+	t.Helper()
 	var scratch readScratch
 	b, content := disk.Buffer(block.Size), make([]byte, block.Size)
 	for _, r := range p.Replicas() {
 		for first := uint64(0); first < r.blocks(); first += block.ChunkBlocks {
 			n := int(min(block.ChunkBlocks, r.blocks()-first))
-			must(s.t, r.find(&scratch, first, n))
+			must(t, r.find(&scratch, first, n))
 			for i, x := range scratch.places[:n] {
 				if !x.stored {
 					continue
@@ -336,9 +172,9 @@ func (s *sweep) copies() {
 					if name, _ := g.place(off); g.row > 1 && d.Name() != name || d.State() != raid.Online || d.IsStale(int(off>>p.seg.shift)) {
 						continue
 					}
-					must(s.t, d.Disk().ReadAt(b, at))
+					must(t, d.Disk().ReadAt(b, at))
 					if !x.content(content, b[x.loc.Addr()-from:x.loc.End()-from]) {
-						s.fatalf("replica %s block %d at %#x: device %s, column %d, has something else, and nobody knows", r.name, first+uint64(i), x.loc.Addr(), d.Name(), c)
+						t.Fatalf("replica %s block %d at %#x: device %s, column %d, has something else, and nobody knows", r.name, first+uint64(i), x.loc.Addr(), d.Name(), c)
 					}
 				}
 			}

@@ -15,9 +15,13 @@ type Mem struct {
 	name string
 	size atomic.Int64
 
+	base map[int64]*[Align]byte // what lies below data; shared with others and never changed through m
+
 	mu       sync.Mutex
-	data     map[int64]*[Align]byte // as the operating system sees it
+	data     map[int64]*[Align]byte // as the operating system sees it; nil: zeroes
 	unstable []memWrite             // writes since the last Flush, oldest first
+	rec      *Recorder              // not nil: is told of everything that changes the device
+	recIndex int
 	closed   bool
 	off      bool // lost power
 	faults   Faults
@@ -47,6 +51,7 @@ type Faults struct {
 	FailRead  bool  // every read fails with EIO
 
 	LoseOp    int64 // this operation, if it is a write, is acknowledged and forgotten
+	LoseFrom  int64 // this and every later write likewise
 	LoseWrite bool  // every write is acknowledged and forgotten
 }
 
@@ -96,11 +101,11 @@ func (m *Mem) FlipBit(off int64, bit uint) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	b := new([Align]byte)
-	if old := m.data[off/Align]; old != nil {
+	if old := m.get(off / Align); old != nil {
 		*b = *old
 	}
 	b[off%Align] ^= 1 << (bit % 8)
-	m.data[off/Align] = b
+	m.put(off/Align, b)
 }
 
 // PowerCut ends the device: everything fails from now on. It returns the device as it is found when power is back.
@@ -109,6 +114,7 @@ func (m *Mem) PowerCut(fate Fate, rng *rand.Rand) *Mem {
 	defer m.mu.Unlock()
 	m.off = true
 	n := NewMem(m.name, m.Size())
+	n.base = m.base
 	for k, v := range m.data {
 		n.data[k] = v
 	}
@@ -128,24 +134,32 @@ func (m *Mem) PowerCut(fate Fate, rng *rand.Rand) *Mem {
 		case fate == Torn && rng.IntN(3) == 0, fate == Prefix && i < cut:
 			n.put(w.block, w.new)
 		case fate == Torn && rng.IntN(2) == 0, fate == Prefix && i == cut:
-			n.tear(w, rng)
+			n.put(w.block, torn(n.get(w.block), w.new, rng))
 		}
 	}
 	return n
 }
 
-// tear puts some sectors of w into m.
-func (m *Mem) tear(w memWrite, rng *rand.Rand) {
-	b := new([Align]byte)
-	if old := m.data[w.block]; old != nil {
-		*b = *old
-	}
+// torn returns a block some of whose 512-byte sectors are those of new, the others those of old.
+func torn(old, new *[Align]byte, rng *rand.Rand) *[Align]byte {
+	b := *image(old)
+	n := image(new)
 	for s := 0; s < Align; s += 512 {
 		if rng.IntN(2) == 0 {
-			copy(b[s:s+512], w.new[s:])
+			copy(b[s:s+512], n[s:])
 		}
 	}
-	m.data[w.block] = b
+	return &b
+}
+
+var zeroes [Align]byte
+
+// image returns the content that b stands for.
+func image(b *[Align]byte) *[Align]byte {
+	if b == nil {
+		return &zeroes
+	}
+	return b
 }
 
 // Kill ends the device as the death of the process does: later calls fail, and what was written is all there in the
@@ -155,8 +169,8 @@ func (m *Mem) Kill() *Mem {
 	defer m.mu.Unlock()
 	m.off = true
 	n := NewMem(m.name, m.Size())
-	n.data, n.unstable = m.data, m.unstable
-	m.data, m.unstable = nil, nil
+	n.base, n.data, n.unstable, n.rec, n.recIndex = m.base, m.data, m.unstable, m.rec, m.recIndex
+	m.data, m.unstable, m.rec = nil, nil, nil
 	return n
 }
 
@@ -171,7 +185,16 @@ func (m *Mem) Reopen() {
 func (m *Mem) Bytes() int64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return int64(len(m.data)) * Align
+	n := len(m.base)
+	for k, b := range m.data {
+		if m.base[k] != nil {
+			n--
+		}
+		if b != nil {
+			n++
+		}
+	}
+	return int64(n) * Align
 }
 
 // Flushes returns the number of flushes so far.
@@ -181,8 +204,16 @@ func (m *Mem) Flushes() int64 {
 	return m.flushes
 }
 
+// get returns the content of a block, nil for zeroes.
+func (m *Mem) get(block int64) *[Align]byte {
+	if b, ok := m.data[block]; ok {
+		return b
+	}
+	return m.base[block]
+}
+
 func (m *Mem) put(block int64, b *[Align]byte) {
-	if b == nil {
+	if b == nil && m.base[block] == nil {
 		delete(m.data, block)
 	} else {
 		m.data[block] = b
@@ -233,7 +264,7 @@ func (m *Mem) ReadAt(b []byte, off int64) error {
 		return &RequestError{Device: m.name, Op: "read", Off: off, Len: int64(len(b)), Err: syscall.EIO}
 	}
 	for at := 0; at < len(b); at += Align {
-		if src := m.data[(off+int64(at))/Align]; src != nil {
+		if src := m.get((off + int64(at)) / Align); src != nil {
 			copy(b[at:at+Align], src[:])
 		} else {
 			clear(b[at : at+Align])
@@ -251,17 +282,17 @@ func (m *Mem) WritevAt(bufs [][]byte, off int64) error {
 		return err
 	}
 	defer m.mu.Unlock()
-	if m.faults.LoseWrite || m.faults.LoseOp == m.ops {
+	if f := m.faults; f.LoseWrite || f.LoseOp == m.ops || f.LoseFrom > 0 && m.ops >= f.LoseFrom {
 		return nil
 	}
 	for at := 0; at < len(flat); at += Align {
-		delete(m.bad, (off+int64(at))/Align)
-		n := new([Align]byte)
-		copy(n[:], flat[at:])
+		n := (*[Align]byte)(flat[at:])
 		k := (off + int64(at)) / Align
-		m.unstable = append(m.unstable, memWrite{block: k, old: m.data[k], new: n})
-		m.data[k] = n
+		delete(m.bad, k)
+		m.unstable = append(m.unstable, memWrite{block: k, old: m.get(k), new: n})
+		m.put(k, n)
 	}
+	m.rec.wrote(m.recIndex, off/Align, flat)
 	return nil
 }
 
@@ -272,6 +303,7 @@ func (m *Mem) Flush() error {
 	defer m.mu.Unlock()
 	m.unstable = nil
 	m.flushes++
+	m.rec.flushed(m.recIndex)
 	return nil
 }
 
@@ -282,8 +314,9 @@ func (m *Mem) Discard(off, length int64) error {
 	}
 	defer m.mu.Unlock()
 	for b := off / Align; b < (off+length)/Align; b++ {
-		delete(m.data, b)
+		m.put(b, nil)
 	}
+	m.rec.discarded(m.recIndex, off/Align, length/Align)
 	keep := m.unstable[:0]
 	for _, w := range m.unstable {
 		if w.block < off/Align || w.block >= (off+length)/Align {

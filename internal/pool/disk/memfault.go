@@ -79,10 +79,10 @@ func (m *Mem) Corrupt(off, length int64, rng *rand.Rand) {
 	defer m.mu.Unlock()
 	for end := off + length; off < end; {
 		b := new([Align]byte)
-		if old := m.data[off/Align]; old != nil {
+		if old := m.get(off / Align); old != nil {
 			*b = *old
 		}
-		m.data[off/Align] = b
+		m.put(off/Align, b)
 		for next := min(end, (off/Align+1)*Align); off < next; off++ {
 			b[off%Align] = byte(rng.Uint32())
 		}
