@@ -88,8 +88,8 @@ bench-pool: ## Measure the pool engine beside the raw device and a directory of 
 	@go run ./bench/pool $(BENCHFLAGS)
 
 .PHONY: mutants
-mutants: ## Break the replication core on purpose, one rule at a time: the simulator has to notice each
-	@sim/mutants/run.sh
+mutants: ## Break the replication core and the engine on purpose, one rule at a time: the tests have to notice each
+	@mutants/run.sh
 
 .PHONY: generate
 generate: ## Generate the CRDs and deep copies from the types of api/
