@@ -255,7 +255,7 @@ func TestDamagedHeader(t *testing.T) {
 		return n
 	}
 	for i := 0; used() > 0; i++ {
-		if i == 100 {
+		if i == 2000 {
 			t.Fatalf("%d segments with damaged headers are still in use; lost %v %v", used(), p.cleaner.lost.now, p.cleaner.lost.next)
 		}
 		c.put(100)

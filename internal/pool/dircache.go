@@ -63,7 +63,7 @@ func (c *dirCache) crowded() bool { return c.dirty > c.limit/2 }
 
 // add puts an item into the cache, after making room for it.
 func (c *dirCache) add(it *dirItem) {
-	for tries := 2 * len(c.ring); c.used+it.bytes() > c.limit && tries > 0; tries-- {
+	for tries := 2 * len(c.ring); c.used+it.bytes() > c.limit && tries > 0 && len(c.ring) > 0; tries-- {
 		if c.hand >= len(c.ring) {
 			c.hand = 0
 		}
