@@ -99,7 +99,7 @@ func (c *pageCache) leave(n int64) {
 // makeRoom evicts pages until there is room for size bytes, and returns false when those that are in use leave none.
 func (c *pageCache) makeRoom(size int64) bool {
 	limit := c.limit - c.taken
-	for tries := 2 * len(c.ring); c.used+size > limit && tries > 0; tries-- {
+	for tries := 2 * len(c.ring); c.used+size > limit && tries > 0 && len(c.ring) > 0; tries-- {
 		if c.hand >= len(c.ring) {
 			c.hand = 0
 		}
