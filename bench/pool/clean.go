@@ -99,11 +99,10 @@ func (b *bench) cleanOptions() pool.Options {
 }
 
 func (b *bench) cleanedAt(full int, s skew) (l line, amp float64, err error) {
-	dev, err := newThin(b.path("thin.img"), b.cleaned)
+	dev, err := newThin(b.path("thin.img"), b.cleaned, true)
 	if err != nil {
 		return l, 0, err
 	}
-	dev.lazy = true
 	e := &engine{c: new(counters), opt: b.cleanOptions()}
 	if e.p, err = pool.Create(pool.Stripe(counted{dev, e.c}), pool.Config{Name: "bench"}, e.opt); err != nil {
 		dev.Close()

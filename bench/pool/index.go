@@ -33,7 +33,7 @@ func (b *bench) index() error {
 }
 
 func (b *bench) indexWith(delta int) error {
-	dev, err := newThin(b.path("thin.img"), b.indexed+b.indexed/2)
+	dev, err := newThin(b.path("thin.img"), b.indexed+b.indexed/2, false)
 	if err != nil {
 		return err
 	}

@@ -51,7 +51,7 @@ func TestAnalytic(t *testing.T) {
 
 // TestThin writes and reads a device that drops what it recognises.
 func TestThin(t *testing.T) {
-	d, err := newThin(t.TempDir()+"/thin", 4<<20)
+	d, err := newThin(t.TempDir()+"/thin", 4<<20, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,7 +22,7 @@ type thin struct {
 	size int64
 	meta *os.File
 	ids  []byte // by block: number of the pattern plus one; 0: what meta has
-	lazy bool   // flushes do nothing: for what only counts
+	lazy bool   // in memory, and flushes do nothing: for what only counts, and for waits that are the engine's own
 }
 
 const (
@@ -55,25 +55,39 @@ func patternOf(b []byte) int {
 	return i
 }
 
-func newThin(path string, n int64) (*thin, error) {
-	t := &thin{name: path, size: n &^ (1<<20 - 1)}
-	ids, err := os.Create(path + ".ids")
+func newThin(path string, n int64, lazy bool) (*thin, error) {
+	t := &thin{name: path, size: n &^ (1<<20 - 1), lazy: lazy}
+	ids, err := t.scratch(path + ".ids")
 	if err != nil {
 		return nil, err
 	}
 	defer ids.Close()
-	defer os.Remove(ids.Name())
 	if err := ids.Truncate(t.size / block.Size); err != nil {
 		return nil, err
 	}
 	if t.ids, err = unix.Mmap(int(ids.Fd()), 0, int(t.size/block.Size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
 		return nil, fmt.Errorf("map %s: %w", ids.Name(), err)
 	}
-	if t.meta, err = os.Create(path); err != nil {
+	if t.meta, err = t.scratch(path); err != nil {
 		return nil, err
 	}
-	os.Remove(path)
 	return t, t.meta.Truncate(t.size)
+}
+
+// scratch returns a file that nobody else finds.
+func (t *thin) scratch(path string) (*os.File, error) {
+	if t.lazy {
+		fd, err := unix.MemfdCreate("thin", unix.MFD_CLOEXEC)
+		if err != nil {
+			return nil, fmt.Errorf("file in memory: %w", err)
+		}
+		return os.NewFile(uintptr(fd), path), nil
+	}
+	f, err := os.Create(path)
+	if err == nil {
+		os.Remove(path)
+	}
+	return f, err
 }
 
 func (t *thin) ReadAt(b []byte, off int64) error {

@@ -1,7 +1,9 @@
 package pool
 
 import (
+	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
 )
@@ -9,9 +11,12 @@ import (
 // flusher makes concurrent callers of Sync share device flushes.
 type flusher struct {
 	device  sync.Mutex // one flush of the devices at a time
+	due     []*groupState
 	mu      sync.Mutex
 	cond    *sync.Cond
 	running bool
+	waiting int           // callers of Sync
+	shared  bool          // the last flush released several
 	stable  atomic.Uint64 // every batch up to this number is on stable storage
 }
 
@@ -28,6 +33,8 @@ func (p *Pool) syncTo(want uint64) error {
 	f := &p.flush
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.waiting++
+	defer func() { f.waiting-- }()
 	for f.stable.Load() < want {
 		if err := p.failure(); err != nil {
 			return p.wrap("sync", err)
@@ -36,11 +43,15 @@ func (p *Pool) syncTo(want uint64) error {
 			f.cond.Wait()
 			continue
 		}
+		shared := f.shared
 		f.running = true
 		f.mu.Unlock()
+		if shared { // whom it released are about to write: what they write now is flushed with the rest
+			runtime.Gosched()
+		}
 		err := p.flushDevices()
 		f.mu.Lock()
-		f.running = false
+		f.running, f.shared = false, f.waiting > 1
 		f.cond.Broadcast()
 		if err != nil {
 			return p.wrap("sync", err)
@@ -65,40 +76,39 @@ func (p *Pool) flushDevices() error {
 		return ErrOffline
 	}
 	upTo := p.appended.Load()
-	var wg sync.WaitGroup
-	var failed atomic.Pointer[error]
-	flush := func(g *groupState) {
-		if err := g.Flush(); err != nil {
-			failed.Store(&err)
+	f.due = f.due[:0]
+	for _, g := range p.seg.where.Load().groups {
+		if g.dirty.Swap(false) {
+			f.due = append(f.due, g)
 		}
 	}
-	dirty := 0
-	groups := p.seg.where.Load().groups
-	for _, g := range groups {
-		if !g.dirty.Swap(false) {
-			continue
-		}
-		dirty++
-		if len(groups) == 1 {
-			flush(g)
-			continue
-		}
-		wg.Go(func() { flush(g) })
-	}
-	wg.Wait()
-	if e := failed.Load(); e != nil {
-		return p.fail(fmt.Errorf("flush: %w", *e))
+	if err := flushGroups(f.due); err != nil {
+		return p.fail(fmt.Errorf("flush: %w", err))
 	}
 	if err := p.recordOut(); err != nil {
 		return p.fail(fmt.Errorf("flush: %w", err))
 	}
-	if dirty > 0 {
+	if len(f.due) > 0 {
 		p.count.flushes.Add(1)
 	}
 	if f.stable.Load() < upTo {
 		f.stable.Store(upTo)
 	}
 	return nil
+}
+
+// flushGroups flushes groups at the same time, one of them in the caller's goroutine.
+func flushGroups(groups []*groupState) error {
+	switch len(groups) {
+	case 0:
+		return nil
+	case 1: // as a small write leaves it
+		return groups[0].Flush()
+	}
+	rest := make(chan error, 1)
+	go func() { rest <- flushGroups(groups[1:]) }()
+	err := groups[0].Flush()
+	return errors.Join(err, <-rest)
 }
 
 // fail puts the pool into the failed state for good and returns the error to report.
