@@ -1,8 +1,11 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"io"
+	"strings"
+	"time"
 
 	"github.com/cstor-go/cstor/internal/pool"
 )
@@ -53,14 +56,31 @@ func Checkpoint(w io.Writer, c *pool.CheckpointDump) error {
 		t.row(m.GUID, m.Stale)
 	}
 	t.t.Flush()
-	fmt.Fprintln(w, "\nreplicas:")
-	t = newTable(w, "SLOT", "NAME", "GUID", "SIZE", "APPLIED", "STATE", "DIRECTORY BLOCKS", "NOTE")
+	s := &c.Scrub
+	fmt.Fprintf(w, "\nscrub: %s", cmp.Or(strings.ToLower(s.State), "none yet"))
+	if s.Total > 0 {
+		fmt.Fprintf(w, ", %s of %s, to go on at segment %d, %d repaired, %d errors", Bytes(s.Done), Bytes(s.Total), s.Next, s.Repaired, s.Errors)
+	}
+	if s.Rate > 0 {
+		fmt.Fprintf(w, ", at most %s/s", Bytes(s.Rate))
+	}
+	if !s.Ended.IsZero() {
+		fmt.Fprintf(w, ", ended %s", s.Ended.UTC().Format(time.RFC3339))
+	}
+	fmt.Fprintln(w, "\n\nreplicas:")
+	t = newTable(w, "SLOT", "NAME", "GUID", "SIZE", "APPLIED", "STATE", "DATA", "OLDER", "INDEX", "PAGES", "DIRECTORY BLOCKS", "SNAPSHOTS", "NOTE")
 	for _, r := range c.Replicas {
-		note := ""
+		var notes []string
 		if r.Dying {
-			note = "destroyed"
+			notes = append(notes, "destroyed")
 		}
-		t.row(r.Slot, r.Name, r.GUID, Bytes(r.Size), r.Applied, Bytes(int64(r.State)), r.Dirs, note)
+		if r.Origin != "" {
+			notes = append(notes, "clone of "+r.Origin)
+		}
+		if r.Purge {
+			notes = append(notes, "versions of deleted snapshots are to be given back")
+		}
+		t.row(r.Slot, r.Name, r.GUID, Bytes(r.Size), r.Applied, Bytes(int64(r.State)), Bytes(r.Data), Bytes(r.Held), Bytes(r.Meta), r.Pages, r.Dirs, strings.Join(r.Snaps, " "), strings.Join(notes, "; "))
 	}
 	t.t.Flush()
 	fmt.Fprintln(w, "\nsegments with live bytes:")

@@ -129,13 +129,32 @@ func PoolView(w io.Writer, v *pool.View) error {
 		fmt.Fprintln(w, "  none")
 		return nil
 	}
+	snapshots := 0
 	t = newTable(w, "NAME", "GUID", "SIZE", "USED", "ALLOCATED", "APPLIED", "PAGES", "STATE", "NOTE")
 	for _, r := range v.Replicas {
 		note := ""
 		if r.Destroyed {
 			note = "destroyed, its space is being given back"
+		} else if r.Origin != "" {
+			note = "clone of " + r.Origin
 		}
+		snapshots += len(r.Snapshots)
 		t.row(r.Name, r.GUID, Bytes(r.Size), Bytes(r.Used), Bytes(r.Allocated), r.Applied, r.Pages, Bytes(int64(r.State)), note)
+	}
+	t.t.Flush()
+	if snapshots == 0 {
+		return nil
+	}
+	fmt.Fprintln(w, "\nsnapshots:")
+	t = newTable(w, "NAME", "VERSION", "SIZE", "REFERENCED", "UNIQUE", "CLONES")
+	for _, r := range v.Replicas {
+		for _, s := range r.Snapshots {
+			unique := "?"
+			if s.Unique >= 0 {
+				unique = Bytes(s.Unique)
+			}
+			t.row(r.Name+"@"+s.Name, s.Version, Bytes(s.Size), Bytes(s.Referenced), unique, strings.Join(s.Clones, " "))
+		}
 	}
 	return t.t.Flush()
 }

@@ -395,7 +395,7 @@ func (a *auditor) fault(f *raid.Fault, g *groupState, rowAt uint64, refs []ref) 
 	case f.Unreadable:
 		x.Text = fmt.Sprintf("cannot be read: %s, which the redundancy of %s has", who, g.name())
 	case f.Parity:
-		x.Text = fmt.Sprintf("does not fit the data of its row in %s, in which is %s", g.name(), who)
+		x.Text = fmt.Sprintf("the row at %#x in %s, in which is %s, is not consistent: this block does not fit the others; what has no checksum may be wrong on any device", rowAt, g.name(), who)
 	default:
 		x.Text = fmt.Sprintf("is not what it should be: %s, which the redundancy of %s has", who, g.name())
 	}

@@ -2,6 +2,7 @@ package pool
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/index"
@@ -42,6 +43,7 @@ type CheckpointDump struct {
 	Clock    uint64          `json:"clock"`    // blocks ever appended to the log
 	Appended uint64          `json:"appended"` // batch
 	Members  []MemberDump    `json:"members"`
+	Scrub    ScrubDump       `json:"scrub"`
 	Replicas []RootReplica   `json:"rootReplicas"`
 	Segments map[string]Used `json:"segments"` // by kind
 }
@@ -50,6 +52,19 @@ type CheckpointDump struct {
 type MemberDump struct {
 	GUID  block.GUID `json:"guid"`
 	Stale int        `json:"stale"` // units
+}
+
+// ScrubDump is what a root says of scrubs. Sizes are bytes of stored data.
+type ScrubDump struct {
+	State    string    `json:"state"`
+	Next     uint32    `json:"next"` // segment from which on there is something to do
+	Rate     int64     `json:"rate"` // per second, 0: no limit
+	Done     int64     `json:"done"`
+	Total    int64     `json:"total"`
+	Repaired int64     `json:"repaired"`
+	Errors   int64     `json:"errors"`
+	Ended    time.Time `json:"ended,omitzero"`
+	Base     time.Time `json:"base,omitzero"` // from which on the time to the next one counts
 }
 
 // RootReplica is what a root says of a replica.
@@ -61,7 +76,15 @@ type RootReplica struct {
 	Applied block.Version `json:"applied"`
 	State   int           `json:"state"` // bytes
 	Dying   bool          `json:"dying"`
-	Dirs    int           `json:"dirs"` // directory blocks and nodes
+	Data    int64         `json:"data"`    // bytes that pages refer to, newest versions
+	Held    int64         `json:"held"`    // the same, versions that only snapshots show
+	Meta    int64         `json:"meta"`    // bytes of pages, history pages and directory
+	History int64         `json:"history"` // of them: history pages
+	Pages   int64         `json:"pages"`
+	Snaps   []string      `json:"snapshots,omitempty"`
+	Origin  string        `json:"origin,omitempty"` // of a clone: slot@snapshot
+	Purge   bool          `json:"purge,omitempty"`  // versions of deleted snapshots are to be given back
+	Dirs    int           `json:"dirs"`             // directory blocks and nodes
 }
 
 // Used counts segments and their live bytes.
@@ -74,12 +97,22 @@ type Used struct {
 func (p *Pool) DumpCheckpoint() CheckpointDump {
 	m := p.offline.root
 	d := CheckpointDump{CheckpointView: *p.checkpointView(), Clock: m.clock, Appended: m.appended, Segments: map[string]Used{}}
+	t := &m.scrub
+	d.Scrub = ScrubDump{State: t.state, Next: t.next, Rate: t.rate, Done: t.done, Total: t.total, Repaired: t.repaired, Errors: t.errors, Ended: t.ended, Base: t.base}
 	for i := range m.members {
 		d.Members = append(d.Members, MemberDump{GUID: m.members[i].guid, Stale: m.members[i].stale.Count()})
 	}
 	for i := range m.replicas {
 		x := &m.replicas[i]
-		d.Replicas = append(d.Replicas, RootReplica{Slot: x.slot, GUID: x.guid, Name: x.name, Size: x.size, Applied: x.applied, State: len(x.state), Dying: x.dying, Dirs: int(x.blocks)})
+		y := RootReplica{Slot: x.slot, GUID: x.guid, Name: x.name, Size: x.size, Applied: x.applied, State: len(x.state), Dying: x.dying,
+			Data: x.data, Held: x.held, Meta: x.meta, History: x.history, Pages: x.pages, Dirs: int(x.blocks), Purge: x.purge.wanted}
+		for k := range x.snaps {
+			y.Snaps = append(y.Snaps, x.snaps[k].name)
+		}
+		if x.clone {
+			y.Origin = fmt.Sprintf("%d@%s", x.origin, x.from)
+		}
+		d.Replicas = append(d.Replicas, y)
 	}
 	for i, k := range m.kind {
 		if m.live[i] > 0 {
@@ -150,7 +183,7 @@ func (p *Pool) chunkLine(r *Replica, chunk uint64, d *chunkRef) ChunkView {
 type BlockView struct {
 	Block   uint64        `json:"block"` // of the replica
 	Version block.Version `json:"version"`
-	From    string        `json:"from"`   // page or delta
+	From    string        `json:"from"`   // page, older (versions that snapshots show), or delta
 	State   string        `json:"state"`  // data, tombstone, …
 	Stored  uint32        `json:"stored"` // bytes
 	Sum     string        `json:"sum,omitempty"`
@@ -197,6 +230,18 @@ func (p *Pool) DumpPage(r *Replica, chunk uint64) (*PageDump, error) {
 				x = data(x, loc, sum)
 			} else if x.Version.IsZero() {
 				continue
+			}
+			v.Content = append(v.Content, x)
+		}
+		old, err := p.olderVersions(r, chunk, d, &view)
+		if err != nil {
+			return nil, err
+		}
+		for i := range old {
+			o := &old[i]
+			x := BlockView{Block: chunk*block.ChunkBlocks + uint64(o.Block), From: "older", Version: o.Ver, State: "tombstone"}
+			if o.Stored {
+				x = data(x, o.Loc, o.Sum)
 			}
 			v.Content = append(v.Content, x)
 		}

@@ -108,7 +108,10 @@ func plan(groups []Group, cfg Config, opt Options) (*label.Label, []disk.Device,
 		}
 		l.Spans = append(l.Spans, label.Span{Group: i, Segments: uint32(min(n, label.MaxSegments))})
 	}
-	if segs < minSegments || l.Segments() > label.MaxSegments {
+	if n := l.Segments(); n > label.MaxSegments {
+		return nil, nil, fmt.Errorf("%d segments of %d bytes, want at most %d: devices are too large", n, l.SegmentBytes, label.MaxSegments)
+	}
+	if segs < minSegments {
 		return nil, nil, fmt.Errorf("%d segments of %d bytes, want at least %d: devices are too small", segs, l.SegmentBytes, minSegments)
 	}
 	return l, devs, nil
@@ -117,7 +120,7 @@ func plan(groups []Group, cfg Config, opt Options) (*label.Label, []disk.Device,
 // segmentBytes returns the default segment size for that many bytes of data in rows of that many blocks.
 func segmentBytes(total int64, row int) int64 {
 	n := int64(1 << 20)
-	for n < 16<<20 && total/n > 1024 {
+	for n < 16<<20 && total/n > 1024 || n < 64<<20 && total/n > 1<<16 {
 		n <<= 1
 	}
 	for n > 256<<10 && total/n < 64 {

@@ -89,6 +89,9 @@ func imageText(t *testing.T, p *Pool) string {
 	slices.SortFunc(rs, func(a, b *Replica) int { return strings.Compare(a.Name(), b.Name()) })
 	v := new(chunkView)
 	for _, r := range rs {
+		if origin, of := r.Origin(); origin != "" {
+			fmt.Fprintf(&s, "clone of %s@%s: ", origin, of)
+		}
 		fmt.Fprintf(&s, "replica %s %v: %d bytes, applied %v, state %q, used %d\n", r.Name(), r.GUID(), r.Size(), r.Applied(), r.State(), r.Stats().Used)
 		b := make([]byte, block.ChunkBlocks*block.Size)
 		for c := range r.chunks() {
@@ -104,6 +107,13 @@ func imageText(t *testing.T, p *Pool) string {
 			}
 			fmt.Fprintf(&s, "  chunk %d: %d blocks, content %x, versions %x\n", c, v.page.Stored.Count(), sha256.Sum256(b[:n]), sha256.Sum256(versions))
 		}
+		for _, x := range r.Snapshots() {
+			content := make([]byte, int64(blocksOf(x.Size))*block.Size)
+			must(t, r.ReadSnapshot(x.Name, 0, content, nil))
+			unique, err := r.SnapshotUnique(x.Name)
+			must(t, err)
+			fmt.Fprintf(&s, "  snapshot %s %v: %d bytes, referenced %d, unique %d, clones %v, content %x\n", x.Name, x.Version, x.Size, x.Referenced, unique, x.Clones, sha256.Sum256(content))
+		}
 	}
 	return s.String()
 }
@@ -112,7 +122,7 @@ func imageText(t *testing.T, p *Pool) string {
 func makeImage(t *testing.T) ([]*disk.Mem, string) {
 	l := layout{"image", []shape{{raid.Mirror, 2, false}, {raid.RAIDZ, 3, false}, {raid.Stripe, 1, true}}}
 	mems, groups := l.make(func() int64 { return 12 << 20 })
-	opt := Options{SegmentBytes: 256 << 10, DeltaEntries: 4096}
+	opt := Options{SegmentBytes: 256 << 10, DeltaEntries: 4096, inlineBytes: 256, historyBytes: 1024}
 	p, err := Create(groups, Config{Name: "cstor-image", Owner: "an owner"}, opt)
 	must(t, err)
 	r, err := p.CreateReplica("raw", 8<<20)
@@ -129,7 +139,21 @@ func makeImage(t *testing.T) ([]*disk.Mem, string) {
 			p.SetCompression(compress.Zstd)
 		}
 	}
-	must(t, w.Apply([]Op{discard(0, 30, 7), discard(512, 512, 8), {Kind: OpWrite, Block: 600, Count: 8, Version: block.Version{Epoch: 2, N: 1}, Data: make([]byte, 8*block.Size)}}))
+	for i := range uint64(4) { // versions that snapshots show, so many that they spill into history pages
+		must(t, w.Apply([]Op{snap(fmt.Sprint("s", i), 60+2*i), {Kind: OpWrite, Block: 1000, Count: 40, Version: ver(61 + 2*i), Data: bytes.Repeat(half(1, 90+i), 40)}}))
+		if i == 1 {
+			must(t, p.cycle())
+		}
+	}
+	c, err := p.Clone("clone", "packed", "s1")
+	must(t, err)
+	must(t, c.Apply([]Op{{Kind: OpWrite, Block: 1000, Count: 2, Version: ver(80), Data: noise(2, 80)}, discard(400, 5, 81)}))
+	must(t, p.cycle())
+	if !refOf(t, w, 1).deep {
+		t.Fatal("no history pages")
+	}
+	must(t, w.Apply([]Op{unsnap("s2", 69)}))
+	must(t, w.Apply([]Op{discard(0, 30, 70), discard(512, 512, 71), {Kind: OpWrite, Block: 600, Count: 8, Version: block.Version{Epoch: 2, N: 1}, Data: make([]byte, 8*block.Size)}}))
 	must(t, r.SetState([]byte("what the replica knows of its volume"), ver(7)))
 	must(t, p.DestroyReplica("gone"))
 	must(t, p.cycle())
@@ -138,7 +162,7 @@ func makeImage(t *testing.T) ([]*disk.Mem, string) {
 	defer p.drain.cycle.Unlock()
 	_, err = p.CreateReplica("late", 2<<20)
 	must(t, err)
-	must(t, w.Apply([]Op{{Kind: OpWrite, Block: 3, Count: 9, Version: block.Version{Epoch: 2, N: 2}, Data: noise(9, 77)}, discard(200, 3, 9)}))
+	must(t, w.Apply([]Op{{Kind: OpWrite, Block: 3, Count: 9, Version: block.Version{Epoch: 2, N: 2}, Data: noise(9, 77)}, {Kind: OpDiscard, Block: 200, Count: 3, Version: block.Version{Epoch: 2, N: 3}}}))
 	must(t, p.Sync())
 	text := imageText(t, p)
 	for i := range mems {

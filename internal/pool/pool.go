@@ -107,8 +107,8 @@ type Options struct {
 	// PageCacheBytes bounds the memory for what is kept of the index: of the directory of chunks, at most half of it, and
 	// of pages, which have the rest. What one step of the drain works on, at most 64 chunks, comes on top. Default 64 MiB.
 	PageCacheBytes int64
-	// SegmentBytes is the size of a segment for Create; a power of two between 256 KiB and 64 MiB. Default: 1 to 16
-	// MiB, by the size of the devices.
+	// SegmentBytes is the size of a segment for Create; a power of two between 256 KiB and 64 MiB. Default: 1 to 64
+	// MiB, by the size of the devices. A pool has at most 2 Mi segments, also when it grows.
 	SegmentBytes int64
 	// ReadOnlyPercent is the share of the capacity from which on writes fail with ErrReadOnly. Default 100: writes go
 	// on until there is no space.

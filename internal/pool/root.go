@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/index"
 )
 
 // rootImage is a checkpoint's root as read back.
@@ -89,7 +90,7 @@ func (p *Pool) encodeRoot() []byte {
 			continue
 		}
 		kind := p.seg.kind[i]
-		b = binary.AppendUvarint(b, uint64(p.seg.pageLive[i])<<segKindBits|uint64(kind))
+		b = binary.AppendUvarint(b, uint64(p.seg.pageLive[i]/index.Granule)<<segKindBits|uint64(kind))
 		if kind != segIndex {
 			b = binary.AppendUvarint(b, s.clock-min(s.clock, p.seg.birth[i]))
 		}
@@ -234,11 +235,11 @@ func decodeRoot(b []byte, segments int, segShift uint) (*rootImage, error) {
 			i += int(n)
 			continue
 		}
-		if kind >= segKinds || n > 1<<segShift {
+		if kind >= segKinds || n > 1<<segShift/index.Granule {
 			r.bad = true
 			break
 		}
-		m.live[i], m.kind[i] = uint32(n), kind
+		m.live[i], m.kind[i] = uint32(n)*index.Granule, kind
 		if kind != segIndex {
 			m.birth[i] = m.clock - r.uint(m.clock)
 		}

@@ -127,6 +127,19 @@ type ReplicaView struct {
 	State     int           `json:"state"` // bytes of its record
 	Applied   block.Version `json:"applied"`
 	Destroyed bool          `json:"destroyed,omitempty"`
+
+	Origin    string         `json:"origin,omitempty"` // of a clone: replica@snapshot
+	Snapshots []SnapshotView `json:"snapshots,omitempty"`
+}
+
+// SnapshotView is a snapshot. Sizes are bytes.
+type SnapshotView struct {
+	Name       string        `json:"name"`
+	Version    block.Version `json:"version"`
+	Size       int64         `json:"size"`       // of the replica then
+	Referenced int64         `json:"referenced"` // of the blocks that it shows
+	Unique     int64         `json:"unique"`     // that only it holds; -1: what says so is damaged
+	Clones     []string      `json:"clones,omitempty"`
 }
 
 // Inspect describes a pool whose devices nobody else uses, and writes nothing. When the pool cannot be opened it
@@ -235,8 +248,19 @@ func (p *Pool) view(devs []disk.Device) *View {
 
 func (p *Pool) replicaView(r *Replica) ReplicaView {
 	s := r.Stats()
-	return ReplicaView{Name: r.name, GUID: r.guid, Slot: r.slot, Size: r.Size(), Used: s.Used, Allocated: s.Allocated, Pages: s.Chunks,
+	v := ReplicaView{Name: r.name, GUID: r.guid, Slot: r.slot, Size: r.Size(), Used: s.Used, Allocated: s.Allocated, Pages: s.Chunks,
 		State: len(r.state), Applied: r.applied, Destroyed: r.destroyed}
+	if r.origin != nil && !r.destroyed {
+		v.Origin = r.origin.name + "@" + r.from.name
+	}
+	for _, x := range r.Snapshots() {
+		n, err := r.SnapshotUnique(x.Name)
+		if err != nil {
+			n = -1
+		}
+		v.Snapshots = append(v.Snapshots, SnapshotView{Name: x.Name, Version: x.Version, Size: x.Size, Referenced: x.Referenced, Unique: n, Clones: x.Clones})
+	}
+	return v
 }
 
 func (p *Pool) checkpointView() *CheckpointView {

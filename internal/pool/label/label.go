@@ -27,8 +27,8 @@ const (
 	MaxDevices = 64
 	MaxGroups  = 64
 	MaxSpans   = 128
-	// MaxSegments is the number of segments that a pool can have.
-	MaxSegments = 1 << 28
+	// MaxSegments is the number of segments that a pool can have: what a checkpoint says of each must fit into its root.
+	MaxSegments = 1 << 21
 	// MaxName is the length of the longest name and owner in bytes.
 	MaxName = 255
 
@@ -173,7 +173,7 @@ func (l *Label) check() error {
 		}
 	}
 	if n := l.Segments(); n > MaxSegments {
-		return fmt.Errorf("%d segments", n)
+		return fmt.Errorf("%d segments of %d bytes, want at most %d", n, l.SegmentBytes, MaxSegments)
 	}
 	type place struct {
 		group, column int
