@@ -181,6 +181,37 @@ func BenchmarkRead(b *testing.B) {
 	}
 }
 
+// BenchmarkOpen opens pools with ever more chunks.
+func BenchmarkOpen(b *testing.B) {
+	for _, chunks := range []uint64{1 << 10, 1 << 14, 1 << 18} {
+		b.Run(fmt.Sprintf("TiB=%.3g", float64(chunks)/(1<<19)), func(b *testing.B) {
+			p, path := benchPool(b, 64<<30, Options{})
+			r, err := p.CreateReplica("v", MaxReplicaSize)
+			must(b, err)
+			for c := uint64(0); c < chunks; c += 64 {
+				var ops []Op
+				for i := range uint64(64) {
+					ops = append(ops, discard((c+i)*block.ChunkBlocks, 7, c+i+1))
+				}
+				must(b, r.Apply(ops))
+			}
+			must(b, p.Close())
+			for b.Loop() {
+				d, err := disk.Open(path, disk.Options{})
+				must(b, err)
+				q, err := Open([]disk.Device{d}, Options{})
+				must(b, err)
+				b.StopTimer()
+				if n := q.Replica("v").Stats().Chunks; n != int64(chunks) {
+					b.Fatal(n)
+				}
+				must(b, q.Close())
+				b.StartTimer()
+			}
+		})
+	}
+}
+
 // TestLongRun writes POOL_LONG_GIB GiB at random in batches of 32 and reports what that takes: time per block, the
 // longest Apply, memory, and the time of a restart after a kill in the middle of the log.
 func TestLongRun(t *testing.T) {

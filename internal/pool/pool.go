@@ -3,16 +3,16 @@
 //
 // All changes append to large segments shared by all replicas: one batch is a header (what the records are) followed
 // by their data, written with one vectored write. A bounded table in memory, the delta, takes the index updates; it is
-// drained, in block order and in the background, into copy-on-write pages of 512 blocks; a directory in memory says
-// where every page is. A checkpoint makes directory, replicas and segment table stable; after a crash the newest
-// checkpoint is loaded and the headers of the log behind it are replayed.
+// drained, in block order and in the background, into copy-on-write pages of 512 blocks; a directory says where
+// every page is, and memory holds what is used of it. A checkpoint makes directory, replicas and segment table stable;
+// after a crash the newest checkpoint is loaded and the headers of the log behind it are replayed.
 //
 // The package relies on its devices for two things: what was written before a successful Flush survives power loss,
 // and a write that returned survives the death of the process. It promises: what was applied is read back or the read
 // fails (every block is checked against its CRC-32C); after a power cut every replica holds a prefix of what was
 // applied to it that includes everything a successful Sync, SetState, CreateReplica or DestroyReplica covered; space
-// that nothing refers to becomes free again without anyone doing anything; memory is bounded by Options plus about
-// 80 to 150 bytes for each 2 MiB chunk that a replica has ever touched.
+// that nothing refers to becomes free again without anyone doing anything; memory is bounded by Options, apart from
+// about 20 bytes for each segment and 64 bytes for each 16 GiB that a replica has touched.
 package pool
 
 import (
@@ -102,7 +102,8 @@ type Config struct {
 // Options tune a pool. The zero value of each field means a good default; none of them is stored.
 type Options struct {
 	// DeltaEntries is the number of index updates held in memory before they are drained (twice that many fit: one
-	// table fills while the other drains). About 56 bytes each. Default 1<<18.
+	// table fills while the other drains). About 56 bytes each, and about 200 more for each chunk of 512 blocks that has
+	// updates. Default 1<<18.
 	DeltaEntries int
 	// PageCacheBytes bounds the memory for what is kept of the index: of the directory of chunks, at most half of it, and
 	// of pages, which have the rest. What one step of the drain works on, at most 64 chunks, comes on top. Default 64 MiB.
