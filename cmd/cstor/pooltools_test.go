@@ -48,6 +48,12 @@ func makePool(t *testing.T, dir string) {
 	v := func(n uint64) block.Version { return block.Version{Epoch: 1, N: n} }
 	must(r.Apply([]engine.Op{{Kind: engine.OpWrite, Block: 0, Count: 40, Version: v(1), Data: data}}))
 	must(r.SetState([]byte("member of volume 1"), v(1)))
+	must(r.Apply([]engine.Op{
+		{Kind: engine.OpSnapshot, Name: "before", Version: v(1)},
+		{Kind: engine.OpWrite, Block: 3, Count: 2, Version: v(2), Data: data[:2*block.Size]},
+	}))
+	_, err = p.Clone("copy", "pvc-1", "before")
+	must(err)
 	must(p.Close())
 	devs = nil
 	for _, name := range []string{"x", "y"} {
@@ -58,11 +64,11 @@ func makePool(t *testing.T, dir string) {
 	p, err = engine.Open(devs, engine.Options{})
 	must(err)
 	must(p.Replica("pvc-1").Apply([]engine.Op{
-		{Kind: engine.OpWrite, Block: 600, Count: 2, Version: v(2), Data: data[:2*block.Size]},
-		{Kind: engine.OpDiscard, Block: 1, Count: 1, Version: v(3)},
+		{Kind: engine.OpWrite, Block: 600, Count: 2, Version: v(3), Data: data[:2*block.Size]},
+		{Kind: engine.OpDiscard, Block: 1, Count: 1, Version: v(4)},
 	}))
 	must(p.Sync())
-	must(p.Replica("pvc-1").Apply([]engine.Op{{Kind: engine.OpWrite, Block: 602, Count: 1, Version: v(4), Data: data[:block.Size]}}))
+	must(p.Replica("pvc-1").Apply([]engine.Op{{Kind: engine.OpWrite, Block: 602, Count: 1, Version: v(5), Data: data[:block.Size]}}))
 	for from, to := range map[string]string{"x": "a", "y": "b"} {
 		b, err := os.ReadFile(filepath.Join(dir, from))
 		must(err)
