@@ -231,6 +231,51 @@ func TestReplaceGoneDevice(t *testing.T) {
 	})
 }
 
+// TestReplaceDamagedDevice: what nothing can repair does not keep a device from being replaced, and costs nothing else.
+func TestReplaceDamagedDevice(t *testing.T) {
+	for _, unreadable := range []bool{false, true} {
+		p, mems := newLayoutPool(t, layouts[0], 24<<20, Options{SegmentBytes: 256 << 10, DeltaEntries: 4096, Compression: compress.LZ4})
+		r, err := p.CreateReplica("v", 8<<20)
+		must(t, err)
+		const n = 512
+		must(t, r.Apply([]Op{{Kind: OpWrite, Count: n, Version: ver(1), Data: half(n, 1)}}))
+		must(t, p.cycle())
+		var s readScratch
+		must(t, r.find(&s, 0, n))
+		at := slices.Clone(s.places[:n])
+		_, off := p.where(at[300].loc.Addr())
+		broken := map[int]bool{300: true} // what it touches
+		if unreadable {
+			mems[0].BadSectors(off&^4095, 1)
+			for i := range at {
+				broken[i] = at[i].loc.Addr() < (at[300].loc.Addr()|4095)+1 && at[i].loc.End() > at[300].loc.Addr()&^4095
+			}
+		} else {
+			mems[0].FlipBit(off+40, 3)
+		}
+		guid := p.Devices()[0].GUID
+		must(t, p.Replace(guid, disk.NewMem("new", mems[0].Size())))
+		p.rest()
+		if d := p.Devices(); p.memberOf(guid) != nil || len(d) != 1 || d[0].State != DeviceOnline {
+			t.Fatalf("%+v", d)
+		}
+		lost := 0
+		for i := range at {
+			b := make([]byte, block.Size)
+			if err := r.Read(uint64(i), b, nil); (err != nil) != broken[i] || err != nil && !errors.Is(err, ErrChecksum) {
+				t.Errorf("block %d: %v", i, err)
+			}
+			if broken[i] {
+				lost++
+			}
+		}
+		if d := p.Damage(); len(d) != lost || (lost > 1) != unreadable || d[0].Replica != "v" {
+			t.Errorf("%d blocks are lost: %v", lost, d)
+		}
+		must(t, p.Close())
+	}
+}
+
 // sortMems puts the devices into the order of the pool's members.
 func (s *sweep) sortMems() {
 	var all []*disk.Mem
