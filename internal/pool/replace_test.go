@@ -231,6 +231,35 @@ func TestReplaceGoneDevice(t *testing.T) {
 	})
 }
 
+// TestReplaceByLarger: the pool takes the room of larger devices when all of a raid group are.
+func TestReplaceByLarger(t *testing.T) {
+	for _, l := range []layout{layouts[0], layouts[4]} {
+		t.Run(l.name, func(t *testing.T) {
+			s := newHealTest(t, l, 12<<20)
+			s.churn(2)
+			before := s.p.Stats().Segments
+			for v, old := range s.mems {
+				if n := s.p.Stats().Segments; n != before {
+					t.Fatalf("%d segments after %d devices, were %d", n, v, before)
+				}
+				s.mems[v] = disk.NewMem(fmt.Sprint("new", v), 2*old.Size())
+				must(t, s.p.Replace(s.guid(old), s.mems[v]))
+				s.p.rest()
+			}
+			if n := s.p.Stats().Segments; n < 2*before {
+				t.Fatalf("%d segments, were %d", n, before)
+			}
+			s.churn(2)
+			s.whole()
+			must(t, s.p.Close())
+			reopenAll(s.mems)
+			s.open()
+			s.whole()
+			must(t, s.p.Close())
+		})
+	}
+}
+
 // TestReplaceDamagedDevice: what nothing can repair does not keep a device from being replaced, and costs nothing else.
 func TestReplaceDamagedDevice(t *testing.T) {
 	for _, unreadable := range []bool{false, true} {
@@ -336,10 +365,11 @@ func TestReplacementFails(t *testing.T) {
 		must(t, s.p.Replace(old.guid, slow))
 		s.churn(5) // goes on
 		state(DeviceFaulted)
-		good := disk.NewMem("good", old.size.Load())
-		if err := s.p.Replace(old.guid, good); err != nil {
-			t.Fatal(err)
+		good, failed := disk.NewMem("good", old.size.Load()), old.guid
+		if s.rng.IntN(2) == 0 {
+			failed = s.guid(slow)
 		}
+		must(t, s.p.Replace(failed, good))
 		resume()
 		s.churn(2)
 		s.p.rest()
