@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -313,6 +314,37 @@ func TestReplacement(t *testing.T) {
 			w.wantCondition(cstorv1.DiskUnavailable, cstorv1.ReasonDisksAvailable, "")
 		}
 	}
+}
+
+// TestReplacementFails: the new device dies, and another one takes its place, in a process that has just been started.
+func TestReplacementFails(t *testing.T) {
+	w := newPool(t, "mirror", "a b")
+	w.addDevice("x", engine.ErrBlank)
+	w.mark("x", "b")
+	w.list("mirror", "a x")
+	w.pass()
+	w.wantCalls("replace /dev/b with /dev/x")
+	w.disks.pool.state("/dev/x", stateFaulted)
+	w.disks.content["/dev/x"] = errors.New("input/output error")
+	w.addDevice("y", engine.ErrBlank)
+	w.mark("y", "x")
+	w.list("mirror", "a y")
+	w.restart()
+	w.pass()
+	w.disks.pool.state("/dev/b", stateReplacing)
+	w.pass()
+	w.wantCalls("replace /dev/x with /dev/y")
+	if d := w.disks.pool.device("/dev/b"); d.State == stateUnavailable {
+		t.Error("the old device was not opened")
+	}
+	w.disks.pool.resilvered("/dev/b", "/dev/y")
+	w.pass()
+	w.pass()
+	if w.marked("y") || !w.marked("x") {
+		t.Error(w.marked("y"), w.marked("x"))
+	}
+	w.wantEvents("Normal BlockDevice Replacement Resilvering is successfull on BlockDevice y")
+	w.wantCondition(cstorv1.DiskReplacement, cstorv1.ReasonReplacementSucceeded, "")
 }
 
 func TestReplacementThatCannotBe(t *testing.T) {
