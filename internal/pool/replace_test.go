@@ -169,7 +169,7 @@ func TestReplaceBusy(t *testing.T) {
 			mems[v] = m
 		}
 		p.rest()
-		if s, x := p.Stats(), p.Activity().Scrub; s.Health != HealthOnline || s.BlocksRepaired > 0 || x.State != ActivityDone || x.Repaired > 0 || x.Errors > 0 {
+		if s, x := p.Stats(), p.Activity().Scrub; s.Health != HealthOnline || s.BlocksRepaired > 0 || s.ChecksumErrors > 0 || x.State != ActivityDone || x.Repaired > 0 || x.Errors > 0 {
 			t.Fatalf("%+v %+v %v", s, x, p.Damage())
 		}
 		t.Logf("%d versions, %d blocks moved", n, p.Stats().BlocksMoved)
