@@ -285,10 +285,9 @@ func (p *Pool) SetReadOnlyPercent(n int) {
 	p.idx.mu.Unlock()
 }
 
-// endExpansion ends an Expand that was interrupted.
-func (p *Pool) endExpansion() {
-	p.upkeep.change.Lock()
-	defer p.upkeep.change.Unlock()
+// takeRoom ends an Expand that was interrupted, and takes the room of devices that replaced smaller ones. upkeep.change
+// is held.
+func (p *Pool) takeRoom() {
 	if err := p.useAll(); err != nil && p.opt.Log != nil {
 		p.opt.Log.Warn("pool cannot take the room of its devices", "pool", p.cfg.Name, "err", err)
 	}

@@ -150,6 +150,57 @@ func TestAddGroupsPowerCut(t *testing.T) {
 	})
 }
 
+// TestAddGroupsBeforeCheckpoint cuts the power when the labels list new raid groups and no checkpoint does, uses their
+// space, and cuts it again before there is a checkpoint: the new devices lack nothing.
+func TestAddGroupsBeforeCheckpoint(t *testing.T) {
+	forLayouts(t, func(t *testing.T, l layout) {
+		t.Parallel()
+		rng := sweepSeed(t)
+		for n := 1; ; n++ {
+			s := newSweep(t, l, rng)
+			sw := s.switchable(12 << 20)
+			must(t, s.create("a", 1200))
+			must(t, s.ops("a", Op{Kind: OpWrite, Block: 3, Count: 50}))
+			must(t, s.sync())
+			before := s.p.Stats().Segments
+			more, groups := l.more(12 << 20)
+			all := append(s.mems, more...)
+			for i := range groups {
+				for j, d := range groups[i].Devices {
+					groups[i].Devices[j] = switched{d.(*disk.Mem), sw}
+				}
+			}
+			sw.arm(n, all)
+			if s.p.AddGroups(groups) == nil {
+				t.Fatal("labels never listed groups that no checkpoint did")
+			}
+			s.mems = disk.PowerCutAll(all, func(int) disk.Fate { return disk.Kept }, rng)
+			s.p.Close()
+			p, err := open(s.devices(), s.opt) // without what it would do in the background
+			must(t, err)
+			stop := func() {
+				close(p.stopped)
+				close(p.upkeep.stopped)
+				p.Close()
+			}
+			if p.Stats().Segments == before {
+				stop()
+				continue
+			}
+			s.p = p
+			must(t, s.ops("a", Op{Kind: OpWrite, Block: 100, Count: 300}))
+			must(t, s.sync())
+			s.mems = disk.PowerCutAll(s.mems, func(int) disk.Fate { return disk.Lost }, rng)
+			stop()
+			s.open()
+			s.same()
+			s.whole()
+			must(t, s.p.Close())
+			return
+		}
+	})
+}
+
 // grown makes all devices of the pool larger.
 func (s *sweep) grown(by int64) {
 	for _, m := range s.mems {

@@ -166,3 +166,29 @@ func TestMissedDuringCheckpoint(t *testing.T) {
 	close(q.upkeep.stopped)
 	must(t, q.Close())
 }
+
+// TestLabelsAreMended: copies of labels that are damaged are right again before the next change, which may be interrupted.
+func TestLabelsAreMended(t *testing.T) {
+	mems := closedPool(t, layouts[2])
+	damage := func(m *disk.Mem) {
+		m.FlipBit(64<<10+20, 1)
+		m.FlipBit(m.Size()-label.TailBytes+64<<10+20, 1)
+	}
+	mended := func(m *disk.Mem) {
+		t.Helper()
+		for _, c := range label.Copies(m, m.Size()) {
+			if c.Err != nil {
+				t.Errorf("%s at %d: %v", m.Name(), c.Off, c.Err)
+			}
+		}
+	}
+	damage(mems[0])
+	damage(mems[1])
+	p, err := open(devicesOf(mems), Options{DeltaEntries: 4096}) // without what would change labels
+	must(t, err)
+	mended(mems[0])
+	mended(mems[1])
+	close(p.stopped)
+	close(p.upkeep.stopped)
+	must(t, p.Close())
+}

@@ -32,7 +32,7 @@ type leaver struct {
 // Replace lets a device take the place of a member, which stays in use, if it is, until the other one has everything;
 // then it leaves the pool and its labels are wiped. The new device must be blank and large enough. The pool owns it from
 // then on; after an error it remains the caller's. While the replacement is under way, a failed new device can be given
-// back (Return) or replaced by another one with a call for the same old device.
+// back (Return) or replaced by another one with a call for the same old device or for the one that failed.
 func (p *Pool) Replace(old block.GUID, dev disk.Device) error {
 	p.upkeep.change.Lock()
 	defer p.upkeep.change.Unlock()
@@ -57,8 +57,10 @@ func (p *Pool) replaceDevice(old block.GUID, dev disk.Device) (*member, error) {
 		return nil, errors.New("the pool has no such device")
 	}
 	x := now.Members[i]
-	if x.Replacing {
-		return nil, errors.New("it is about to replace another device itself: replace that one")
+	for _, y := range now.Members {
+		if x.Replacing && !y.Replacing && !y.Left && y.Group == x.Group && y.Column == x.Column {
+			x = y
+		}
 	}
 	need := label.HeadBytes + label.TailBytes + p.unitBytes(x.Group)*int64(now.GroupSegments(x.Group))
 	if err := p.admit(dev, need); err != nil {
@@ -156,6 +158,7 @@ func (p *Pool) endReplacements() bool {
 	p.upkeep.change.Lock()
 	defer p.upkeep.change.Unlock()
 	now := p.labels.now.Load()
+	grown := false
 	for _, m := range p.members() {
 		i := now.Index(m.guid)
 		if !now.Members[i].Replacing || !m.online() || m.dev.Stale() {
@@ -167,12 +170,16 @@ func (p *Pool) endReplacements() bool {
 			}
 			return false
 		}
+		grown = true // maybe: the new device may be larger
 	}
 	for len(p.upkeep.leave) > 0 {
 		if err := p.sayGoodbye(&p.upkeep.leave[0]); err != nil {
 			return false // the pool is closed, or has lost a group
 		}
 		p.upkeep.leave = p.upkeep.leave[1:]
+	}
+	if grown {
+		p.takeRoom()
 	}
 	return true
 }

@@ -93,7 +93,9 @@ func (p *Pool) keepUp() {
 		again, idle := time.Hour, true
 		if p.failure() == nil {
 			if first {
-				p.endExpansion()
+				u.change.Lock()
+				p.takeRoom()
+				u.change.Unlock()
 			}
 			again, idle = p.turn()
 		}

@@ -76,13 +76,17 @@ func (a *Agent) findDevices(ctx context.Context, trusted func(name, path string)
 	if err := a.Client.List(ctx, claims, client.InNamespace(a.Namespace), cluster); err != nil {
 		return nil, fmt.Errorf("list BlockDeviceClaims: %w", err)
 	}
-	for i := range list {
-		d := &list[i]
+	for i := 0; i < len(list); i++ { // one that leaves may have been about to replace another
 		for _, c := range claims.Items {
-			if old := c.Annotations[cstorv1.AnnotationPredecessor]; c.Spec.BlockDeviceName == d.name && old != "" {
-				d.predecessor, d.claim = old, c.Name
+			old := c.Annotations[cstorv1.AnnotationPredecessor]
+			if c.Spec.BlockDeviceName != list[i].name || old == "" {
+				continue
+			}
+			if !list[i].leaving {
+				list[i].predecessor, list[i].claim = old, c.Name
+			}
+			if !slices.ContainsFunc(list, func(o listed) bool { return o.leaving && o.name == old }) {
 				list = append(list, listed{name: old, leaving: true})
-				d = &list[i]
 			}
 		}
 	}

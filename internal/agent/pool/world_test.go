@@ -203,8 +203,11 @@ func (p *memPool) Replace(old block.GUID, path string) error {
 	if p.refuse != nil {
 		return p.refuse
 	}
-	for _, m := range p.devices {
+	for i, m := range p.devices {
 		if m.GUID == old {
+			if slices.ContainsFunc(p.devices, func(o DeviceInfo) bool { return o.GUID != old && o.Group == m.Group && o.Column == m.Column }) {
+				p.devices = slices.Delete(p.devices, i, i+1) // a new device that failed
+			}
 			p.called("replace %s with %s", m.Name, path)
 			p.add(path, stateResilvering, m)
 			return nil

@@ -125,7 +125,8 @@ func (w *world) replacementProblem(group cstorv1.RaidGroup, old, fresh string) e
 		return fmt.Errorf("the new blockdevice intended to use for replacement is already a part of the current cspc: %s", fresh)
 	}
 	for _, name := range order(group) {
-		if claim := w.claims[name]; claim != nil && claim.Annotations[cstorv1.AnnotationPredecessor] != "" {
+		// But the new device of a replacement may have failed.
+		if claim := w.claims[name]; name != old && claim != nil && claim.Annotations[cstorv1.AnnotationPredecessor] != "" {
 			return fmt.Errorf("cannot replace blockdevice as a background replacement may be in progress in the raid group: "+
 				"replacement is still in progress for bd %s: try again when it is done", name)
 		}
@@ -236,9 +237,12 @@ func (w *world) strays() (names []string) {
 		p := &w.cluster.Spec.Pools[i]
 		needed = needed.Union(devicesOf(p.DataRaidGroups, p.WriteCacheRaidGroups))
 	}
-	for name, claim := range w.claims {
-		if claim.Labels[cstorv1.LabelPoolCluster] == w.cluster.Name && needed.Has(name) {
-			needed.Insert(claim.Annotations[cstorv1.AnnotationPredecessor])
+	for n := -1; n != len(needed); { // one that is replaced may be about to replace another itself
+		n = len(needed)
+		for name, claim := range w.claims {
+			if old := claim.Annotations[cstorv1.AnnotationPredecessor]; old != "" && claim.Labels[cstorv1.LabelPoolCluster] == w.cluster.Name && needed.Has(name) {
+				needed.Insert(old)
+			}
 		}
 	}
 	for name, claim := range w.claims {

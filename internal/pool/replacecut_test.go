@@ -1,0 +1,215 @@
+package pool
+
+import (
+	"errors"
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/disk"
+)
+
+// TestReplacePowerCut cuts the power of all devices at an operation of any of them during a replacement. When the pool is
+// opened with what is there, old and new device included, the replacement goes on, or can be begun again.
+func TestReplacePowerCut(t *testing.T) {
+	forLayouts(t, func(t *testing.T, l layout) {
+		t.Parallel()
+		rng := sweepSeed(t)
+		begun, ended := 0, 0
+		forCuts(rng, func(n int) (operations int) {
+			s := newSweep(t, l, rng)
+			sw := s.switchable(12 << 20)
+			s.churn(4)
+			must(t, s.sync())
+			v := l.replaceable()[0]
+			old := s.guid(s.mems[v])
+			m := disk.NewMem("new", s.mems[v].Size())
+			all := append(s.mems, m)
+			sw.arm(n, all)
+			err := s.p.Replace(old, switched{m, sw})
+			if err == nil {
+				s.p.rest()
+				err = s.p.usable()
+			}
+			if err == nil {
+				err = s.ops("a", Op{Kind: OpWrite, Block: 5, Count: 20})
+			}
+			if err == nil {
+				err = s.sync()
+			}
+			operations = sw.operations()
+			s.note("power cut at operation %d: %v", n, err)
+			s.cut(all)
+			if l.parity(0) > 0 && rng.IntN(3) == 0 {
+				s.withoutOne(rng.IntN(len(s.mems)), old, s.mems[v].Name())
+			}
+			s.crash(false)
+			s.p.rest()
+			if s.p.memberOf(old) == nil {
+				ended++
+			} else {
+				if len(s.p.members()) > len(all)-1 { // it goes on, but rest says that nothing more is to be done
+					s.fatalf("replacement does not end: %+v", s.p.Devices())
+				}
+				begun++
+				s.again(m.Name(), func(d *disk.Mem) error { return s.p.Replace(old, d) })
+				s.p.rest()
+			}
+			s.sortMems()
+			s.whole()
+			must(t, s.p.Close())
+			reopenAll(s.mems)
+			s.verified(false)
+			return operations
+		})
+		if begun+ended == 0 || *everyOp && (begun == 0 || ended == 0) {
+			t.Errorf("replaced again %d times, at the end already %d times", begun, ended)
+		}
+	})
+}
+
+// cut cuts the power of devices, each with its own fate, verifies what is left, and sometimes cuts it again while the
+// pool is opened and goes on with what it was about to do.
+func (s *sweep) cut(mems []*disk.Mem) {
+	s.t.Helper()
+	fate := func(int) disk.Fate { return disk.Fate(s.rng.IntN(4)) }
+	s.mems = disk.PowerCutAll(mems, fate, s.rng)
+	s.p.Close()
+	for i, m := range s.mems { // a first label that is torn beyond recognition: somebody has to wipe that
+		var foreign *ErrForeign
+		if _, err := Probe(m); errors.As(err, &foreign) && strings.Contains(foreign.Found, "unknown data") {
+			s.mems[i] = disk.NewMem(m.Name(), m.Size())
+		}
+	}
+	s.verified(true)
+	if s.rng.IntN(3) > 0 {
+		return
+	}
+	n := 1 + s.rng.IntN(60)
+	s.power = &powerSwitch{}
+	s.power.arm(n, s.mems)
+	p, err := Open(s.devices(), s.opt)
+	if err == nil {
+		p.rest()
+		err = p.Close()
+	}
+	s.note("power cut once more, at operation %d: %v", n, err)
+	s.mems, s.power = disk.PowerCutAll(s.mems, fate, s.rng), nil
+	s.verified(true)
+}
+
+// verified fails the test unless there is a sound pool on the devices. After a power cut copies of labels may be torn.
+func (s *sweep) verified(cut bool) {
+	s.t.Helper()
+	rep, err := Verify(spies(s.t, s.mems), Options{})
+	if err != nil {
+		s.fatalf("verify: %v", err)
+	}
+	if v, err := Inspect(spies(s.t, s.mems), Options{}); err != nil || v.Error != "" {
+		s.fatalf("inspect: %v %v", v, err)
+	}
+	for _, f := range rep.Findings {
+		late := f.What == FoundDevice && strings.Contains(f.Text, "until they are resilvered")
+		torn := f.What == FoundLabel && strings.HasSuffix(f.Text, "copies are intact")
+		if !late && !(torn && cut) {
+			s.fatalf("verify: %v", f)
+		}
+	}
+}
+
+// withoutOne lets the pool go on without a device until the power is cut once more. If the device was replaced
+// meanwhile, it does not come back.
+func (s *sweep) withoutOne(i int, old block.GUID, name string) {
+	s.t.Helper()
+	gone := s.mems[i]
+	s.note("without device %s", gone.Name())
+	s.mems = append(s.mems[:i:i], s.mems[i+1:]...)
+	s.crash(false)
+	must(s.t, s.goOn(s.rng.IntN(3)))
+	if s.rng.IntN(2) == 0 {
+		s.p.rest()
+	}
+	s.mems = disk.PowerCutAll(s.mems, func(int) disk.Fate { return disk.Fate(s.rng.IntN(4)) }, s.rng)
+	s.p.Close()
+	if gone.Name() == name {
+		p, err := OpenReadOnly(spies(s.t, s.mems), Options{})
+		must(s.t, err)
+		defer p.Close()
+		if p.memberOf(old) == nil {
+			return
+		}
+	}
+	s.mems = append(s.mems, gone)
+}
+
+// switchable makes the pool on devices whose power can be cut at an operation.
+func (s *sweep) switchable(size int64) *powerSwitch {
+	s.t.Helper()
+	mems, groups := s.layout.make(func() int64 { return size })
+	sw := &powerSwitch{}
+	for i := range groups {
+		for j, d := range groups[i].Devices {
+			groups[i].Devices[j] = switched{d.(*disk.Mem), sw}
+		}
+	}
+	p, err := Create(groups, Config{Name: "sweep"}, s.opt)
+	must(s.t, err)
+	s.p, s.mems = p, mems
+	s.synced()
+	return sw
+}
+
+// arm cuts the power of devices at the n-th operation from now on.
+func (s *powerSwitch) arm(n int, mems []*disk.Mem) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.left, s.done, s.off = n, 0, func() { disk.StopAll(mems) }
+}
+
+// operations returns how many there were since arm.
+func (s *powerSwitch) operations() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.done
+}
+
+// forCuts calls f with numbers of operations at which the power is to be cut: first with one that there is not, to learn
+// how many there are, then with every one or with some.
+func forCuts(rng *rand.Rand, f func(n int) (operations int)) {
+	total := f(1 << 30)
+	if *everyOp {
+		for n := 1; n <= total; n++ {
+			f(n)
+		}
+		return
+	}
+	parts := 8
+	if testing.Short() {
+		parts = 3
+	}
+	for i := range parts {
+		f(1 + i*total/parts + rng.IntN(total/parts+1))
+	}
+}
+
+// again repeats what a power cut interrupted with the device of that name, as it is or, if what is on it is torn, wiped.
+func (s *sweep) again(name string, do func(d *disk.Mem) error) {
+	s.t.Helper()
+	for i, m := range s.mems {
+		if m.Name() != name {
+			continue
+		}
+		m.Reopen()
+		err := do(m)
+		var foreign *ErrForeign
+		if errors.Is(err, ErrDamaged) || errors.As(err, &foreign) && strings.Contains(foreign.Found, "unknown data") {
+			s.mems[i] = disk.NewMem(name, m.Size())
+			err = do(s.mems[i])
+		}
+		if err != nil {
+			s.fatalf("again: %v", err)
+		}
+		return
+	}
+}
