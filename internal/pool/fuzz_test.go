@@ -118,7 +118,7 @@ func FuzzReplay(f *testing.F) {
 		{Kind: wal.MergeDrop, Count: 2}, {Kind: wal.MergeNewest}, {Kind: wal.Create, Slot: 1, Block: 4096, Name: name}, {Kind: wal.Destroy, GUID: r.guid},
 		{Kind: wal.Snapshot, Name: name}, {Kind: wal.DeleteSnapshot, Name: "s"}, {Kind: wal.Resize, Block: 4096},
 		{Kind: wal.Clone, Slot: 1, Block: 1 << 20, Name: name, From: "s"}, {Kind: wal.TakeSnapshot, Name: name, Size: 4096},
-		{Kind: wal.DropSnapshot, Name: "t"}, {Kind: wal.MergeOldDiscard, Count: 1}, {Kind: wal.MergeGone, Count: 1},
+		{Kind: wal.DropSnapshot, Name: "t"}, {Kind: wal.MergeOldDiscard, Count: 1}, {Kind: wal.MergeKeep, Count: 1}, {Kind: wal.MergeOnly, Count: 1},
 	} {
 		rec.Version = ver(4)
 		f.Add(wal.Append(nil, &rec), uint8(1), false)
