@@ -91,6 +91,15 @@ bench-pool: ## Measure the pool engine beside the raw device and a directory of 
 mutants: ## Break the replication core and the engine on purpose, one rule at a time: the tests have to notice each
 	@mutants/run.sh
 
+.PHONY: fuzz
+fuzz: ## Give every decoder of what is on disk arbitrary input, each for FUZZTIME (30s)
+	@for package in $$(go list ./internal/pool/...); do \
+		for fuzzer in $$(go test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
+			echo "== $$package $$fuzzer"; \
+			GOMEMLIMIT=4GiB nice go test $$package -run '^$$' -fuzz "^$$fuzzer\$$" -fuzztime $(or $(FUZZTIME),30s); \
+		done; \
+	done
+
 .PHONY: generate
 generate: ## Generate the CRDs and deep copies from the types of api/
 	go generate ./api

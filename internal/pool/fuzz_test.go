@@ -1,6 +1,12 @@
 package pool
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/disk"
+	"github.com/cstor-go/cstor/internal/pool/wal"
+)
 
 func sampleRoot(tb testing.TB) (root, dir, node []byte, segs int) {
 	p, _ := newMemPool(tb, 40<<20, Options{SegmentBytes: 1 << 20})
@@ -87,6 +93,56 @@ func FuzzNode(f *testing.F) {
 		for _, s := range slots {
 			if s.addr+uint64(s.size) > limit || s.size > maxDir {
 				t.Fatal("directory outside the pool")
+			}
+		}
+	})
+}
+
+// FuzzReplay puts a batch with arbitrary records behind the end of a log, with every checksum right. Whoever opens the
+// pool gets an error or a pool whose replicas can be read.
+func FuzzReplay(f *testing.F) {
+	p, m := newMemPool(f, 10<<20, Options{SegmentBytes: 256 << 10, DeltaEntries: 4096})
+	r, err := p.CreateReplica("v", 1<<20)
+	must(f, err)
+	must(f, r.Apply([]Op{write(0, 4, 1), snap("s", 1), write(2, 4, 2)}))
+	must(f, p.cycle())
+	must(f, r.Apply([]Op{write(1, 1, 3), snap("t", 3)}))
+	p.log.mu.Lock()
+	at := p.log.pos
+	p.log.mu.Unlock()
+	_, off := p.where(uint64(at.seg)<<p.seg.shift + uint64(at.block)<<block.Shift)
+	k := m.Kill()
+	name := "w"
+	for _, rec := range []wal.Record{
+		{Kind: wal.Discard, Block: 1, Count: 7}, {Kind: wal.Discard, Count: 1<<32 - 1}, {Kind: wal.MergeDiscard, Count: 1<<32 - 1}, {Kind: wal.MergeNewest, Count: 1<<32 - 1}, {Kind: wal.DiscardPart, Count: 256}, {Kind: wal.Mark}, {Kind: wal.MergeDiscard, Count: 1},
+		{Kind: wal.MergeDrop, Count: 2}, {Kind: wal.MergeNewest}, {Kind: wal.Create, Slot: 1, Block: 4096, Name: name}, {Kind: wal.Destroy, GUID: r.guid},
+		{Kind: wal.Snapshot, Name: name}, {Kind: wal.DeleteSnapshot, Name: "s"}, {Kind: wal.Resize, Block: 4096},
+		{Kind: wal.Clone, Slot: 1, Block: 1 << 20, Name: name, From: "s"}, {Kind: wal.TakeSnapshot, Name: name, Size: 4096},
+		{Kind: wal.DropSnapshot, Name: "t"}, {Kind: wal.MergeOldDiscard, Count: 1}, {Kind: wal.MergeKeep, Count: 1}, {Kind: wal.MergeOnly, Count: 1},
+	} {
+		rec.Version = ver(4)
+		f.Add(wal.Append(nil, &rec), uint8(1), false)
+	}
+	f.Fuzz(func(t *testing.T, records []byte, n uint8, more bool) {
+		if len(records) > block.Size-wal.FixedLen {
+			return
+		}
+		h := wal.Header{Records: int(n), Prev: at.prev, Incarnation: at.incarnation, Seq: at.seq, Segment: at.seg, Block: at.block}
+		if more {
+			h.Flags = wal.FlagMore
+		}
+		b, _ := wal.Finish(append(make([]byte, wal.FixedLen, block.Size), records...), &h)
+		c := k.Clone()
+		must(t, c.WritevAt([][]byte{b}, off))
+		q, err := OpenReadOnly([]disk.Device{c}, Options{})
+		if err != nil {
+			return
+		}
+		defer q.Close()
+		for _, r := range q.Replicas() {
+			_ = r.Read(0, make([]byte, block.Size), nil)
+			for _, s := range r.Snapshots() {
+				_ = r.ReadSnapshot(s.Name, 0, make([]byte, block.Size), nil)
 			}
 		}
 	})

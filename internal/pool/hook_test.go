@@ -124,11 +124,15 @@ func TestWriteDuringClean(t *testing.T) {
 	}
 	must(t, p.cycle())
 	p.drain.cycle.Lock()
-	h.read = func() { // of the segment's headers
-		h.read = func() { // of the blocks to be moved
-			must(t, r.Apply([]Op{write(1, 1, 100), discard(2, 1, 101)}))
+	var overtake func()
+	overtake = func() {
+		if f := p.cleaner.found; len(f) == 0 || f[0].ver.IsZero() { // it still looks for what is to be moved
+			h.read = overtake
+			return
 		}
+		must(t, r.Apply([]Op{write(1, 1, 100), discard(2, 1, 101)}))
 	}
+	h.read = overtake
 	err = p.moveSegment(seg)
 	p.drain.cycle.Unlock()
 	must(t, err)

@@ -249,7 +249,11 @@ func (p *Pool) replayRecord(rec *wal.Record, area wal.Area) error {
 		r.indexPoint(rec)
 		return nil
 	}
-	if most := blocksOf(MaxReplicaSize); rec.Block >= most || uint64(rec.Count) > most-rec.Block { // snapshots may be larger
+	most := r.blocks()
+	if rec.Kind != wal.Write && rec.Kind != wal.Discard && rec.Kind != wal.DiscardPart { // of a merge: part of a chunk, which snapshots may show beyond the end
+		most = min((rec.Block|(block.ChunkBlocks-1))+1, blocksOf(MaxReplicaSize))
+	}
+	if rec.Block >= most || uint64(rec.Count) > most-rec.Block {
 		return fmt.Errorf("replica %s: blocks %d+%d: %w", r.name, rec.Block, rec.Count, ErrDamaged)
 	}
 	p.idx.mu.Unlock()

@@ -341,13 +341,14 @@ func Probe(dev disk.Device) (*Label, error) {
 	head, headErr := readArea(dev, 0, HeadBytes)
 	tail, tailErr := readArea(dev, dev.Size()-TailBytes, TailBytes)
 	var best *Label
-	var bad error
-	headIntact := false
+	var bad, newer error
+	headIntact, newers := false, 0
 	for i, b := range [][]byte{head[:blockSize], head[64<<10:][:blockSize], tail[:blockSize], tail[64<<10:][:blockSize]} {
 		l, err := Decode(b)
 		switch {
 		case errors.Is(err, ErrNewerFormat):
-			return nil, fmt.Errorf("device %s: %w", dev.Name(), err)
+			newer = err
+			newers++
 		case err == nil:
 			headIntact = headIntact || i < 2
 			if best == nil || l.Generation > best.Generation {
@@ -361,6 +362,8 @@ func Probe(dev disk.Device) (*Label, error) {
 	}
 	found := recognise(head, tail)
 	switch {
+	case newer != nil && (best == nil || newers > 1): // one beside an intact label of ours is damage: labels are written two at a time
+		return nil, fmt.Errorf("device %s: %w", dev.Name(), newer)
 	case best != nil && !headIntact && found != "" && !strings.HasPrefix(found, unknownData):
 		// somebody formatted the device; what is left of our labels at the tail does not make it ours
 		return nil, &ErrForeign{Device: dev.Name(), Found: found}
