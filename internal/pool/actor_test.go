@@ -106,7 +106,7 @@ func (a *actor) didParts(what string, sync bool, name string, parts []atom, run 
 			}
 		}
 		if !refused && !a.tolerates(err) {
-			a.fatalf("%s: %v (%d free, index %d, reserve %d, stats %+v)", what, err, a.p.seg.freeCount(), a.p.indexNeed(), a.p.seg.reserve(), a.p.Stats())
+			a.fatalf("%s: %v (%d free, to keep %d, reserve %d, stats %+v)", what, err, a.p.seg.freeCount(), a.p.keep(forRecords), a.p.seg.reserve(), a.p.Stats())
 		}
 		n := 0
 		for i, x := range parts {

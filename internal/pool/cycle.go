@@ -220,6 +220,7 @@ func (p *Pool) runCycle() error {
 	s.mu.Lock()
 	p.freeze()
 	s.mu.Unlock()
+	drained := min(len(s.work), 1) // updates that are pages need no room any more
 	if err := p.drainAll(); err != nil {
 		return err
 	}
@@ -249,7 +250,7 @@ func (p *Pool) runCycle() error {
 	p.trimChain()
 	n, err := p.freeSegments()
 	s.spent.Store(0)
-	freed = n
+	freed = n + drained
 	return err
 }
 

@@ -2,6 +2,7 @@ package pool
 
 import (
 	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/index"
 )
 
 // Free segments are shared in steps, so that whoever gives space back always finds the little that this takes: pages
@@ -21,35 +22,45 @@ const (
 	forCleaner
 )
 
-// keep returns the number of segments that must remain free when one is taken for that purpose.
+// keep returns the number of segments that must remain free when one is taken for that purpose: what the next cycle is
+// likely to take, as far as the reserve goes, and in any case what the updates in the tables take.
 func (p *Pool) keep(what purpose) int {
-	n := p.indexNeed()
+	all, updates := p.indexNeed()
 	if what != forCleaner { // what this cycle has taken for its index already need not be kept, if it will free as much
-		n -= int(min(p.drain.spent.Load(), p.cleaner.pledged.Load()))
+		all -= int(min(p.drain.spent.Load(), p.cleaner.pledged.Load()))
 	}
+	more := 0
 	switch what {
 	case forUser:
-		n += 3
+		more = 3
 	case forRecords:
-		n++
+		more = 1
 	}
-	return min(n, p.seg.reserve())
+	return max(min(all+more, p.seg.reserve()), updates+more)
 }
 
-// indexNeed returns a bound of the segments that the next cycle takes for pages, directory and checkpoint: all of the
-// index once more, since the cleaner touches any chunk, and what the updates in the active table add.
-func (p *Pool) indexNeed() int {
+// indexNeed returns bounds of the segments that the cycles to come take for pages, directory and checkpoint. updates is
+// for what is in the tables; all is for all of the index once more besides, since the cleaner touches any chunk.
+func (p *Pool) indexNeed() (all, updates int) {
 	p.idx.mu.RLock()
-	t := p.idx.tables[p.idx.active]
-	n := p.metaLive + int64(t.Len())*24 + int64(len(t.Chunks))*256
+	whole, pages := p.metaLive, int64(1)
 	for _, r := range p.idx.bySlot {
 		if r != nil {
-			n += r.meta
+			whole += r.meta
+			pages += r.pages
 		}
+	}
+	need := func(t *index.Table) int64 { return int64(t.Len())*24 + int64(len(t.Chunks))*(256+whole/pages) }
+	active := p.idx.tables[p.idx.active]
+	fresh := int64(active.Len())*24 + int64(len(active.Chunks))*256
+	tables := need(active)
+	if total := p.drain.total.Load(); total > 0 {
+		tables += need(p.idx.tables[1-p.idx.active]) * int64(p.drain.left()) / total
 	}
 	p.idx.mu.RUnlock()
 	usable := p.seg.bytes() - indexGroup // a group is not split
-	return int((n+n/8+usable-1)/usable) + 2
+	segments := func(n int64) int { return int((n+n/8+usable-1)/usable) + 2 }
+	return segments(whole + fresh), segments(tables)
 }
 
 // full reports whether so many more blocks of data are more than the pool is for.

@@ -285,3 +285,18 @@ func TestInterruptedDestroy(t *testing.T) {
 	waitUntil(q, func() bool { return q.Stats().FreeSegments >= fresh.FreeSegments-4 })
 	must(t, q.Check())
 }
+
+// TestUpdatesLeaveRoomForTheirPages fills a small pool with the headers of updates that take no data, each of another
+// chunk: there is room for the pages that they become, in the drain that goes on meanwhile too.
+func TestUpdatesLeaveRoomForTheirPages(t *testing.T) {
+	p, _ := newMemPool(t, 128<<20, Options{SegmentBytes: 256 << 10})
+	const chunks = 40000
+	r, err := p.CreateReplica("v", chunks*block.ChunkBlocks*block.Size)
+	must(t, err)
+	for i := range uint64(chunks) {
+		must(t, r.Apply([]Op{{Kind: OpDiscard, Version: block.Version{Epoch: 1, N: i + 1}, Block: i * block.ChunkBlocks, Count: 7}}))
+	}
+	must(t, p.Sync())
+	must(t, p.Check())
+	must(t, p.Close())
+}
