@@ -76,7 +76,16 @@ func (c *cleaner) append(w *coldWriter, x *candidate, stored []byte, birth uint6
 	w.moves = append(w.moves, movedBlock{key: x.key, ver: x.ver, old: x.loc})
 	w.births += birth
 	w.blocks++
+	if row := int(p.seg.row(w.seg)); row > 1 && len(w.raw)+len(w.packed) > (coldBatch-2*row)*block.Size && w.size()%row == 0 {
+		return c.write(w) // nothing is lost to padding
+	}
 	return nil
+}
+
+// size returns the number of blocks that the open batch takes.
+func (w *coldWriter) size() int {
+	header := len(w.hdr) + wal.Len(wal.Move, w.rec.Count, 0) + len(w.lens)
+	return blocksFor(header) + wal.AreaBlocks(len(w.raw)/block.Size, len(w.packed))
 }
 
 // fits reports whether the segment, of so many blocks, has room for the open batch and one more block of so many bytes.

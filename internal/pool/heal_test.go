@@ -62,6 +62,7 @@ func (s *sweep) whole() {
 		s.fatalf("pool is %s: %s", st.Health, st.Failure)
 	}
 	s.p.rest()
+	must(s.t, s.p.cycle()) // the labels follow the checkpoint
 	for _, m := range s.p.labels.now.Load().Members {
 		if m.Out || m.Left || m.Replacing {
 			s.fatalf("labels say %+v", m)

@@ -89,8 +89,10 @@ func (p *Pool) reserveLog(data, header int, what purpose) error {
 		return nil
 	}
 	free := p.seg.freeCount()
-	if what == forUser && free-n < p.seg.reserve() && p.full(data) {
-		return ErrNoSpace
+	if what == forUser && free-n < p.seg.reserve() {
+		if err := p.full(data); err != nil {
+			return err
+		}
 	}
 	if start := p.cleanStart(); free-n < start {
 		if what == forUser && p.low() {

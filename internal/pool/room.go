@@ -35,8 +35,10 @@ func (p *Pool) keep(what purpose) int {
 		more = 3
 	case forRecords:
 		more = 1
+	case forCleaner:
+		more = -1
 	}
-	return max(min(all+more, p.seg.reserve()), updates+more)
+	return max(min(all+more, p.seg.reserve()), updates+max(more, 0))
 }
 
 // indexNeed returns bounds of the segments that the cycles to come take for pages, directory and checkpoint. updates is
@@ -63,11 +65,24 @@ func (p *Pool) indexNeed() (all, updates int) {
 	return segments(whole + fresh), segments(tables)
 }
 
-// full reports whether so many more blocks of data are more than the pool is for.
-func (p *Pool) full(blocks int) bool {
+// full returns ErrNoSpace when so many more blocks of data are more than the pool is for, errWait when a drain may show
+// that they are not: only that knows what snapshots keep of what has been overwritten since the last one.
+func (p *Pool) full(blocks int) error {
 	p.idx.mu.RLock()
 	defer p.idx.mu.RUnlock()
-	return p.allocated()+int64(blocks)*block.Size > p.capacity()
+	over := p.allocated() + int64(blocks)*block.Size - p.capacity()
+	if over <= 0 {
+		return nil
+	}
+	for _, r := range p.idx.byName {
+		if len(r.snaps) > 0 {
+			over -= r.pending + r.hidden
+		}
+	}
+	if over <= 0 {
+		return errWait
+	}
+	return ErrNoSpace
 }
 
 // cleanStart returns the number of free segments below which the cleaner works: as few as it can do with, since
@@ -75,5 +90,5 @@ func (p *Pool) full(blocks int) bool {
 func (p *Pool) cleanStart() int {
 	least := p.keep(forUser) + 6
 	most := least + int(int64(p.cleaner.maxMoves())*block.Size*3/2>>p.seg.shift)
-	return min(max(p.seg.reserve()*13/20, least), p.seg.reserve(), most)
+	return min(max(p.seg.dataCount()/32, leastReserve, least), p.seg.reserve(), most)
 }

@@ -74,8 +74,15 @@ func (s *segments) blocks() uint32 { return 1 << (s.shift - block.Shift) }
 // dataCount returns the number of segments on groups for data: what the capacity is made of.
 func (s *segments) dataCount() int { return s.where.Load().dataSegs }
 
-// reserve returns the number of segments that only index, discards and state records may use.
-func (s *segments) reserve() int { return max(12, s.dataCount()/20) }
+// leastReserve is how many segments the reserve has at least for work.
+const leastReserve = 16
+
+// reserve returns the number of segments that only index, discards and state records may use. What the batches of the
+// cleaner lose to headers and at the ends of segments is more the smaller segments are.
+func (s *segments) reserve() int {
+	n, blocks := s.dataCount(), int(s.blocks())
+	return max(leastReserve+n*(2+blocks/64)/blocks, n/20)
+}
 
 // limit returns the first address behind the pool's space.
 func (s *segments) limit() uint64 { return uint64(s.count()) << s.shift }
