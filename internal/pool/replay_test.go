@@ -15,7 +15,7 @@ import (
 // TestReplayOfALongLogInAFullPool opens a pool whose log has more updates than the delta takes, while so little space is
 // free that the cleaner would work. The log that is still to be replayed must not be written to.
 func TestReplayOfALongLogInAFullPool(t *testing.T) {
-	m := disk.NewMem("mem0", 32<<20)
+	m := disk.NewMem("mem0", 33<<20)
 	opt := Options{Compression: compress.Off, SegmentBytes: 256 << 10, DeltaEntries: 4096, NoDiscard: true}
 	p, err := Create(Stripe(m), Config{Name: "test"}, opt)
 	must(t, err)
@@ -42,8 +42,13 @@ func TestReplayOfALongLogInAFullPool(t *testing.T) {
 			must(t, r.Apply(ops))
 		}
 	}
-	thin()
-	thin()
+	for range 2 {
+		thin()
+	}
+	for p.seg.freeCount() >= p.cleanStart() {
+		must(t, r.Apply([]Op{discard(0, 1, n)}))
+		n++
+	}
 	if free, low := p.seg.freeCount(), p.cleanStart(); free >= low {
 		t.Fatalf("%d segments are free, the cleaner works below %d", free, low)
 	}
