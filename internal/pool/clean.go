@@ -142,7 +142,7 @@ func (c *cleaner) some(plan *cleanPlan) error {
 func (c *cleaner) someAgain(v victim, plan *cleanPlan) error {
 	p := c.p
 	c.found = c.found[:0]
-	if g, _ := p.seg.locate(uint64(v.seg) << p.seg.shift); g.Parity() > 0 {
+	if g, _ := p.seg.locate(uint64(v.seg) << p.seg.shift); g.Redundant() {
 		if err := c.gather(v.seg, true); err != nil {
 			return err
 		}

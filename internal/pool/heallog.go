@@ -137,7 +137,7 @@ func (w *walk) header(seg, b uint32, pos *logPos, careful bool) (h wal.Header, r
 		return h, nil, false, err
 	}
 	start := uint64(seg)<<p.seg.shift + uint64(b)<<block.Shift
-	if g, _ := p.seg.locate(start); g.Parity() == 0 || !careful && err == nil && !w.live.any(start, start+uint64(padded(&h, g.row))<<block.Shift) {
+	if g, _ := p.seg.locate(start); !g.Redundant() || !careful && err == nil && !w.live.any(start, start+uint64(padded(&h, g.row))<<block.Shift) {
 		return h, raw, false, err // nothing else to ask, or nothing to ask for
 	}
 	// What was read is damaged or old; others may have what is right. Nothing is repaired before it is proved.

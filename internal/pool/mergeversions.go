@@ -272,7 +272,10 @@ func (r *Replica) mergeVersions(c *Chunk) (res MergeResult, err error) {
 			p.releaseSpare()
 		}
 		p.end(need)
-		return m.res, err
+		if err == nil {
+			res = m.res
+		}
+		return res, err
 	}
 	return res, err
 }

@@ -2,6 +2,7 @@ package pool
 
 import (
 	"cmp"
+	"errors"
 	"flag"
 	"fmt"
 	"maps"
@@ -12,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/compress"
 	"github.com/cstor-go/cstor/internal/pool/disk"
 	"github.com/cstor-go/cstor/internal/pool/label"
@@ -21,6 +23,7 @@ var (
 	modelSeed    = flag.Uint64("model.seed", 0, "run the model test with this seed only")
 	modelSeconds = flag.Int("model.seconds", 0, "run further seeds of the model test for so many seconds")
 	modelSeeds   = flag.Int("model.seeds", 0, "number of seeds of the model test for each layout; 0: as many as the suite takes")
+	modelChange  = flag.Bool("model.change", false, "replace and add devices, and make them larger, in the model test too")
 	modelOps     = flag.Int("model.ops", 0, "operations per seed; 0: as many as the suite takes")
 )
 
@@ -46,6 +49,9 @@ type modelTest struct {
 	away   map[int]bool // devices that are not there
 	power  *powerSwitch // behind which devices are, if there is one
 	opt    Options
+	old    string // the device that the last of mems replaces, "": there is none
+	made   int    // devices that replaced others
+	more   int    // times that the pool grew
 }
 
 // modelAct is an operation of the model test that changes more than the pool's content.
@@ -67,6 +73,10 @@ var modelActs = []modelAct{
 	{"scrub", 8, nil, (*modelTest).scrub},
 	{"a device lies", 20, (*modelTest).redundant, (*modelTest).lie},
 	{"a device goes", 10, (*modelTest).redundant, (*modelTest).lose},
+	{"a device is replaced", 6, (*modelTest).settled, (*modelTest).replace},
+	{"a replacement is over", 10, func(m *modelTest) bool { return m.old != "" }, (*modelTest).replaced},
+	{"the pool grows", 3, func(m *modelTest) bool { return m.settled() && m.more < 2 }, (*modelTest).grow},
+	{"devices become larger", 3, func(m *modelTest) bool { return m.settled() && m.more < 2 }, (*modelTest).expand},
 	{"a device returns", 10, func(m *modelTest) bool { return len(m.away) > 0 }, (*modelTest).giveBack},
 }
 
@@ -88,6 +98,7 @@ func (m *modelTest) devices() (d []disk.Device) {
 	for _, i := range m.rng.Perm(len(m.mems)) {
 		switch {
 		case m.away[i]:
+		case m.mems[i].Name() == m.old && m.left(i): // its labels are wiped
 		case m.power != nil:
 			d = append(d, switched{m.mems[i], m.power})
 		default:
@@ -176,7 +187,83 @@ func (m *modelTest) powerCut() {
 	m.again(!slices.ContainsFunc(fates, func(f disk.Fate) bool { return f != disk.Kept }))
 }
 
-func (m *modelTest) redundant() bool { return len(m.layout.victims()) > 0 }
+// redundant reports whether a device may fail.
+func (m *modelTest) redundant() bool { return len(m.layout.victims()) > 0 && m.old == "" }
+
+// settled reports whether the devices of the pool may change.
+func (m *modelTest) settled() bool { return *modelChange && len(m.away) == 0 && m.old == "" }
+
+// left reports whether a device has left the pool.
+func (m *modelTest) left(i int) bool {
+	_, err := Probe(m.mems[i].Clone())
+	return errors.Is(err, ErrBlank)
+}
+
+// replace begins to replace a device, which goes on while other things happen.
+func (m *modelTest) replace() {
+	v := m.layout.replaceable()
+	i := v[m.rng.IntN(len(v))]
+	m.made++
+	dev := disk.NewMem(fmt.Sprint("other", m.made), m.mems[i].Size())
+	m.old = m.mems[i].Name()
+	m.note("device %s is replaced by %s", m.old, dev.Name())
+	m.must(m.p.Replace(m.guid(m.old), dev))
+	m.mems = append(m.mems, dev)
+}
+
+func (m *modelTest) guid(name string) block.GUID {
+	for _, d := range m.p.Devices() {
+		if d.Name == name {
+			return d.GUID
+		}
+	}
+	m.fatalf("device %s is not a member", name)
+	panic("not reached")
+}
+
+// replaced waits for the end of a replacement.
+func (m *modelTest) replaced() {
+	m.p.rest()
+	n := len(m.mems) - 1
+	i := slices.IndexFunc(m.mems, func(d *disk.Mem) bool { return d.Name() == m.old })
+	if slices.ContainsFunc(m.p.Devices(), func(d DeviceInfo) bool { return d.Name == m.old }) {
+		m.fatalf("replacement does not end: %+v", m.p.Devices())
+	}
+	m.note("device %s has left", m.old)
+	m.mems[i], m.mems, m.old = m.mems[n], m.mems[:n], ""
+	m.check()
+}
+
+// grow adds a raid group like the first.
+func (m *modelTest) grow() {
+	s := m.layout.groups[0]
+	g := Group{Kind: s.kind}
+	m.more++
+	for i := range s.n {
+		d := disk.NewMem(fmt.Sprint("more", m.more, "-", i), m.mems[0].Size())
+		m.mems, g.Devices = append(m.mems, d), append(g.Devices, d)
+	}
+	m.note("a group of %d devices more", s.n)
+	before := m.p.Stats().Capacity
+	m.must(m.p.AddGroups([]Group{g}))
+	if now := m.p.Stats().Capacity; now <= before {
+		m.fatalf("%d bytes, were %d", now, before)
+	}
+}
+
+// expand makes all devices larger.
+func (m *modelTest) expand() {
+	m.more++
+	for _, d := range m.mems {
+		d.Grow(d.Size() + 4<<20)
+	}
+	m.note("all devices are larger")
+	before := m.p.Stats().Capacity
+	m.must(m.p.Expand())
+	if now := m.p.Stats().Capacity; now <= before {
+		m.fatalf("%d bytes, were %d", now, before)
+	}
+}
 
 // victim returns one of the devices without which the pool can do. It is never another one, so that what a device
 // that was away lacks is on others.
@@ -331,6 +418,9 @@ func runModel(t *testing.T, l layout, seed uint64, ops int) map[string]int {
 
 // end looks at everything once more, and takes it apart: nothing remains.
 func (m *modelTest) end(fresh Stats) {
+	if m.old != "" {
+		m.replaced()
+	}
 	m.compare()
 	m.must(m.p.cycle())
 	m.must(m.p.cycle())

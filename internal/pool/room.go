@@ -29,16 +29,16 @@ func (p *Pool) keep(what purpose) int {
 	if what != forCleaner { // what this cycle has taken for its index already need not be kept, if it will free as much
 		all -= int(min(p.drain.spent.Load(), p.cleaner.pledged.Load()))
 	}
-	more := 0
-	switch what {
+	more, most := 0, p.seg.reserve()
+	switch what { // steps, however large the index is
 	case forUser:
 		more = 3
 	case forRecords:
-		more = 1
-	case forCleaner:
-		more = -1
+		more, most = 1, most-most/8
+	case forCleaner: // what a cycle moves at most needs less than that for its pages
+		most /= 2
 	}
-	return max(min(all+more, p.seg.reserve()), updates+max(more, 0))
+	return max(min(all+more, most), updates+more)
 }
 
 // indexNeed returns bounds of the segments that the cycles to come take for pages, directory and checkpoint. updates is

@@ -19,7 +19,7 @@ const intactReaders = 4
 func (p *Pool) countIntact(steps []step) (int, error) {
 	readers := intactReaders
 	for _, g := range p.seg.where.Load().groups {
-		if g.Parity() > 0 { // batches behind the end of the log are left alone
+		if g.Redundant() { // batches behind the end of the log are left alone
 			readers = 1
 		}
 	}
@@ -62,7 +62,7 @@ func (p *Pool) intact(l *logReader, pos logPos) (bool, error) {
 	}
 	start := uint64(pos.seg)<<p.seg.shift + uint64(pos.block)<<block.Shift
 	g, off := p.seg.locate(start)
-	if g.Parity() > 0 {
+	if g.Redundant() {
 		n := int64(padded(&h, g.row)) << block.Shift
 		_, err := g.Settle(off, n, func(data []byte) []int { return badBlocks(&h, b, data) })
 		switch {

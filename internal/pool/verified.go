@@ -22,7 +22,7 @@ func (p *Pool) recoverPart(b []byte, addr uint64, from, to int, ok func([]byte) 
 		return false
 	}
 	g, off := p.seg.locate(addr)
-	if g.Parity() == 0 {
+	if !g.Redundant() {
 		return false
 	}
 	if err := g.RecoverPart(b, off, from, to, ok); err != nil {
@@ -88,7 +88,7 @@ func (l *logReader) wanted(seg, blk uint32, want func(h *wal.Header) bool) (h wa
 	}
 	p := l.p
 	addr := uint64(seg)<<p.seg.shift + uint64(blk)<<block.Shift
-	if g, _ := p.seg.locate(addr); g.Parity() == 0 {
+	if g, _ := p.seg.locate(addr); !g.Redundant() {
 		if err == nil {
 			err = wal.ErrDamaged
 		}

@@ -165,6 +165,12 @@ func (g *Group) Row() int { return g.data * blockSize }
 // Parity returns how many columns the group can lose.
 func (g *Group) Parity() int { return g.parity }
 
+// Redundant reports whether there may be more than one way to obtain a block: from parity, from copies, or from the
+// device that takes the place of another.
+func (g *Group) Redundant() bool {
+	return g.parity > 0 || slices.ContainsFunc(g.layout.Load().cols, func(c Column) bool { return len(c.Devices) > 1 })
+}
+
 // Size returns the bytes of data that the group holds.
 func (g *Group) Size() int64 { return g.units.Load() * g.unitBytes * int64(g.data) }
 
