@@ -126,7 +126,7 @@ func (a *actor) didParts(what string, sync bool, name string, parts []atom, run 
 
 // tolerates reports whether err is what a device may have done that is known to fail.
 func (a *actor) tolerates(err error) bool {
-	if a.faulty && (errors.Is(err, syscall.EIO) || errors.Is(err, ErrChecksum) || errors.Is(err, ErrDamaged)) {
+	if a.faulty && (errors.Is(err, syscall.EIO) || errors.Is(err, ErrChecksum)) {
 		a.cover["errors of a device"]++
 		return true
 	}

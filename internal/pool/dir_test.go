@@ -265,7 +265,7 @@ func TestDamagedDirectory(t *testing.T) {
 		var buf [block.Size]byte
 		for _, b := range []uint64{0, dirSpan * block.ChunkBlocks, nodeSpan * dirSpan * block.ChunkBlocks} {
 			err := q.Replica("v").Read(b, buf[:], nil)
-			if err != nil && (!errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "directory of chunks")) {
+			if err != nil && (!errors.Is(err, ErrChecksum) || !strings.Contains(err.Error(), "directory of chunks")) {
 				t.Fatal(err)
 			}
 			bad = append(bad, err != nil)

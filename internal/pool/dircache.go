@@ -5,6 +5,7 @@ import (
 	"sync"
 	"unsafe"
 
+	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/index"
 )
 
@@ -230,7 +231,11 @@ func (r *Replica) readDir(i uint64, s dirSlot, node bool) error {
 		if node {
 			first, chunks = n<<(nodeShift+dirShift), dirSpan<<nodeShift
 		}
-		return fmt.Errorf("replica %s: directory of chunks %d to %d: %w", r.name, first, first+chunks-1, err)
+		if isDamage(err) {
+			device, off := p.where(s.addr)
+			err = fmt.Errorf("%w: %w", &ChecksumError{Replica: r.name, Block: first * block.ChunkBlocks, Device: device, Offset: off, What: "directory"}, err)
+		}
+		return fmt.Errorf("directory of chunks %d to %d: %w", first, first+chunks-1, err)
 	}
 	p.idx.mu.Lock()
 	defer p.idx.mu.Unlock()

@@ -125,8 +125,15 @@ func showOnly(pg *index.Page, first, count int, show func(o *index.Old, next blo
 // those that are missing come and are returned. What these show is right once every chunk whose newest version, here or
 // at the source, is newer than theirs was merged with all versions. Applied stays. Wraps ErrInUse when a snapshot that
 // would go has clones.
+//
+// A snapshot that was not there for a while may show versions that a drain under way, or one of a replay that begins
+// before it came, gives back. So it returns when a checkpoint has what is left of them.
 func (r *Replica) SetSnapshots(list []Snapshot) (added []Snapshot, err error) {
-	if added, err = r.setSnapshots(list); err != nil {
+	added, err = r.setSnapshots(list)
+	if err == nil && len(list) > 0 { // a crash may have come before the checkpoint for those that are there
+		err = r.p.cycle()
+	}
+	if err != nil {
 		return nil, r.wrap("set snapshots", err)
 	}
 	return added, nil

@@ -234,7 +234,7 @@ func TestMergeForgetsWhatADrainForgot(t *testing.T) {
 			p.freeze()
 			must(t, p.drainAll())
 			p.thaw() // and no checkpoint
-			_, err = dst.SetSnapshots(src.Snapshots())
+			_, err = dst.setSnapshots(src.Snapshots())
 			must(t, err)
 			var c Chunk
 			must(t, src.ReadVersions(0, 0, block.ChunkBlocks, nil, &c))

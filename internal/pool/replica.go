@@ -94,7 +94,7 @@ type ChecksumError struct {
 	Block   uint64 // first damaged block
 	Device  string
 	Offset  int64  // bytes from the start of Device
-	What    string // "data" or "index page"
+	What    string // "data", "index page" or "directory"
 }
 
 func (e *ChecksumError) Error() string {

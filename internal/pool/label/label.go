@@ -270,13 +270,13 @@ func Decode(b []byte) (*Label, error) {
 		return nil, errNoLabel
 	}
 	le := binary.LittleEndian
-	if f := le.Uint32(b[8:]); f > Format { // before the checksum, which a newer format may keep elsewhere
-		return nil, fmt.Errorf("label: format %d: %w", f, ErrNewerFormat)
-	}
 	if le.Uint32(b[12:]) != checksum(b) {
 		return nil, fmt.Errorf("label: checksum: %w", ErrDamaged)
 	}
-	if f := le.Uint32(b[8:]); f < Format {
+	switch f := le.Uint32(b[8:]); {
+	case f > Format:
+		return nil, fmt.Errorf("label: format %d: %w", f, ErrNewerFormat)
+	case f < Format:
 		return nil, fmt.Errorf("label: %w, format %d: move the data with that release, wipe the device and create the pool again", ErrOldFormat, f)
 	}
 	l := &Label{
@@ -342,13 +342,12 @@ func Probe(dev disk.Device) (*Label, error) {
 	tail, tailErr := readArea(dev, dev.Size()-TailBytes, TailBytes)
 	var best *Label
 	var bad, newer error
-	headIntact, newers := false, 0
+	headIntact := false
 	for i, b := range [][]byte{head[:blockSize], head[64<<10:][:blockSize], tail[:blockSize], tail[64<<10:][:blockSize]} {
 		l, err := Decode(b)
 		switch {
 		case errors.Is(err, ErrNewerFormat):
 			newer = err
-			newers++
 		case err == nil:
 			headIntact = headIntact || i < 2
 			if best == nil || l.Generation > best.Generation {
@@ -362,7 +361,7 @@ func Probe(dev disk.Device) (*Label, error) {
 	}
 	found := recognise(head, tail)
 	switch {
-	case newer != nil && (best == nil || newers > 1): // one beside an intact label of ours is damage: labels are written two at a time
+	case newer != nil:
 		return nil, fmt.Errorf("device %s: %w", dev.Name(), newer)
 	case best != nil && !headIntact && found != "" && !strings.HasPrefix(found, unknownData):
 		// somebody formatted the device; what is left of our labels at the tail does not make it ours

@@ -65,6 +65,10 @@ func testLabel(t *testing.T, l *Label) {
 	}
 	b, _ := l.Encode()
 	binary.LittleEndian.PutUint32(b[8:], Format+1)
+	if _, err := Decode(b); !errors.Is(err, ErrDamaged) { // it may be anything
+		t.Fatal(err)
+	}
+	binary.LittleEndian.PutUint32(b[12:], checksum(b))
 	if _, err := Decode(b); !errors.Is(err, ErrNewerFormat) {
 		t.Fatal(err)
 	}
