@@ -2,7 +2,6 @@ package pool
 
 import (
 	"fmt"
-	"slices"
 
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/disk"
@@ -15,37 +14,39 @@ func newGroup() []byte { return disk.Buffer(indexGroup + block.Size)[:0] }
 type extent = label.Extent
 
 // checkpoint writes the directory, the replicas as of drain.from and the segment table, and makes them the state that
-// the next Open begins with. The frozen table is drained. cycle and mu are held; mu is let go once all is written, so
-// that the slow flushes hold nobody up.
-func (p *Pool) checkpoint() error {
-	if err := p.writeDirectory(); err != nil {
-		return err
-	}
-	var marks []mark
-	for again := true; again; again = !slices.Equal(marks, p.missed()) { // the root must list all that is stale
-		marks = p.missed()
-		root := p.encodeRoot()
-		extents, err := p.writeRoot(root)
+// the next Open begins with, before it returns. The frozen table is drained; cycle and mu are held, and nothing is being
+// committed.
+func (p *Pool) checkpoint() (freed int, err error) {
+	for {
+		c, err := p.prepareCheckpoint()
 		if err != nil {
-			return err
+			return 0, err
 		}
-		p.root = extents
-		if err := p.flushDevices(); err != nil {
-			return err
+		p.startCommit(c)
+		if ok, err := c.wait(); ok || err != nil {
+			return c.freed, err
 		}
 	}
-	p.generation++
-	if err := p.writeRing(&label.Ring{Pool: p.cfg.GUID, Generation: p.generation, Root: p.root}); err != nil {
-		return p.fail(fmt.Errorf("checkpoint %d: %w", p.generation, err))
+}
+
+// prepareCheckpoint writes what a checkpoint consists of.
+func (p *Pool) prepareCheckpoint() (*pending, error) {
+	s := &p.drain
+	if err := p.writeDirectory(); err != nil {
+		return nil, err
 	}
-	if err := p.flushDevices(); err != nil {
-		return err
+	c := &pending{from: s.from, marks: p.missed(), done: make(chan struct{})}
+	extents, err := p.writeRoot(p.encodeRoot())
+	if err != nil {
+		return nil, err
 	}
-	p.count.checkpoints.Add(1)
-	if err := p.committed(marks); err != nil {
-		return p.fail(fmt.Errorf("labels: %w", err))
+	p.root, c.root = extents, extents
+	c.dead = p.deadSegments()
+	c.released, s.released = s.released, nil
+	if last := p.commits.newest; last != nil && last.void {
+		c.released = append(c.released, last.released...)
 	}
-	return nil
+	return c, nil
 }
 
 // writeRoot writes the root in pieces and replaces the accounting of the one before, whose space the table in the root

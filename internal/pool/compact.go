@@ -34,13 +34,15 @@ func (p *Pool) compactIndex() error {
 		}
 		*c = compaction{victims: victims}
 	}
+	p.idx.mu.RLock()
 	p.seg.mu.Lock()
 	for seg := range c.victims {
-		if p.seg.kind[seg] != segIndex || p.seg.pinned[seg] { // it was emptied, and is used again
+		if p.seg.kind[seg] != segIndex || p.seg.pinned[seg] || p.seg.pageLive[seg] == 0 { // it was emptied, and may be used again
 			delete(c.victims, seg)
 		}
 	}
 	p.seg.mu.Unlock()
+	p.idx.mu.RUnlock()
 	s.victims = c.victims
 	defer func() { s.work, s.next, s.victims = s.work[:0], 0, nil }()
 	for left := compactDirs; left > 0 && !p.busy() || tight; left-- {

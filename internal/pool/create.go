@@ -96,7 +96,7 @@ func create(groups []Group, cfg Config, opt Options) (*Pool, error) {
 	p.drain.mu.Lock()
 	p.freeze()
 	p.thaw()
-	err = p.checkpoint()
+	_, err = p.checkpoint()
 	p.drain.mu.Unlock()
 	if err != nil {
 		return nil, err
@@ -308,7 +308,7 @@ func (p *Pool) Close() error {
 		return p.closeDevices()
 	}
 	close(p.quit)
-	p.cycles.finish(0, 0, true)
+	p.cycles.finish(0, 0, 0, true)
 	p.idx.mu.Lock()
 	p.idx.room.Broadcast()
 	p.idx.mu.Unlock()
@@ -322,6 +322,8 @@ func (p *Pool) Close() error {
 	if err == nil {
 		err = p.cycle()
 	}
+	p.commits.wait()
+	p.flush.others.Wait()
 	if e := p.closeDevices(); err == nil {
 		err = e
 	}

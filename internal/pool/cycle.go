@@ -48,13 +48,15 @@ func (p *Pool) background() {
 			p.idle.Store(ticks > 0)
 		}
 		if p.failure() != nil {
-			p.cycles.finish(0, 0, true)
+			p.cycles.finish(0, 0, 0, true)
 			<-p.quit
 			return
 		}
 		if p.due(idle, quiet) {
-			if err := p.runCycle(); err != nil {
+			if c, err := p.runCycle(false); err != nil {
 				continue // the pool has failed and has said so
+			} else if c != nil {
+				<-c.done
 			}
 		}
 		if !p.low() {
@@ -64,16 +66,20 @@ func (p *Pool) background() {
 	}
 }
 
-// flushIfDue flushes when the log has grown by Options.FlushBytes.
+// flushIfDue begins a flush when the log has grown by Options.FlushBytes.
 func (p *Pool) flushIfDue() {
 	p.log.mu.Lock()
-	flush := p.log.dirty >= uint64(p.opt.FlushBytes)
+	flush := p.log.dirty >= uint64(p.opt.FlushBytes) && !p.flush.own.Load()
 	if flush {
 		p.log.dirty = 0
 	}
 	p.log.mu.Unlock()
-	if flush {
-		_ = p.syncTo(p.appended.Load()) // an error is the pool's failure, which everybody sees
+	if flush && p.flush.own.CompareAndSwap(false, true) {
+		p.flush.others.Go(func() {
+			_ = p.syncTo(p.appended.Load()) // an error is the pool's failure, which everybody sees
+			p.flush.own.Store(false)
+			p.wake()
+		})
 	}
 }
 
@@ -87,7 +93,7 @@ func (p *Pool) due(idle, quiet bool) bool {
 	dying := p.anyDying()
 	p.idx.mu.RUnlock()
 	return p.cycles.wanted() || p.low() || p.destageDue() && p.mayClean() || p.relabelDue.Load() || n > p.idx.soft ||
-		since >= uint64(p.opt.CheckpointBytes) || dying || idle && p.freeable.Load() || quiet && n > 0
+		since >= uint64(p.opt.CheckpointBytes) || dying || p.commits.due() || idle && p.freeable.Load() || quiet && n > 0
 }
 
 // low reports whether there are so few free segments that the cleaner has work, and that it may find some.
@@ -114,7 +120,7 @@ func (p *Pool) deltaFills() bool {
 // anyDying reports whether a replica is to be taken apart or older versions are to be given back.
 func (p *Pool) anyDying() bool {
 	for _, r := range p.idx.bySlot {
-		if r != nil && (r.destroyed || r.purge.wanted) {
+		if r != nil && !r.released && (r.destroyed || r.purge.wanted) {
 			return true
 		}
 	}
@@ -162,15 +168,24 @@ func (c *cycleSignal) wanted() bool {
 	return c.asked > c.begun
 }
 
-func (c *cycleSignal) begin() {
+func (c *cycleSignal) begin() (n uint64) {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.begun++
-	c.mu.Unlock()
+	return c.begun
 }
 
-func (c *cycleSignal) finish(gained int, seq uint64, stop bool) {
+// newest reports whether n is the last cycle that has begun.
+func (c *cycleSignal) newest(n uint64) bool {
 	c.mu.Lock()
-	c.done = c.begun
+	defer c.mu.Unlock()
+	return n == c.begun
+}
+
+// finish ends cycle n. The one before may end after it.
+func (c *cycleSignal) finish(n uint64, gained int, seq uint64, stop bool) {
+	c.mu.Lock()
+	c.done = max(c.done, n)
 	c.gained += uint64(gained)
 	c.fruitless = 0
 	if gained == 0 {
@@ -181,51 +196,103 @@ func (c *cycleSignal) finish(gained int, seq uint64, stop bool) {
 	c.mu.Unlock()
 }
 
-// cycle runs a cycle now, for a caller that waits for it.
+// cycle runs a cycle now, for a caller that waits for it and for its checkpoint.
 func (p *Pool) cycle() error {
 	p.hurry.Add(1)
 	defer p.hurry.Add(-1)
-	return p.runCycle()
+	for {
+		c, err := p.runCycle(true)
+		if err != nil || c == nil {
+			return err
+		}
+		if ok, err := c.wait(); ok || err != nil {
+			return err
+		}
+	}
 }
 
 // runCycle cleans when free segments are few, drains the delta into pages, releases destroyed replicas and what deleted
-// snapshots held, makes a checkpoint and frees the segments that nothing refers to any more.
-func (p *Pool) runCycle() error {
+// snapshots held, makes a checkpoint and frees the segments that nothing refers to any more. It returns the checkpoint, if
+// that is still being committed and the caller is to wait for it: because the cycle is to be whole, or since free segments are
+// few. Otherwise the checkpoint is left to a later cycle while the one before is being committed.
+func (p *Pool) runCycle(whole bool) (*pending, error) {
 	s := &p.drain
 	s.cycle.Lock()
 	defer s.cycle.Unlock()
 	urgent := p.cycles.wanted()
-	p.cycles.begin()
+	n := p.cycles.begin()
 	p.freeable.Store(false)
 	s.spent.Store(0)
 	p.cleaner.pledged.Store(0)
 	p.relabelDue.Store(false)
-	freed, moved := 0, p.count.moved.Load()
+	gained, moved := 0, p.count.moved.Load()
 	seq := p.appended.Load() + 1
-	defer func() {
+	over := func(freed int) {
 		if p.low() && p.running.Load() && !p.closed.Load() && p.failure() == nil {
 			p.wake() // the next cycle sets the pace
 		} else {
 			p.pace.end()
 		}
-		p.cycles.finish(freed+int(p.count.moved.Load()-moved), seq, p.failure() != nil)
+		p.cycles.finish(n, freed+gained, seq, p.failure() != nil)
+	}
+	committing, freed := false, 0
+	defer func() {
+		if !committing {
+			over(freed)
+		}
 	}()
 
 	low := p.seg.freeCount() < p.cleanStart()
 	if (low && urgent || (low || p.destageDue()) && p.mayClean()) && !p.closed.Load() && !p.log.read {
 		if err := p.cleaner.clean(urgent); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	s.mu.Lock()
 	p.freeze()
 	s.mu.Unlock()
-	drained := min(len(s.work), 1) // updates that are pages need no room any more
+	gained = int(p.count.moved.Load()-moved) + min(len(s.work), 1) // updates that are pages need no room any more
 	if err := p.drainAll(); err != nil {
-		return err
+		return nil, err
 	}
+	if err := p.drained(); err != nil {
+		return nil, err
+	}
+	wait := whole || urgent || low || p.seg.freeCount() < p.cleanStart()
+	if !wait && p.commits.leave() {
+		return nil, nil
+	}
+	p.commits.wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if p.commitsAlone() {
+		var err error
+		freed, err = p.checkpoint()
+		s.spent.Store(0)
+		return nil, err
+	}
+	c, err := p.prepareCheckpoint()
+	if err != nil {
+		return nil, err
+	}
+	committing = true
+	c.over = func() {
+		if p.cycles.newest(n) { // what it took for the index is there again
+			s.spent.Store(0)
+		}
+		over(c.freed)
+	}
+	p.startCommit(c)
+	if !wait {
+		return nil, nil
+	}
+	return c, nil
+}
+
+// drained does what is to be done between the drain of a table and the checkpoint.
+func (p *Pool) drained() error {
+	p.drain.mu.Lock()
+	defer p.drain.mu.Unlock()
 	p.thaw()
 	p.count.drains.Add(1)
 	if err := p.releaseDying(); err != nil {
@@ -238,20 +305,7 @@ func (p *Pool) runCycle() error {
 		return p.fail(err)
 	}
 	p.pace.advance(drainShare)
-	if err := p.checkpoint(); err != nil {
-		return err
-	}
-	p.idx.mu.Lock()
-	for _, r := range s.released { // only now: a replay from the checkpoint before would meet the slot in use
-		p.idx.bySlot[r.slot] = nil
-	}
-	p.idx.mu.Unlock()
-	s.released = s.released[:0]
-	p.trimChain()
-	n, err := p.freeSegments()
-	s.spent.Store(0)
-	freed = n + drained
-	return err
+	return nil
 }
 
 // drainAll drains the whole frozen table, letting go of the lock between steps.
@@ -271,52 +325,4 @@ func (p *Pool) drainAll() error {
 			return err
 		}
 	}
-}
-
-// trimChain forgets the part of the log that no replay will read.
-func (p *Pool) trimChain() {
-	p.log.mu.Lock()
-	defer p.log.mu.Unlock()
-	w := &p.log
-	n := 0
-	for n < len(w.chain) && w.chain[n] != p.drain.from.seg {
-		p.seg.unpin(w.chain[n])
-		n++
-	}
-	w.chain = append(w.chain[:0], w.chain[n:]...)
-	if n > 0 {
-		p.cleaner.idleUntil.Store(0)
-	}
-}
-
-// freeSegments gives the segments without live data to the free list, once no reader can be in them.
-func (p *Pool) freeSegments() (int, error) {
-	var dead []uint32
-	p.idx.mu.RLock()
-	p.seg.mu.Lock()
-	for i, k := range p.seg.kind {
-		if k != segFree && !p.seg.pinned[i] && p.seg.pageLive[i] == 0 && p.seg.deltaLive[i] == 0 {
-			dead = append(dead, uint32(i))
-		}
-	}
-	p.seg.mu.Unlock()
-	p.idx.mu.RUnlock()
-	if len(dead) == 0 || !p.read.drain(p.quit) {
-		return 0, nil
-	}
-	for _, i := range dead {
-		if !p.opt.NoDiscard && !p.busy() { // discarding much takes long, and writers come first
-			if err := p.seg.discard(i); err != nil {
-				return 0, p.fail(err)
-			}
-		}
-	}
-	p.seg.mu.Lock()
-	for _, i := range dead {
-		p.seg.setFree(i)
-		delete(p.cleaner.damaged, i)
-	}
-	p.seg.mu.Unlock()
-	p.count.segsFreed.Add(uint64(len(dead)))
-	return len(dead), nil
 }

@@ -96,7 +96,7 @@ func (p *Pool) freeze() {
 	p.log.since = 0
 	s.images = s.images[:0]
 	for _, r := range x.bySlot {
-		if r != nil {
+		if r != nil && !r.released {
 			r.dying = r.destroyed
 			s.images = append(s.images, image{r: r, applied: r.applied, state: r.state, dying: r.dying, size: r.size.Load(), snaps: r.snaps})
 		}

@@ -15,9 +15,11 @@ type flusher struct {
 	mu      sync.Mutex
 	cond    *sync.Cond
 	running bool
-	waiting int           // callers of Sync
-	shared  bool          // the last flush released several
-	stable  atomic.Uint64 // every batch up to this number is on stable storage
+	waiting int            // callers of Sync
+	shared  bool           // the last flush released several
+	own     atomic.Bool    // the pool flushes by itself
+	others  sync.WaitGroup // goroutines that do
+	stable  atomic.Uint64  // every batch up to this number is on stable storage
 }
 
 // Sync makes everything stable that was applied before the call. Callers that wait at the same time share one device

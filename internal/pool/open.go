@@ -137,7 +137,7 @@ func (p *Pool) load(ring *label.Ring) error {
 			}
 		}
 	}
-	p.log.pos, p.drain.from = m.from, m.from
+	p.log.pos, p.drain.from, p.commits.from = m.from, m.from, m.from
 	p.appended.Store(m.from.seq - 1)
 	p.flush.stable.Store(m.appended)
 	return nil

@@ -24,6 +24,9 @@ func (p *Pool) releaseDying() error {
 			return err
 		}
 		if done {
+			p.idx.mu.Lock()
+			m.r.released = true
+			p.idx.mu.Unlock()
 			p.drain.released = append(p.drain.released, m.r)
 			p.drain.images = append(p.drain.images[:i], p.drain.images[i+1:]...)
 			i--

@@ -23,12 +23,13 @@ type Pool struct {
 	labels  labels
 	seg     *segments
 
-	log   logWriter
-	idx   indexState
-	drain drainState
-	flush flusher
-	cache *pageCache
-	read  readers
+	log     logWriter
+	idx     indexState
+	drain   drainState
+	commits committer
+	flush   flusher
+	cache   *pageCache
+	read    readers
 
 	cleaner cleaner
 	pace    pace
@@ -40,8 +41,8 @@ type Pool struct {
 	compression atomic.Uint32
 	metaLive    int64 // bytes of checkpoint root; guarded by idx.mu
 
-	generation uint64 // of the newest checkpoint; guarded by drain.mu
-	root       []extent
+	generation uint64   // of the newest checkpoint; whoever commits one changes it
+	root       []extent // of the last one that was prepared; guarded by drain.mu
 	nextPageID uint64
 
 	kick     chan struct{} // wakes the background work
@@ -112,8 +113,9 @@ type Replica struct {
 	pages   int64
 	dirs    int64 // directory blocks and nodes on the devices
 	// destroyed is set with the record in the log and refuses everything from then on; dying is set by the next freeze,
-	// from which on the replica may be taken apart.
-	destroyed, dying bool
+	// from which on the replica may be taken apart; released says that this has been done, and only the slot remains until
+	// that is checkpointed.
+	destroyed, dying, released bool
 
 	pace compress.Pace
 

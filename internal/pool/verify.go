@@ -16,6 +16,7 @@ import (
 func (p *Pool) Check() error {
 	p.drain.cycle.Lock()
 	defer p.drain.cycle.Unlock()
+	p.commits.wait()
 	p.drain.mu.Lock()
 	defer p.drain.mu.Unlock()
 	p.log.mu.Lock()
@@ -330,8 +331,8 @@ func (c *checker) segments() {
 	if data != p.seg.nFree || cache != p.seg.nCache {
 		c.errorf("%d+%d segments are free, %d+%d known", data, cache, p.seg.nFree, p.seg.nCache)
 	}
-	if p.log.chain[0] != p.drain.from.seg {
-		c.errorf("the log is kept from segment %d on, a replay begins in %d", p.log.chain[0], p.drain.from.seg)
+	if p.log.chain[0] != p.commits.from.seg {
+		c.errorf("the log is kept from segment %d on, a replay begins in %d", p.log.chain[0], p.commits.from.seg)
 	}
 	for _, s := range p.log.chain {
 		if !p.seg.pinned[s] || p.seg.kind[s] != segLog {
