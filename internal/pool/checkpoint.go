@@ -55,7 +55,7 @@ func (p *Pool) writeRoot(root []byte) ([]extent, error) {
 	var out []extent
 	for at := 0; at < len(root); at += indexGroup {
 		piece := root[at:min(at+indexGroup, len(root))]
-		addr, err := p.place(w)
+		addr, err := p.place(w, len(piece))
 		if err != nil {
 			return nil, err
 		}

@@ -17,6 +17,7 @@ const (
 // compaction is a walk through the directories of all replicas that empties index segments; it may take many cycles.
 type compaction struct {
 	victims map[uint32]bool // nil: there is no walk
+	tight   bool            // they were chosen when there was little room
 	slot    int             // where it goes on
 	next    uint64          // directory block
 }
@@ -28,11 +29,11 @@ func (p *Pool) compactIndex() error {
 	s := &p.drain
 	c := &s.compaction
 	victims, tight := p.sparseIndex()
-	if c.victims == nil {
+	if c.victims == nil || tight && !c.tight && len(victims) > 1 {
 		if len(victims) < 2 {
 			return nil
 		}
-		*c = compaction{victims: victims}
+		*c = compaction{victims: victims, tight: tight}
 	}
 	p.seg.mu.Lock()
 	for seg := range c.victims {
@@ -43,7 +44,8 @@ func (p *Pool) compactIndex() error {
 	p.seg.mu.Unlock()
 	s.victims = c.victims
 	defer func() { s.work, s.next, s.victims = s.work[:0], 0, nil }()
-	for left := compactDirs; left > 0 && !p.busy() || tight; left-- {
+	from := *c // of what is in the work
+	for left := compactDirs; left > 0 && (tight || !p.busy()); left-- {
 		p.idx.mu.RLock()
 		var r *Replica
 		if c.slot < len(p.idx.bySlot) {
@@ -65,11 +67,19 @@ func (p *Pool) compactIndex() error {
 		if !more {
 			c.slot, c.next = c.slot+1, 0
 		}
-		if len(s.work) >= 64 {
+		if len(s.work) >= drainGroup {
+			if p.pagesFit() != nil {
+				break
+			}
 			if err := p.drainWork(); err != nil {
 				return err
 			}
+			from = *c
 		}
+	}
+	if p.pagesFit() != nil { // there would be no room for what the updates in the tables take
+		c.slot, c.next = from.slot, from.next
+		return nil
 	}
 	return p.drainWork()
 }
@@ -157,14 +167,17 @@ func (p *Pool) inSegments(r *Replica) (more bool, err error) {
 	n, j := nodeOf(i)
 	root := &r.dir[n]
 	if root.size > 0 && inVictim(root.addr) {
+		s.cost.dirs += int64(root.size)
 		p.idx.dirs.change(&root.node.dirItem)
 	}
 	if x := &root.node.slots[j]; x.size > 0 && inVictim(x.addr) {
+		s.cost.dirs += int64(root.size + x.size)
 		p.idx.dirs.change(&b.dirItem)
 	}
 	for k := range b.refs {
 		if d := &b.refs[k]; d.page != 0 && !r.dying && (d.deep || inVictim(d.pageAddr())) {
 			s.work = append(s.work, index.Key(r.slot, 0)/block.ChunkBlocks|i<<dirShift|uint64(k))
+			s.cost.add(r.costOf(i<<dirShift|uint64(k), d, !r.neighbour(s.work)))
 		}
 	}
 	return true, nil

@@ -308,7 +308,7 @@ func (p *Pool) Close() error {
 		return p.closeDevices()
 	}
 	close(p.quit)
-	p.cycles.finish(0, 0, true)
+	p.cycles.finish(false, 0, true)
 	p.idx.mu.Lock()
 	p.idx.room.Broadcast()
 	p.idx.mu.Unlock()

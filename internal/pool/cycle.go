@@ -3,6 +3,8 @@ package pool
 import (
 	"sync"
 	"time"
+
+	"github.com/cstor-go/cstor/internal/block"
 )
 
 // cycleSignal lets writers that need space wait for cycles.
@@ -13,8 +15,9 @@ type cycleSignal struct {
 	waiting   int    // callers of reclaim
 	begun     uint64
 	done      uint64
-	gained    uint64 // segments freed and blocks moved by cycles
-	fruitless uint64 // log position (batch number) at which a cycle gained nothing, plus one
+	gained    uint64 // cycles that made room
+	fruitless int    // cycles since the last one that did
+	at        uint64 // log position (batch number) when the last cycle began, plus one
 	stop      bool
 }
 
@@ -48,7 +51,7 @@ func (p *Pool) background() {
 			p.idle.Store(ticks > 0)
 		}
 		if p.failure() != nil {
-			p.cycles.finish(0, 0, true)
+			p.cycles.finish(false, 0, true)
 			<-p.quit
 			return
 		}
@@ -121,13 +124,17 @@ func (p *Pool) anyDying() bool {
 	return false
 }
 
-// reclaim waits for a cycle to end and reports whether it gained anything, or a later one may.
+// maxFruitless is how many cycles in a row may make no room before nobody waits for another one: what one prepares, as
+// moving the index closer together, the next may free.
+const maxFruitless = 4
+
+// reclaim waits for a cycle to end and reports whether it made room, or a later one may.
 func (p *Pool) reclaim() bool {
 	c := &p.cycles
 	seq := p.appended.Load() + 1
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.fruitless == seq && !p.freeable.Load() {
+	if c.fruitless >= maxFruitless && c.at == seq && !p.freeable.Load() {
 		return false
 	}
 	fresh, gained, done := c.begun+1, c.gained, c.done
@@ -146,7 +153,7 @@ func (p *Pool) reclaim() bool {
 		}
 		c.cond.Wait()
 	}
-	if c.gained > gained || c.done < fresh {
+	if c.gained > gained || c.done < fresh || c.fruitless < maxFruitless {
 		return true
 	}
 	p.idx.mu.RLock()
@@ -168,13 +175,12 @@ func (c *cycleSignal) begin() {
 	c.mu.Unlock()
 }
 
-func (c *cycleSignal) finish(gained int, seq uint64, stop bool) {
+func (c *cycleSignal) finish(gained bool, seq uint64, stop bool) {
 	c.mu.Lock()
-	c.done = c.begun
-	c.gained += uint64(gained)
-	c.fruitless = 0
-	if gained == 0 {
-		c.fruitless = seq
+	c.done, c.at = c.begun, seq
+	c.fruitless++
+	if gained {
+		c.gained, c.fruitless = c.gained+1, 0
 	}
 	c.stop = c.stop || stop
 	c.cond.Broadcast()
@@ -197,10 +203,8 @@ func (p *Pool) runCycle() error {
 	urgent := p.cycles.wanted()
 	p.cycles.begin()
 	p.freeable.Store(false)
-	s.spent.Store(0)
-	p.cleaner.pledged.Store(0)
 	p.relabelDue.Store(false)
-	freed, moved := 0, p.count.moved.Load()
+	before, gain := p.measure(), int64(0)
 	seq := p.appended.Load() + 1
 	defer func() {
 		if p.low() && p.running.Load() && !p.closed.Load() && p.failure() == nil {
@@ -208,10 +212,11 @@ func (p *Pool) runCycle() error {
 		} else {
 			p.pace.end()
 		}
-		p.cycles.finish(freed+int(p.count.moved.Load()-moved), seq, p.failure() != nil)
+		p.cycles.finish(gain >= p.seg.bytes()/16, seq, p.failure() != nil)
 	}()
 
-	low := p.seg.freeCount() < p.cleanStart()
+	free := p.seg.freeCount()
+	low := free < p.cleanStart() || urgent && free < p.seg.reserve()
 	if (low && urgent || (low || p.destageDue()) && p.mayClean()) && !p.closed.Load() && !p.log.read {
 		if err := p.cleaner.clean(urgent); err != nil {
 			return err
@@ -220,7 +225,6 @@ func (p *Pool) runCycle() error {
 	s.mu.Lock()
 	p.freeze()
 	s.mu.Unlock()
-	drained := min(len(s.work), 1) // updates that are pages need no room any more
 	if err := p.drainAll(); err != nil {
 		return err
 	}
@@ -248,10 +252,33 @@ func (p *Pool) runCycle() error {
 	p.idx.mu.Unlock()
 	s.released = s.released[:0]
 	p.trimChain()
-	n, err := p.freeSegments()
-	s.spent.Store(0)
-	freed = n + drained
+	err := p.freeSegments()
+	p.idx.mu.Lock()
+	s.cost = indexCost{}
+	p.idx.mu.Unlock()
+	if gain = p.measure() - before + s.settled; gain <= 0 && low {
+		p.cleaner.idleUntil.Store(max(p.cleaner.idleUntil.Load(), p.count.logBytes.Load()+uint64(p.seg.bytes())/4))
+	}
 	return err
+}
+
+// measure returns how much there is to be written to: bytes of free segments and of what is left of those that the index
+// and the cleaner fill, and what the log has taken since the pool was opened. What a cycle adds to that is what it has
+// gained, whatever others took meanwhile. No step of a drain is under way.
+func (p *Pool) measure() int64 {
+	free, _ := p.seg.cacheCount()
+	n := int64(free+p.seg.freeCount()+int(p.count.logSegs.Load())) << p.seg.shift
+	for _, w := range []*indexWriter{&p.drain.writer, &p.drain.cold} {
+		if w.open {
+			n += p.seg.bytes() - int64(w.at)
+		}
+	}
+	for _, w := range []*coldWriter{&p.cleaner.warm, &p.cleaner.cold} {
+		if w.open {
+			n += p.seg.bytes() - int64(w.at)*block.Size
+		}
+	}
+	return n
 }
 
 // drainAll drains the whole frozen table, letting go of the lock between steps.
@@ -290,7 +317,7 @@ func (p *Pool) trimChain() {
 }
 
 // freeSegments gives the segments without live data to the free list, once no reader can be in them.
-func (p *Pool) freeSegments() (int, error) {
+func (p *Pool) freeSegments() error {
 	var dead []uint32
 	p.idx.mu.RLock()
 	p.seg.mu.Lock()
@@ -302,12 +329,12 @@ func (p *Pool) freeSegments() (int, error) {
 	p.seg.mu.Unlock()
 	p.idx.mu.RUnlock()
 	if len(dead) == 0 || !p.read.drain(p.quit) {
-		return 0, nil
+		return nil
 	}
 	for _, i := range dead {
 		if !p.opt.NoDiscard && !p.busy() { // discarding much takes long, and writers come first
 			if err := p.seg.discard(i); err != nil {
-				return 0, p.fail(err)
+				return p.fail(err)
 			}
 		}
 	}
@@ -318,5 +345,5 @@ func (p *Pool) freeSegments() (int, error) {
 	}
 	p.seg.mu.Unlock()
 	p.count.segsFreed.Add(uint64(len(dead)))
-	return len(dead), nil
+	return nil
 }

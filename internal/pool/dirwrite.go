@@ -59,7 +59,7 @@ func (p *Pool) writeDirItems(all []*dirItem) error {
 				return err
 			}
 		}
-		addr, err := p.place(w)
+		addr, err := p.place(w, maxDir)
 		if err != nil {
 			return err
 		}

@@ -76,7 +76,7 @@ func (p *Pool) reserveLog(data, header int, what purpose) error {
 	// Each split takes another header, and leaves another block of compressed data that is filled in part.
 	need := data + blocksFor(header+wal.FixedLen) + 4*(data/(segBlocks/2)) + 2*split
 	if need+split*(row-1) <= left { // the padding of the last batch is there: left is whole rows
-		return nil
+		return p.pagesFit()
 	}
 	// What is left of the open segment may not be used when a record does not fit. A further segment loses one row to
 	// the link, at most 17 blocks (a state record) to what does not fit, one to compressed data that ends within a block, and
@@ -86,7 +86,7 @@ func (p *Pool) reserveLog(data, header int, what purpose) error {
 	usable := segBlocks - row - 1 - headers - min(16, segBlocks/4) - row*(1+headers/(wal.MaxHeaderBlocks-1))
 	n := (need+usable-1)/usable - len(w.spare)
 	if n <= 0 {
-		return nil
+		return p.pagesFit()
 	}
 	free := p.seg.freeCount()
 	if what == forUser && free-n < p.seg.reserve() {
@@ -104,6 +104,7 @@ func (p *Pool) reserveLog(data, header int, what purpose) error {
 	if w.spare, ok = p.seg.alloc(w.spare, n, segLog, p.keep(what)); !ok {
 		return errWait
 	}
+	p.count.logSegs.Add(int64(n))
 	return nil
 }
 
@@ -119,6 +120,7 @@ func (p *Pool) releaseSpare() {
 		p.seg.setFree(seg)
 	}
 	p.seg.mu.Unlock()
+	p.count.logSegs.Add(int64(-len(w.spare)))
 	w.spare = w.spare[:0]
 }
 
@@ -314,6 +316,7 @@ func (p *Pool) nextSegment() error {
 		if w.spare, ok = p.seg.alloc(w.spare, 1, segLog, 0); !ok {
 			return p.fail(fmt.Errorf("log: no segment left within a unit: %w", ErrNoSpace))
 		}
+		p.count.logSegs.Add(1)
 	}
 	seg := w.spare[0]
 	w.spare = append(w.spare[:0], w.spare[1:]...)

@@ -36,6 +36,9 @@ func (p *Pool) releaseDying() error {
 
 // release gives back what the directory of r refers to, at most so many chunks, and reports whether all is gone.
 func (p *Pool) release(r *Replica, left *int) (done bool, err error) {
+	p.idx.mu.Lock()
+	p.drain.cost.more += 2 * maxDir // of what is left in the end
+	p.idx.mu.Unlock()
 	for i := uint64(0); ; {
 		var node, ok bool
 		i, node, ok = r.nextDir(i, nil)

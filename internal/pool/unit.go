@@ -112,7 +112,11 @@ func (p *Pool) makeEntries(n int) error {
 			}
 			if behind && n > 0 {
 				if p.drain.mu.TryLock() {
-					err := p.drainStep(min(max(n, 8), drainGroup)) // a few: somebody waits
+					most := min(max(n, 8), drainGroup) // a few: somebody waits
+					if p.seg.freeCount() < p.seg.reserve() {
+						most = drainGroup // rows are filled
+					}
+					err := p.drainStep(most)
 					p.drain.mu.Unlock()
 					if err != nil {
 						p.unreserve(n)

@@ -40,10 +40,14 @@ func (c *cleaner) plan(urgent bool) *cleanPlan {
 	p := c.p
 	l := &cleanPlan{}
 	free := p.seg.freeCount()
-	work := max(free-p.keep(forUser)-2, min(free-p.keep(forCleaner), 2), 1)
-	most := int64(c.maxMoves()) * block.Size
 	data, cache := c.candidates(urgent)
-	low := free < p.cleanStart()
+	most := int64(c.maxMoves()) * block.Size
+	work := free - p.keep(forUser) - 2
+	if work < 3 { // users wait: all that there is
+		work = len(data)
+		most = min(most, int64(free-p.keep(forCleaner)-2)*p.seg.bytes())
+	}
+	low := free < p.cleanStart() || urgent && free < p.seg.reserve()
 	if low {
 		n := 0
 		for n < len(data) && n < work && (n == 0 || l.live+int64(data[n].live) <= most) {
