@@ -43,7 +43,7 @@ type cleaner struct {
 	costs     map[uint64]indexCost // of the chunks of what was found, by key, before anything of them is moved
 	cost      indexCost            // of the moves since the last freeze; guarded by idx.mu
 	unchecked int64                // of that, bytes for which it is not known that there is room
-	idleUntil atomic.Uint64 // Stats.LogBytes from which on there may be something worth cleaning again
+	idleUntil atomic.Uint64        // Stats.LogBytes from which on there may be something worth cleaning again
 }
 
 // movedBlock is a block that was copied: where its page says old it is to say new.
@@ -326,7 +326,7 @@ func (c *cleaner) charge(key uint64) error {
 	p.idx.mu.Lock()
 	c.cost.add(x)
 	p.idx.mu.Unlock()
-	if c.unchecked += x.pages + x.dirs + x.more; c.unchecked > p.seg.bytes()/4 {
+	if c.unchecked += x.pages + x.dirs + x.nodes + x.more; c.unchecked > p.seg.bytes()/4 {
 		c.unchecked = 0
 		if p.seg.freeCount() < p.keep(forCleaner) {
 			return errNoRoom

@@ -12,6 +12,7 @@ import (
 const (
 	compactBytes = 16 << 20
 	compactDirs  = 4096
+	compactLeast = 256 // of them, even if the active table waits
 )
 
 // compaction is a walk through the directories of all replicas that empties index segments; it may take many cycles.
@@ -45,7 +46,7 @@ func (p *Pool) compactIndex() error {
 	s.victims = c.victims
 	defer func() { s.work, s.next, s.victims = s.work[:0], 0, nil }()
 	from := *c // of what is in the work
-	for left := compactDirs; left > 0 && (tight || !p.busy()); left-- {
+	for left := compactDirs; left > 0 && (tight || left > compactDirs-compactLeast || !p.busy()); left-- {
 		p.idx.mu.RLock()
 		var r *Replica
 		if c.slot < len(p.idx.bySlot) {
@@ -98,7 +99,8 @@ func (p *Pool) drainWork() error {
 
 // sparseIndex returns the index segments to empty, and whether that is urgent.
 func (p *Pool) sparseIndex() (victims map[uint32]bool, tight bool) {
-	need := p.keep(forUser)
+	need := p.keep(forUser) + 2
+	updates, _ := p.indexNeed()
 	p.idx.mu.RLock()
 	defer p.idx.mu.RUnlock()
 	p.seg.mu.Lock()
@@ -130,7 +132,7 @@ func (p *Pool) sparseIndex() (victims map[uint32]bool, tight bool) {
 		}
 	}
 	walk := 1 + dirs/compactDirs // cycles that it takes
-	most := min(walk*compactBytes, int64(p.seg.nFree-2)*p.seg.bytes()/2)
+	most := min(walk*compactBytes, int64(p.seg.nFree-updates)*p.seg.bytes()/2)
 	victims = map[uint32]bool{}
 	for _, v := range all {
 		if most -= int64(v.live); most < 0 && len(victims) >= 2 {
@@ -167,11 +169,11 @@ func (p *Pool) inSegments(r *Replica) (more bool, err error) {
 	n, j := nodeOf(i)
 	root := &r.dir[n]
 	if root.size > 0 && inVictim(root.addr) {
-		s.cost.dirs += int64(root.size)
+		s.cost.nodes += int64(root.size)
 		p.idx.dirs.change(&root.node.dirItem)
 	}
 	if x := &root.node.slots[j]; x.size > 0 && inVictim(x.addr) {
-		s.cost.dirs += int64(root.size + x.size)
+		s.cost.nodes, s.cost.dirs = s.cost.nodes+int64(root.size), s.cost.dirs+int64(x.size)
 		p.idx.dirs.change(&b.dirItem)
 	}
 	for k := range b.refs {

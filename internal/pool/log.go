@@ -67,9 +67,13 @@ func (w *logWriter) init() {
 
 // reserveLog takes the segments that a unit of the given number of data blocks and header bytes may need; data must
 // not be split finer than unsplit blocks. It returns ErrNoSpace, with nothing taken, when a user's data is more than the
-// pool is for, errWait when segments must be freed first.
-func (p *Pool) reserveLog(data, header int, what purpose) error {
+// pool is for, errWait when segments must be freed first. replaced is as for begin.
+func (p *Pool) reserveLog(data, header int, replaced func() int64) error {
 	w := &p.log
+	what := forRecords
+	if replaced != nil {
+		what = forUser
+	}
 	segBlocks, row := int(p.seg.blocks()), int(p.seg.row(w.pos.seg))
 	left := segBlocks - row - int(w.pos.block)
 	split := header / (wal.MaxHeaderBlocks*block.Size - 4096) // times that a header is full
@@ -90,7 +94,7 @@ func (p *Pool) reserveLog(data, header int, what purpose) error {
 	}
 	free := p.seg.freeCount()
 	if what == forUser && free-n < p.seg.reserve() {
-		if err := p.full(data); err != nil {
+		if err := p.full(data, replaced); err != nil {
 			return err
 		}
 	}

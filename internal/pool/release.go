@@ -130,7 +130,7 @@ func (p *Pool) releaseBlock(r *Replica, i uint64, left *int) (done bool, err err
 	defer p.idx.mu.Unlock()
 	n, j := nodeOf(i)
 	node := r.dir[n].node
-	p.accountDir(r, &node.slots[j], -1)
+	p.accountDir(r, &node.slots[j], -1, false)
 	node.slots[j] = dirSlot{}
 	p.idx.dirs.change(&node.dirItem)
 	p.idx.dirs.discard(&b.dirItem)
@@ -143,7 +143,7 @@ func (p *Pool) releaseBlock(r *Replica, i uint64, left *int) (done bool, err err
 // dropNode takes node n, which is empty, out of the directory. The index lock is held for writing.
 func (p *Pool) dropNode(r *Replica, n int) {
 	x := &r.dir[n]
-	p.accountDir(r, &x.dirSlot, -1)
+	p.accountDir(r, &x.dirSlot, -1, true)
 	x.dirSlot = dirSlot{}
 	if x.node != nil {
 		for _, b := range x.node.blocks {

@@ -26,18 +26,21 @@ const (
 // indexCost is what pages and directory that are to be written take at most, in bytes.
 type indexCost struct {
 	pages int64
-	dirs  int64 // of directory blocks and nodes as they are, some counted more than once
+	dirs  int64 // of directory blocks as they are, some counted more than once
+	nodes int64 // of nodes of the directory, likewise
 	more  int64 // that these grow
 	root  int64
 	steps int64 // writes of which each may be padded to a row, in 64ths
 }
 
 func (c *indexCost) add(o indexCost) {
-	c.pages, c.dirs, c.more, c.root, c.steps = c.pages+o.pages, c.dirs+o.dirs, c.more+o.more, c.root+o.root, c.steps+o.steps
+	c.pages, c.dirs, c.nodes = c.pages+o.pages, c.dirs+o.dirs, c.nodes+o.nodes
+	c.more, c.root, c.steps = c.more+o.more, c.root+o.root, c.steps+o.steps
 }
 
 func (c *indexCost) sub(o indexCost) {
-	c.pages, c.dirs, c.more, c.root, c.steps = c.pages-o.pages, c.dirs-o.dirs, c.more-o.more, c.root-o.root, c.steps-o.steps
+	c.pages, c.dirs, c.nodes = c.pages-o.pages, c.dirs-o.dirs, c.nodes-o.nodes
+	c.more, c.root, c.steps = c.more-o.more, c.root-o.root, c.steps-o.steps
 }
 
 const (
@@ -66,12 +69,12 @@ func (r *Replica) costOf(c uint64, d *chunkRef, alone bool) indexCost {
 		return x
 	}
 	root := &r.dir[n]
-	x.dirs = int64(root.size)
+	x.nodes = int64(root.size)
 	switch {
 	case root.node != nil:
-		x.dirs += int64(root.node.slots[j].size)
+		x.dirs = int64(root.node.slots[j].size)
 	case root.size > 0:
-		x.dirs += maxDir
+		x.dirs = maxDir
 	}
 	return x
 }
@@ -106,7 +109,7 @@ func (p *Pool) meta() (bytes, pages, dirs int64) {
 // bytesOf returns what a cost amounts to in a pool with so many bytes of index: the directory is written once at most,
 // but for what is written ahead of the checkpoint because it takes too much memory.
 func (p *Pool) bytesOf(c *indexCost, meta int64) int64 {
-	dirs := min(c.dirs, meta) + c.more
+	dirs := min(c.dirs, max(meta-p.idx.nodes, 0)) + min(c.nodes, p.idx.nodes) + c.more
 	dirs += dirs * 4 * maxDir / max(p.idx.dirs.limit, 1)
 	row := int64(p.seg.maxRow()) * block.Size
 	return c.pages + dirs + c.root + (c.steps/64+(c.pages+dirs)/(indexGroup-index.MaxHeads))*row
@@ -158,7 +161,7 @@ func (p *Pool) pagesFit() error {
 	c := x.cost[x.active]
 	c.add(x.held)
 	c.add(p.drain.cost)
-	few := c.pages+c.dirs+c.more+int64(x.tables[x.active].Len()+x.reserved)*entryCost < int64(free-p.seg.reserve())<<p.seg.shift
+	few := c.pages+c.dirs+c.nodes+c.more+int64(x.tables[x.active].Len()+x.reserved)*entryCost < int64(free-p.seg.reserve())<<p.seg.shift
 	x.mu.RUnlock()
 	if few || free >= p.keep(forCleaner) {
 		return nil
@@ -166,16 +169,21 @@ func (p *Pool) pagesFit() error {
 	return errWait
 }
 
-// full returns ErrNoSpace when so many more blocks of data are more than the pool is for, errWait when a drain may show
+// full returns ErrNoSpace when so many more blocks of data, some of which replace others, are more than the pool is for, errWait when a drain may show
 // that they are not: only that knows what snapshots keep of what has been overwritten since the last one, and what deleted
 // ones do not keep any more.
-func (p *Pool) full(blocks int) error {
+func (p *Pool) full(blocks int, replaced func() int64) error {
 	p.idx.mu.RLock()
 	defer p.idx.mu.RUnlock()
-	over := p.allocated() + p.spare() + int64(blocks)*block.Size - p.capacity()
-	if over <= 0 {
+	more := int64(blocks) * block.Size
+	over := p.allocated() + p.spare() - p.capacity()
+	if over+more <= 0 {
 		return nil
 	}
+	if more -= replaced(); more <= 0 || over+more <= 0 {
+		return nil
+	}
+	over += more
 	for _, r := range p.idx.byName {
 		if len(r.snaps) > 0 {
 			over -= r.pending + r.hidden

@@ -74,6 +74,7 @@ type indexState struct {
 	bitmaps  bitmaps
 	dirs     dirCache
 	live     int          // chunks of all Replica.live
+	nodes    int64        // bytes of the directories' nodes on the devices
 	spare    []*liveChunk // to be used again
 	bySlot   []*Replica
 	byName   map[string]*Replica
