@@ -132,7 +132,7 @@ func (p *Pool) sparseIndex() (victims map[uint32]bool, tight bool) {
 		}
 	}
 	walk := 1 + dirs/compactDirs // cycles that it takes
-	most := min(walk*compactBytes, int64(p.seg.nFree-updates)*p.seg.bytes()/2)
+	most := min(walk*compactBytes, int64(p.seg.nFree-updates)*p.seg.bytes()*2/3)
 	victims = map[uint32]bool{}
 	for _, v := range all {
 		if most -= int64(v.live); most < 0 && len(victims) >= 2 {

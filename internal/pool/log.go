@@ -67,12 +67,15 @@ func (w *logWriter) init() {
 
 // reserveLog takes the segments that a unit of the given number of data blocks and header bytes may need; data must
 // not be split finer than unsplit blocks. It returns ErrNoSpace, with nothing taken, when a user's data is more than the
-// pool is for, errWait when segments must be freed first. replaced is as for begin.
-func (p *Pool) reserveLog(data, header int, replaced func() int64) error {
+// pool is for, errWait when segments must be freed first. replaced is as for begin. last says that waiting is of no use
+// any more: then what gives back or records state takes what others left for cleaning.
+func (p *Pool) reserveLog(data, header int, replaced func() int64, last bool) error {
 	w := &p.log
 	what := forRecords
 	if replaced != nil {
 		what = forUser
+	} else if last {
+		what = forPages
 	}
 	segBlocks, row := int(p.seg.blocks()), int(p.seg.row(w.pos.seg))
 	left := segBlocks - row - int(w.pos.block)

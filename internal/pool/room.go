@@ -21,6 +21,7 @@ const (
 	forUser    purpose = iota // data of users
 	forRecords                // what gives back or records state
 	forCleaner
+	forPages
 )
 
 // indexCost is what pages and directory that are to be written take at most, in bytes.
@@ -122,7 +123,7 @@ func (p *Pool) indexSegments(n int64) int {
 }
 
 // indexNeed returns bounds of the segments that pages, directory and checkpoint take: updates for what is in the tables
-// and what the cleaner has moved; work for what it may move into two more segments.
+// and what the cleaner has moved; work for emptying one or two segments more, of data or of the index.
 func (p *Pool) indexNeed() (updates, work int) {
 	x := &p.idx
 	x.mu.RLock()
@@ -135,19 +136,23 @@ func (p *Pool) indexNeed() (updates, work int) {
 	next.root = p.rootCost()
 	next.pages += int64(x.tables[x.active].Len()+x.reserved) * entryCost
 	due += p.bytesOf(&next, meta)
-	each := pageCost + dirCost + meta/(pages+1) + min(meta/(dirs+1), maxDir)
-	moves := 2 * int64(p.seg.blocks())
-	return p.indexSegments(due) + 2, p.indexSegments(min(moves*each, meta+meta/8)) + 2
+	page := pageCost + meta/(pages+1)
+	n := max(min(2*int64(p.seg.blocks()), 512), min(p.seg.bytes(), 1<<20)/page)
+	all := min(n*maxDir, dirs*maxDir, meta) + min(n*maxDir, x.nodes)
+	return p.indexSegments(due) + 2, p.indexSegments(min(n*page+all, meta+meta/8)) + 2
 }
 
 // keep returns the number of segments that must remain free when one is taken for that purpose.
 func (p *Pool) keep(what purpose) int {
 	updates, work := p.indexNeed()
+	work = min(work, p.seg.reserve()/3)
 	switch what {
-	case forRecords:
-		return updates + min(work, p.seg.reserve()/2)
 	case forUser:
-		return updates + min(work, p.seg.reserve()/2) + 3
+		return updates + work + 2
+	case forRecords:
+		return updates + work
+	case forCleaner:
+		return updates + work/2
 	}
 	return updates
 }
@@ -163,7 +168,7 @@ func (p *Pool) pagesFit() error {
 	c.add(p.drain.cost)
 	few := c.pages+c.dirs+c.nodes+c.more+int64(x.tables[x.active].Len()+x.reserved)*entryCost < int64(free-p.seg.reserve())<<p.seg.shift
 	x.mu.RUnlock()
-	if few || free >= p.keep(forCleaner) {
+	if few || free >= p.keep(forPages) {
 		return nil
 	}
 	return errWait
@@ -199,13 +204,13 @@ func (p *Pool) full(blocks int, replaced func() int64) error {
 }
 
 // spare returns what users have to leave for an index so large that the reserve is too small for writing it again, as
-// overwriting blocks here and there does: as much as it takes itself. The index lock is held.
+// overwriting blocks here and there does. The index lock is held.
 func (p *Pool) spare() int64 {
 	meta := p.metaLive
 	for _, r := range p.idx.byName {
 		meta += r.meta
 	}
-	return max(0, meta-int64(p.seg.reserve()/4)<<p.seg.shift)
+	return max(0, 2*meta-int64(p.seg.reserve()/3)<<p.seg.shift)
 }
 
 // cleanStart returns the number of free segments below which the cleaner works: as few as it can do with, since
@@ -213,5 +218,5 @@ func (p *Pool) spare() int64 {
 func (p *Pool) cleanStart() int {
 	least := p.keep(forUser) + 6
 	most := least + int(int64(p.cleaner.maxMoves())*block.Size*3/2>>p.seg.shift)
-	return min(max(p.seg.dataCount()/32, leastReserve, least), p.seg.reserve(), most)
+	return max(min(max(p.seg.dataCount()/32, leastReserve), p.seg.reserve(), most), least)
 }

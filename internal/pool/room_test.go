@@ -21,7 +21,9 @@ type roomTest struct {
 	step   uint64 // blocks from one that is written to the next
 	n      uint64 // last version
 	seeds  map[uint64]uint64
-	blocks []uint64 // with data, in the order of writing
+	blocks []uint64 // with data
+	gone   []uint64 // that had data
+	fresh  uint64   // next block that never had any, in steps
 	data   []byte
 }
 
@@ -54,8 +56,12 @@ func (c *roomTest) write(b uint64) error {
 	err := c.p.Replica("v").Apply([]Op{{Kind: OpWrite, Block: b, Count: 1, Version: ver(c.n + 1), Data: c.content(c.n + 1)}})
 	if err == nil {
 		c.n++
+		if n := len(c.gone); n > 0 && c.gone[n-1] == b {
+			c.gone = c.gone[:n-1]
+		}
 		if c.seeds[b] == 0 {
 			c.blocks = append(c.blocks, b)
+			c.fresh++
 		}
 		c.seeds[b] = c.n
 	}
@@ -70,6 +76,7 @@ func (c *roomTest) discard(b uint64) {
 		c.t.Fatalf("a discard was refused: %v; %s", err, c.state())
 	}
 	delete(c.seeds, b)
+	c.gone = append(c.gone, b)
 }
 
 func (c *roomTest) state() string {
@@ -79,18 +86,20 @@ func (c *roomTest) state() string {
 		len(c.seeds), float64(s.Allocated)/float64(s.Capacity)*100, s.Capacity>>10, s.FreeSegments, s.Segments, c.p.seg.reserve(), kinds(c.p), updates, work, s.BlocksMoved, s.Drains, s.WritesStalled, s.Failure)
 }
 
-// next returns a block that nobody has written yet.
+// next returns a block without data: one that had some, if there is any.
 func (c *roomTest) next() uint64 {
+	if n := len(c.gone); n > 0 {
+		return c.gone[n-1]
+	}
 	for {
-		b := c.rng.Uint64N(c.step)
-		if c.step > 512 { // anywhere
-			b += c.rng.Uint64N(roomBlocks/c.step) * c.step
-		} else {
-			b += uint64(len(c.blocks)) * c.step
+		b := c.fresh*c.step + c.rng.Uint64N(min(c.step, block.ChunkBlocks))
+		if c.step > block.ChunkBlocks { // anywhere
+			b = c.rng.Uint64N(roomBlocks)
 		}
 		if c.seeds[b] == 0 {
 			return b
 		}
+		c.fresh++
 	}
 }
 
@@ -214,7 +223,7 @@ func TestRoomForGivingBack(t *testing.T) {
 				must(t, c.p.DestroyReplica("v"))
 				_, err := c.p.CreateReplica("v", roomBlocks*block.Size)
 				must(t, err)
-				c.seeds, c.blocks = map[uint64]uint64{}, nil
+				c.seeds, c.blocks, c.gone, c.fresh = map[uint64]uint64{}, nil, nil, 0
 				if m := c.fill(); m < n*95/100 {
 					t.Errorf("%d blocks fitted once, and then %d", n, m)
 				}

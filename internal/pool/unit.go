@@ -22,6 +22,7 @@ func (p *Pool) begin(r *Replica, entries, data, header int, replaced func() int6
 	if err := p.makeEntries(entries); err != nil {
 		return err
 	}
+	last := false
 	for try := 0; ; try++ {
 		p.log.mu.Lock()
 		err := p.usable()
@@ -36,12 +37,13 @@ func (p *Pool) begin(r *Replica, entries, data, header int, replaced func() int6
 			p.idx.mu.RUnlock()
 		}
 		if err == nil {
-			if err = p.reserveLog(data, header, replaced); err == nil {
+			if err = p.reserveLog(data, header, replaced, last); err == nil {
 				p.log.beginUnit()
 				return nil
 			}
 			p.log.mu.Unlock()
-			if err == errWait && try < maxReclaims && p.reclaim() {
+			if err == errWait && !last {
+				last = !(try < maxReclaims && p.reclaim())
 				continue
 			}
 			err = ErrNoSpace

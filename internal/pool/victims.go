@@ -92,9 +92,9 @@ func (c *cleaner) candidates(urgent bool) (data, cache []victim) {
 	p := c.p
 	const step = 4096 // segments looked at in one critical section
 	bytes := float64(p.seg.bytes())
-	most := uint32(p.seg.bytes() / 64 * 63)
-	if !urgent {
-		most = uint32(p.seg.bytes() / 16 * 15) // what little there is to gain can wait until somebody needs it
+	most := uint32(p.seg.bytes() / 64 * 60)
+	if urgent {
+		most = uint32(p.seg.bytes() / 64 * 61) // what little there is to gain can wait until somebody needs it
 	}
 	_, caches := p.seg.cacheCount()
 	now := p.seg.clock.Load()
