@@ -45,6 +45,14 @@ func (p *Pool) pendingOf(d *chunkRef) int64 {
 	return replaced * int64(d.data) / int64(d.count)
 }
 
+// average returns how many bytes a block of a chunk takes that has data. The index lock is held.
+func (p *Pool) average(d *chunkRef) int64 {
+	if d.count == 0 {
+		return block.Size
+	}
+	return int64(d.data) / int64(d.count)
+}
+
 // hide notes that the active table replaces what the frozen one has for block b. The index lock is held for writing, and
 // the entry in the active table is new.
 func (p *Pool) hide(r *Replica, d *chunkRef, b uint64) {

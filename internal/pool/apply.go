@@ -150,7 +150,7 @@ func (r *Replica) applyHugeDiscard(b, left uint64, v block.Version, last bool) e
 		if err != nil {
 			return err
 		}
-		err = p.unit(r, 2*int(entriesOfDiscard(b, n)), 0, wal.RecordLen, false, func() error {
+		err = p.unit(r, 2*int(entriesOfDiscard(b, n)), 0, wal.RecordLen, func() error {
 			return p.add(&rec, nil, 0)
 		}, func() {
 			p.insertGone(r, b, n, index.Tombstone, v)
@@ -227,7 +227,11 @@ func (r *Replica) applyUnit(ops []Op, entries uint64, shown bool) error {
 	}
 	pk.held = held
 	defer r.unhold(held)
-	if err := p.begin(r, int(entries), pk.seal(), header, data > 0); err != nil {
+	var replaced func() int64
+	if data > 0 {
+		replaced = func() int64 { return r.replacedBy(ops) }
+	}
+	if err := p.begin(r, int(entries), pk.seal(), header, replaced); err != nil {
 		return err
 	}
 	if !shown && r.hasSnapshots() { // a rebuild took one over meanwhile
@@ -266,6 +270,26 @@ func (r *Replica) applyUnit(ops []Op, entries uint64, shown bool) error {
 		p.freeable.Store(true)
 	}
 	return nil
+}
+
+// replacedBy returns the bytes of data that operations replace. The chunks are held, and the index lock.
+func (r *Replica) replacedBy(ops []Op) (n int64) {
+	for i := range ops {
+		if ops[i].Kind == OpWrite {
+			n += r.replaced(ops[i].Block, uint64(ops[i].Count))
+		}
+	}
+	return n
+}
+
+// replaced returns the bytes of data that blocks have which no snapshot keeps.
+func (r *Replica) replaced(b, count uint64) (n int64) {
+	for ; count > 0 && len(r.snaps) == 0; b, count = b+1, count-1 {
+		if d := r.touch(b / block.ChunkBlocks); r.p.idx.bitmaps.has(d, int(b%block.ChunkBlocks)) {
+			n += r.p.average(d)
+		}
+	}
+	return n
 }
 
 var walKind = [...]wal.Kind{OpWrite: wal.Write, OpDiscard: wal.Discard, OpMark: wal.Mark}
@@ -316,7 +340,7 @@ func (r *Replica) SetState(state []byte, applied block.Version) error {
 	state = append([]byte(nil), state...)
 	sum := [1]uint32{block.Sum(state)}
 	rec := wal.Record{Kind: wal.State, Slot: r.slot, Count: uint32(len(state)), Version: applied, Sums: sum[:]}
-	err := p.unit(r, 0, blocksFor(len(state)), wal.RecordLen+4, false, func() error {
+	err := p.unit(r, 0, blocksFor(len(state)), wal.RecordLen+4, func() error {
 		return p.add(&rec, state, 0)
 	}, func() { r.state, r.applied = state, applied })
 	if err == nil {

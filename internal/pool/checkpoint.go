@@ -41,6 +41,9 @@ func (p *Pool) prepareCheckpoint() (*pending, error) {
 		return nil, err
 	}
 	p.root, c.root = extents, extents
+	p.idx.mu.Lock()
+	s.cost = indexCost{}
+	p.idx.mu.Unlock()
 	c.dead = p.deadSegments()
 	c.released, s.released = s.released, nil
 	if last := p.commits.newest; last != nil && last.void {
@@ -56,7 +59,7 @@ func (p *Pool) writeRoot(root []byte) ([]extent, error) {
 	var out []extent
 	for at := 0; at < len(root); at += indexGroup {
 		piece := root[at:min(at+indexGroup, len(root))]
-		addr, err := p.place(w)
+		addr, err := p.place(w, len(piece))
 		if err != nil {
 			return nil, err
 		}

@@ -40,8 +40,10 @@ type cleaner struct {
 	damaged map[uint32]uint64 // bytes in these segments that cannot be read: what is left of them is not worth a visit
 	lost    lostSegments
 
-	pledged   atomic.Int32  // segments that have been emptied and become free with the cycle under way
-	idleUntil atomic.Uint64 // Stats.LogBytes from which on there may be something worth cleaning again
+	costs     map[uint64]indexCost // of the chunks of what was found, by key, before anything of them is moved
+	cost      indexCost            // of the moves since the last freeze; guarded by idx.mu
+	unchecked int64                // of that, bytes for which it is not known that there is room
+	idleUntil atomic.Uint64        // Stats.LogBytes from which on there may be something worth cleaning again
 }
 
 // movedBlock is a block that was copied: where its page says old it is to say new.
@@ -72,7 +74,7 @@ var (
 )
 
 func (c *cleaner) init(p *Pool) {
-	c.p, c.incarnation, c.damaged = p, rand.Uint64(), map[uint32]uint64{}
+	c.p, c.incarnation, c.damaged, c.costs = p, rand.Uint64(), map[uint32]uint64{}, map[uint64]indexCost{}
 	c.warm.kind, c.cold.kind = segWarm, segCold
 }
 
@@ -128,9 +130,6 @@ func (c *cleaner) some(plan *cleanPlan) error {
 	missing, err := c.inUse(group)
 	if err == nil {
 		err = c.copy(plan)
-	}
-	if err == nil {
-		c.pledged.Add(int32(len(group) - len(missing)))
 	}
 	for i := 0; i < len(missing) && err == nil; i++ {
 		err = c.someAgain(missing[i], plan)
@@ -206,6 +205,7 @@ func (c *cleaner) gather(seg uint32, again bool) error {
 // inUse keeps of the candidates those that a page refers to and no later update supersedes, with checksum and version.
 // It returns the segments of which pages refer to more than was named.
 func (c *cleaner) inUse(group []victim) (missing []victim, err error) {
+	clear(c.costs)
 	slices.SortFunc(c.found, func(a, b candidate) int {
 		return cmp.Or(cmp.Compare(a.key, b.key), cmp.Compare(a.loc, b.loc))
 	})
@@ -301,7 +301,38 @@ func (c *cleaner) inChunk(found []candidate, named map[uint32]uint64) ([]candida
 			kept = append(kept, x)
 		}
 	}
+	if len(kept) > 0 {
+		c.price(r, chunk, &ref, len(kept))
+	}
 	return kept, nil
+}
+
+// price notes what it takes to write a chunk again of which n blocks move. Its page is open. The index lock is held.
+func (c *cleaner) price(r *Replica, chunk uint64, d *chunkRef, n int) {
+	x := r.costOf(chunk, d, true)
+	x.pages += int64(min(n, c.view.Histories())) * int64(c.p.opt.historyBytes)
+	c.costs[index.Key(r.slot, 0)/block.ChunkBlocks|chunk] = x
+}
+
+// charge takes what it takes to write the chunk of a block again from what others may use, when it is the first one of it
+// that moves. It returns errNoRoom when there is not so much.
+func (c *cleaner) charge(key uint64) error {
+	p := c.p
+	x, ok := c.costs[key/block.ChunkBlocks]
+	if !ok {
+		return nil
+	}
+	delete(c.costs, key/block.ChunkBlocks)
+	p.idx.mu.Lock()
+	c.cost.add(x)
+	p.idx.mu.Unlock()
+	if c.unchecked += x.pages + x.dirs + x.nodes + x.more; c.unchecked > p.seg.bytes()/4 {
+		c.unchecked = 0
+		if p.seg.freeCount() < p.keep(forCleaner) {
+			return errNoRoom
+		}
+	}
+	return nil
 }
 
 // copy moves what is in use, in the order in which it is on the devices.
@@ -364,6 +395,9 @@ func (c *cleaner) move(x *candidate, stored []byte) error {
 	p.seg.mu.Unlock()
 	if c.waiting() >= c.maxMoves() {
 		return errNoRoom
+	}
+	if err := c.charge(x.key); err != nil {
+		return err
 	}
 	if err := c.append(w, x, stored, birth); err != nil {
 		return err

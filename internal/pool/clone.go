@@ -26,7 +26,7 @@ func (p *Pool) clone(name, origin, snapshot string) (*Replica, error) {
 	if err := checkName(name); err != nil {
 		return nil, err
 	}
-	if err := p.begin(nil, 0, 0, wal.Len(wal.Clone, 0, len(name)+len(snapshot)), false); err != nil {
+	if err := p.begin(nil, 0, 0, wal.Len(wal.Clone, 0, len(name)+len(snapshot)), nil); err != nil {
 		return nil, err
 	}
 	defer p.end(0)

@@ -12,11 +12,13 @@ import (
 const (
 	compactBytes = 16 << 20
 	compactDirs  = 4096
+	compactLeast = 256 // of them, even if the active table waits
 )
 
 // compaction is a walk through the directories of all replicas that empties index segments; it may take many cycles.
 type compaction struct {
 	victims map[uint32]bool // nil: there is no walk
+	tight   bool            // they were chosen when there was little room
 	slot    int             // where it goes on
 	next    uint64          // directory block
 }
@@ -28,11 +30,11 @@ func (p *Pool) compactIndex() error {
 	s := &p.drain
 	c := &s.compaction
 	victims, tight := p.sparseIndex()
-	if c.victims == nil {
+	if c.victims == nil || tight && !c.tight && len(victims) > 1 {
 		if len(victims) < 2 {
 			return nil
 		}
-		*c = compaction{victims: victims}
+		*c = compaction{victims: victims, tight: tight}
 	}
 	p.idx.mu.RLock()
 	p.seg.mu.Lock()
@@ -45,7 +47,8 @@ func (p *Pool) compactIndex() error {
 	p.idx.mu.RUnlock()
 	s.victims = c.victims
 	defer func() { s.work, s.next, s.victims = s.work[:0], 0, nil }()
-	for left := compactDirs; left > 0 && !p.busy() || tight; left-- {
+	from := *c // of what is in the work
+	for left := compactDirs; left > 0 && (tight || left > compactDirs-compactLeast || !p.busy()); left-- {
 		p.idx.mu.RLock()
 		var r *Replica
 		if c.slot < len(p.idx.bySlot) {
@@ -67,11 +70,19 @@ func (p *Pool) compactIndex() error {
 		if !more {
 			c.slot, c.next = c.slot+1, 0
 		}
-		if len(s.work) >= 64 {
+		if len(s.work) >= drainGroup {
+			if p.pagesFit() != nil {
+				break
+			}
 			if err := p.drainWork(); err != nil {
 				return err
 			}
+			from = *c
 		}
+	}
+	if p.pagesFit() != nil { // there would be no room for what the updates in the tables take
+		c.slot, c.next = from.slot, from.next
+		return nil
 	}
 	return p.drainWork()
 }
@@ -90,7 +101,8 @@ func (p *Pool) drainWork() error {
 
 // sparseIndex returns the index segments to empty, and whether that is urgent.
 func (p *Pool) sparseIndex() (victims map[uint32]bool, tight bool) {
-	need := p.keep(forUser)
+	need := p.keep(forUser) + 2
+	updates, _ := p.indexNeed()
 	p.idx.mu.RLock()
 	defer p.idx.mu.RUnlock()
 	p.seg.mu.Lock()
@@ -122,7 +134,7 @@ func (p *Pool) sparseIndex() (victims map[uint32]bool, tight bool) {
 		}
 	}
 	walk := 1 + dirs/compactDirs // cycles that it takes
-	most := min(walk*compactBytes, int64(p.seg.nFree-2)*p.seg.bytes()/2)
+	most := min(walk*compactBytes, int64(p.seg.nFree-updates)*p.seg.bytes()*2/3)
 	victims = map[uint32]bool{}
 	for _, v := range all {
 		if most -= int64(v.live); most < 0 && len(victims) >= 2 {
@@ -159,14 +171,17 @@ func (p *Pool) inSegments(r *Replica) (more bool, err error) {
 	n, j := nodeOf(i)
 	root := &r.dir[n]
 	if root.size > 0 && inVictim(root.addr) {
+		s.cost.nodes += int64(root.size)
 		p.idx.dirs.change(&root.node.dirItem)
 	}
 	if x := &root.node.slots[j]; x.size > 0 && inVictim(x.addr) {
+		s.cost.nodes, s.cost.dirs = s.cost.nodes+int64(root.size), s.cost.dirs+int64(x.size)
 		p.idx.dirs.change(&b.dirItem)
 	}
 	for k := range b.refs {
 		if d := &b.refs[k]; d.page != 0 && !r.dying && (d.deep || inVictim(d.pageAddr())) {
 			s.work = append(s.work, index.Key(r.slot, 0)/block.ChunkBlocks|i<<dirShift|uint64(k))
+			s.cost.add(r.costOf(i<<dirShift|uint64(k), d, !r.neighbour(s.work)))
 		}
 	}
 	return true, nil

@@ -186,7 +186,7 @@ func (p *Pool) createReplica(name string, size int64) (*Replica, error) {
 		return nil, err
 	}
 	r := p.newReplica(name, block.NewGUID(), size)
-	if err := p.begin(nil, 0, 0, wal.Len(wal.Create, 0, len(name)), false); err != nil {
+	if err := p.begin(nil, 0, 0, wal.Len(wal.Create, 0, len(name)), nil); err != nil {
 		return nil, err
 	}
 	err := func() error {
@@ -264,7 +264,7 @@ func (p *Pool) DestroyReplica(name string) error {
 }
 
 func (p *Pool) destroyReplica(name string) error {
-	if err := p.begin(nil, 0, 0, wal.Len(wal.Destroy, 0, 0), false); err != nil {
+	if err := p.begin(nil, 0, 0, wal.Len(wal.Destroy, 0, 0), nil); err != nil {
 		return err
 	}
 	defer p.end(0)
@@ -308,7 +308,7 @@ func (p *Pool) Close() error {
 		return p.closeDevices()
 	}
 	close(p.quit)
-	p.cycles.finish(0, 0, 0, true)
+	p.cycles.finish(0, false, 0, true)
 	p.idx.mu.Lock()
 	p.idx.room.Broadcast()
 	p.idx.mu.Unlock()

@@ -3,6 +3,8 @@ package pool
 import (
 	"sync"
 	"time"
+
+	"github.com/cstor-go/cstor/internal/block"
 )
 
 // cycleSignal lets writers that need space wait for cycles.
@@ -13,8 +15,9 @@ type cycleSignal struct {
 	waiting   int    // callers of reclaim
 	begun     uint64
 	done      uint64
-	gained    uint64 // segments freed and blocks moved by cycles
-	fruitless uint64 // log position (batch number) at which a cycle gained nothing, plus one
+	gained    uint64 // cycles that made room
+	fruitless int    // cycles since the last one that did
+	at        uint64 // log position (batch number) when the last cycle began, plus one
 	stop      bool
 }
 
@@ -48,7 +51,7 @@ func (p *Pool) background() {
 			p.idle.Store(ticks > 0)
 		}
 		if p.failure() != nil {
-			p.cycles.finish(0, 0, 0, true)
+			p.cycles.finish(0, false, 0, true)
 			<-p.quit
 			return
 		}
@@ -127,13 +130,17 @@ func (p *Pool) anyDying() bool {
 	return false
 }
 
-// reclaim waits for a cycle to end and reports whether it gained anything, or a later one may.
+// maxFruitless is how many cycles in a row may make no room before nobody waits for another one: what one prepares, as
+// moving the index closer together, the next may free.
+const maxFruitless = 4
+
+// reclaim waits for a cycle to end and reports whether it made room, or a later one may.
 func (p *Pool) reclaim() bool {
 	c := &p.cycles
 	seq := p.appended.Load() + 1
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.fruitless == seq && !p.freeable.Load() {
+	if c.fruitless >= maxFruitless && c.at == seq && !p.freeable.Load() {
 		return false
 	}
 	fresh, gained, done := c.begun+1, c.gained, c.done
@@ -152,7 +159,7 @@ func (p *Pool) reclaim() bool {
 		}
 		c.cond.Wait()
 	}
-	if c.gained > gained || c.done < fresh {
+	if c.gained > gained || c.done < fresh || c.fruitless < maxFruitless {
 		return true
 	}
 	p.idx.mu.RLock()
@@ -175,21 +182,13 @@ func (c *cycleSignal) begin() (n uint64) {
 	return c.begun
 }
 
-// newest reports whether n is the last cycle that has begun.
-func (c *cycleSignal) newest(n uint64) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return n == c.begun
-}
-
 // finish ends cycle n. The one before may end after it.
-func (c *cycleSignal) finish(n uint64, gained int, seq uint64, stop bool) {
+func (c *cycleSignal) finish(n uint64, gained bool, seq uint64, stop bool) {
 	c.mu.Lock()
-	c.done = max(c.done, n)
-	c.gained += uint64(gained)
-	c.fruitless = 0
-	if gained == 0 {
-		c.fruitless = seq
+	c.done, c.at = max(c.done, n), seq
+	c.fruitless++
+	if gained {
+		c.gained, c.fruitless = c.gained+1, 0
 	}
 	c.stop = c.stop || stop
 	c.cond.Broadcast()
@@ -222,27 +221,29 @@ func (p *Pool) runCycle(whole bool) (*pending, error) {
 	urgent := p.cycles.wanted()
 	n := p.cycles.begin()
 	p.freeable.Store(false)
-	s.spent.Store(0)
-	p.cleaner.pledged.Store(0)
 	p.relabelDue.Store(false)
-	gained, moved := 0, p.count.moved.Load()
+	before, low := p.measure(), false
 	seq := p.appended.Load() + 1
-	over := func(freed int) {
+	over := func(gain int64) {
+		if gain <= 0 && low {
+			p.cleaner.idleUntil.Store(max(p.cleaner.idleUntil.Load(), p.count.logBytes.Load()+uint64(p.seg.bytes())/4))
+		}
 		if p.low() && p.running.Load() && !p.closed.Load() && p.failure() == nil {
 			p.wake() // the next cycle sets the pace
 		} else {
 			p.pace.end()
 		}
-		p.cycles.finish(n, freed+gained, seq, p.failure() != nil)
+		p.cycles.finish(n, gain >= p.seg.bytes()/16, seq, p.failure() != nil)
 	}
-	committing, freed := false, 0
+	committing, gain := false, int64(0)
 	defer func() {
 		if !committing {
-			over(freed)
+			over(gain)
 		}
 	}()
 
-	low := p.seg.freeCount() < p.cleanStart()
+	free := p.seg.freeCount()
+	low = free < p.cleanStart() || urgent && free < p.seg.reserve()
 	if (low && urgent || (low || p.destageDue()) && p.mayClean()) && !p.closed.Load() && !p.log.read {
 		if err := p.cleaner.clean(urgent); err != nil {
 			return nil, err
@@ -251,7 +252,6 @@ func (p *Pool) runCycle(whole bool) (*pending, error) {
 	s.mu.Lock()
 	p.freeze()
 	s.mu.Unlock()
-	gained = int(p.count.moved.Load()-moved) + min(len(s.work), 1) // updates that are pages need no room any more
 	if err := p.drainAll(); err != nil {
 		return nil, err
 	}
@@ -259,29 +259,28 @@ func (p *Pool) runCycle(whole bool) (*pending, error) {
 		return nil, err
 	}
 	wait := whole || urgent || low || p.seg.freeCount() < p.cleanStart()
-	if !wait && p.commits.leave() {
-		return nil, nil
+	left := !wait && p.commits.leave()
+	if !left {
+		p.commits.wait()
 	}
-	p.commits.wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	made := func() int64 { return p.measure() - before + s.settled }
+	if left {
+		gain = made()
+		return nil, nil
+	}
 	if p.commitsAlone() {
-		var err error
-		freed, err = p.checkpoint()
-		s.spent.Store(0)
+		_, err := p.checkpoint()
+		gain = made()
 		return nil, err
 	}
 	c, err := p.prepareCheckpoint()
 	if err != nil {
 		return nil, err
 	}
-	committing = true
-	c.over = func() {
-		if p.cycles.newest(n) { // what it took for the index is there again
-			s.spent.Store(0)
-		}
-		over(c.freed)
-	}
+	gain, committing = made(), true
+	c.over = func() { over(gain + int64(c.freed)<<p.seg.shift) }
 	p.startCommit(c)
 	if !wait {
 		return nil, nil
@@ -306,6 +305,25 @@ func (p *Pool) drained() error {
 	}
 	p.pace.advance(drainShare)
 	return nil
+}
+
+// measure returns how much there is to be written to: bytes of free segments and of what is left of those that the index
+// and the cleaner fill, and what the log has taken since the pool was opened. What a cycle adds to that is what it has
+// gained, whatever others took meanwhile. No step of a drain is under way.
+func (p *Pool) measure() int64 {
+	free, _ := p.seg.cacheCount()
+	n := int64(free+p.seg.freeCount()+int(p.count.logSegs.Load())) << p.seg.shift
+	for _, w := range []*indexWriter{&p.drain.writer, &p.drain.cold} {
+		if w.open {
+			n += p.seg.bytes() - int64(w.at)
+		}
+	}
+	for _, w := range []*coldWriter{&p.cleaner.warm, &p.cleaner.cold} {
+		if w.open {
+			n += p.seg.bytes() - int64(w.at)*block.Size
+		}
+	}
+	return n
 }
 
 // drainAll drains the whole frozen table, letting go of the lock between steps.

@@ -183,6 +183,14 @@ func (b *bitmaps) count(d *chunkRef) int {
 	return 0
 }
 
+// has reports whether block i of d has data.
+func (b *bitmaps) has(d *chunkRef, i int) bool {
+	if d.bitmap != nil {
+		return d.bitmap.Has(i)
+	}
+	return d.full
+}
+
 // of returns which blocks of d have data.
 func (b *bitmaps) of(d *chunkRef) index.Bitmap {
 	if d.bitmap != nil {

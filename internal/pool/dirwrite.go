@@ -59,7 +59,7 @@ func (p *Pool) writeDirItems(all []*dirItem) error {
 				return err
 			}
 		}
-		addr, err := p.place(w)
+		addr, err := p.place(w, maxDir)
 		if err != nil {
 			return err
 		}
@@ -95,13 +95,13 @@ func (p *Pool) settleDir(it *dirItem, s dirSlot) {
 	if !it.node {
 		slot = &root.node.slots[j]
 	}
-	p.accountDir(it.r, slot, -1)
+	p.accountDir(it.r, slot, -1, it.node)
 	*slot = s
-	p.accountDir(it.r, slot, 1)
+	p.accountDir(it.r, slot, 1, it.node)
 }
 
 // accountDir adds a directory block or node to live bytes or takes it away. The index lock is held for writing.
-func (p *Pool) accountDir(r *Replica, s *dirSlot, sign int) {
+func (p *Pool) accountDir(r *Replica, s *dirSlot, sign int, node bool) {
 	if s.size == 0 {
 		return
 	}
@@ -109,6 +109,9 @@ func (p *Pool) accountDir(r *Replica, s *dirSlot, sign int) {
 	p.seg.pageLive[s.addr>>p.seg.shift] += uint32(n)
 	r.meta += int64(n)
 	r.dirs += int64(sign)
+	if node {
+		p.idx.nodes += int64(n)
+	}
 }
 
 func granules(n uint32) uint32 { return (n + index.Granule - 1) &^ (index.Granule - 1) }

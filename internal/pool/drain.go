@@ -22,7 +22,9 @@ type drainState struct {
 	done       atomic.Int64    // of them
 	from       logPos          // everything before is in the frozen table or in pages
 	clock      uint64          // segments.clock there
-	spent      atomic.Int32    // segments taken for the index in this cycle
+	cost       indexCost       // of the cycle under way; guarded by idx.mu
+	wrote      atomic.Int64    // bytes of the index written since the freeze
+	settled    int64           // bytes of the index that the frozen updates were to take
 	moves      []movedBlock    // what the cleaner copied before the freeze, by key
 	nextMove   int             // first of moves that is not of a chunk done
 	images     []image         // the replicas as they were there
@@ -94,6 +96,16 @@ func (p *Pool) freeze() {
 	x.active = 1 - x.active
 	s.from, s.clock = p.log.pos, p.seg.clock.Load()
 	p.log.since = 0
+	left := indexCost{dirs: s.cost.dirs, nodes: s.cost.nodes, more: s.cost.more} // of a checkpoint that was left to this cycle
+	s.cost, x.cost[s.frozen] = x.cost[s.frozen], indexCost{}
+	s.cost.pages += int64(x.tables[s.frozen].Len()) * entryCost
+	meta, _, _ := p.meta()
+	s.settled = p.bytesOf(&s.cost, meta)
+	s.cost.add(left)
+	s.cost.add(p.cleaner.cost)
+	p.cleaner.cost = indexCost{}
+	s.cost.root = p.rootCost()
+	s.wrote.Store(0)
 	s.images = s.images[:0]
 	for _, r := range x.bySlot {
 		if r != nil && !r.released {
@@ -263,7 +275,7 @@ func (p *Pool) drainChunk(key uint64) error {
 				return err
 			}
 		}
-		addr, err := p.place(&s.writer)
+		addr, err := p.place(&s.writer, pg.MaxLen())
 		if err != nil {
 			return err
 		}

@@ -112,7 +112,7 @@ func (p *Pool) writeHistory(r *Replica, chunk uint64, old []index.Old, refs []in
 				return refs, err
 			}
 		}
-		addr, err := p.place(w)
+		addr, err := p.place(w, index.MaxHistory)
 		if err != nil {
 			return refs, err
 		}
@@ -356,6 +356,9 @@ func (p *Pool) purgeOld() error {
 				p.wake()
 				return nil
 			}
+			if wanted && p.pagesFit() != nil { // there would be no room for what the updates in the tables take
+				return nil
+			}
 			if !wanted {
 				break
 			}
@@ -386,6 +389,9 @@ func (r *Replica) olderChunks(work []uint64, from uint64) ([]uint64, uint64, err
 		}
 		if from = next; d.older {
 			work = append(work, index.Key(r.slot, 0)/block.ChunkBlocks|c)
+			r.p.idx.mu.Lock()
+			r.p.drain.cost.add(r.costOf(c, &d, !r.neighbour(work)))
+			r.p.idx.mu.Unlock()
 		}
 	}
 	return work, from, nil

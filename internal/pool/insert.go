@@ -91,6 +91,7 @@ func (p *Pool) chain(r *Replica, d *chunkRef, b uint64, e *index.Entry, number u
 	t := x.tables[x.active]
 	if d.heads[x.active] == 0 {
 		t.Chunks = append(t.Chunks, index.Key(r.slot, b)/block.ChunkBlocks)
+		x.cost[x.active].add(r.costOf(b/block.ChunkBlocks, d, !r.neighbour(t.Chunks)))
 	}
 	e.Next = d.heads[x.active]
 	d.heads[x.active] = number

@@ -10,7 +10,8 @@ import (
 type liveChunk struct {
 	chunkRef
 	number uint64
-	pins   int // appends under way that may add to it
+	pins   int       // appends under way that may add to it
+	cost   indexCost // in indexState.held while there are any
 }
 
 // hold makes the chunks of n blocks from b on live, and adds them to held. They stay so until unhold. It comes before
@@ -34,7 +35,10 @@ func (r *Replica) hold(held []*liveChunk, b, n uint64) ([]*liveChunk, error) {
 			p.idx.mu.Lock()
 		}
 		x := r.live[c]
-		x.pins++
+		if x.pins++; x.pins == 1 && x.heads[p.idx.active] == 0 {
+			x.cost = r.costOf(c, &x.chunkRef, true)
+			p.idx.held.add(x.cost)
+		}
 		held = append(held, x)
 		if steps++; steps%lockStep == 0 {
 			p.idx.mu.Unlock()
@@ -52,7 +56,11 @@ func (r *Replica) unhold(held []*liveChunk) {
 	}
 	r.p.idx.mu.Lock()
 	for _, x := range held {
-		if x.pins--; x.pins == 0 && x.heads == [2]uint32{} { // nothing came, or it is drained already
+		if x.pins--; x.pins == 0 {
+			r.p.idx.held.sub(x.cost)
+			x.cost = indexCost{}
+		}
+		if x.pins == 0 && x.heads == [2]uint32{} { // nothing came, or it is drained already
 			m := x.bitmap
 			r.forget(x)
 			r.p.idx.bitmaps.put(m)

@@ -67,16 +67,23 @@ func (w *logWriter) init() {
 
 // reserveLog takes the segments that a unit of the given number of data blocks and header bytes may need; data must
 // not be split finer than unsplit blocks. It returns ErrNoSpace, with nothing taken, when a user's data is more than the
-// pool is for, errWait when segments must be freed first.
-func (p *Pool) reserveLog(data, header int, what purpose) error {
+// pool is for, errWait when segments must be freed first. replaced is as for begin. last says that waiting is of no use
+// any more: then what gives back or records state takes what others left for cleaning.
+func (p *Pool) reserveLog(data, header int, replaced func() int64, last bool) error {
 	w := &p.log
+	what := forRecords
+	if replaced != nil {
+		what = forUser
+	} else if last {
+		what = forPages
+	}
 	segBlocks, row := int(p.seg.blocks()), int(p.seg.row(w.pos.seg))
 	left := segBlocks - row - int(w.pos.block)
 	split := header / (wal.MaxHeaderBlocks*block.Size - 4096) // times that a header is full
 	// Each split takes another header, and leaves another block of compressed data that is filled in part.
 	need := data + blocksFor(header+wal.FixedLen) + 4*(data/(segBlocks/2)) + 2*split
 	if need+split*(row-1) <= left { // the padding of the last batch is there: left is whole rows
-		return nil
+		return p.pagesFit()
 	}
 	// What is left of the open segment may not be used when a record does not fit. A further segment loses one row to
 	// the link, at most 17 blocks (a state record) to what does not fit, one to compressed data that ends within a block, and
@@ -86,11 +93,11 @@ func (p *Pool) reserveLog(data, header int, what purpose) error {
 	usable := segBlocks - row - 1 - headers - min(16, segBlocks/4) - row*(1+headers/(wal.MaxHeaderBlocks-1))
 	n := (need+usable-1)/usable - len(w.spare)
 	if n <= 0 {
-		return nil
+		return p.pagesFit()
 	}
 	free := p.seg.freeCount()
 	if what == forUser && free-n < p.seg.reserve() {
-		if err := p.full(data); err != nil {
+		if err := p.full(data, replaced); err != nil {
 			return err
 		}
 	}
@@ -104,6 +111,7 @@ func (p *Pool) reserveLog(data, header int, what purpose) error {
 	if w.spare, ok = p.seg.alloc(w.spare, n, segLog, p.keep(what)); !ok {
 		return errWait
 	}
+	p.count.logSegs.Add(int64(n))
 	return nil
 }
 
@@ -119,6 +127,7 @@ func (p *Pool) releaseSpare() {
 		p.seg.setFree(seg)
 	}
 	p.seg.mu.Unlock()
+	p.count.logSegs.Add(int64(-len(w.spare)))
 	w.spare = w.spare[:0]
 }
 
@@ -314,6 +323,7 @@ func (p *Pool) nextSegment() error {
 		if w.spare, ok = p.seg.alloc(w.spare, 1, segLog, 0); !ok {
 			return p.fail(fmt.Errorf("log: no segment left within a unit: %w", ErrNoSpace))
 		}
+		p.count.logSegs.Add(1)
 	}
 	seg := w.spare[0]
 	w.spare = append(w.spare[:0], w.spare[1:]...)

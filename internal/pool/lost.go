@@ -39,6 +39,7 @@ func (c *cleaner) lookForLost() error {
 		l.now, l.next, l.slot, l.chunk = l.next, nil, 0, 0
 	}
 	c.found = c.found[:0]
+	clear(c.costs)
 	for n := 0; n < lostStep && len(c.found) < cleanBatch; n++ {
 		if n%cleanLookups == 0 {
 			if err := c.breathe(); err != nil {
@@ -98,6 +99,7 @@ func (c *cleaner) lookAtNext() (over bool) {
 		b := chunk*block.ChunkBlocks + uint64(o.Block)
 		if o.Stored && l.now[p.seg.of(o.Loc)] && p.needed(r, d, b, o.Ver) {
 			c.found = append(c.found, candidate{key: index.Key(r.slot, b), loc: o.Loc, sum: o.Sum, ver: o.Ver})
+			c.price(r, chunk, &ref, block.ChunkBlocks)
 		}
 	}
 	for i := range block.ChunkBlocks {

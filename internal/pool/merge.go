@@ -80,7 +80,16 @@ func (r *Replica) merge(c *Chunk) (res MergeResult, err error) {
 	for i, b := range c.DataOf {
 		pk.add(r, c.Data[i*block.Size:(i+1)*block.Size], c.Sums[b:b+1])
 	}
-	err = p.begin(r, mergeEntries, pk.seal(), block.ChunkBlocks*(wal.RecordLen+5)+wal.RecordLen, len(c.DataOf) > 0)
+	var replaced func() int64
+	if len(c.DataOf) > 0 {
+		replaced = func() (n int64) {
+			for _, b := range c.DataOf {
+				n += r.replaced(base+uint64(b), 1)
+			}
+			return n
+		}
+	}
+	err = p.begin(r, mergeEntries, pk.seal(), block.ChunkBlocks*(wal.RecordLen+5)+wal.RecordLen, replaced)
 	ticket = p.read.enter()
 	if err != nil {
 		return res, err

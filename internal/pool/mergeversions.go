@@ -151,7 +151,7 @@ func (r *Replica) setSnapshots(list []Snapshot) (added []Snapshot, err error) {
 		}
 		header += wal.Len(wal.TakeSnapshot, 0, len(list[i].Name))
 	}
-	if err := p.begin(r, 0, 0, header, false); err != nil {
+	if err := p.begin(r, 0, 0, header, nil); err != nil {
 		return nil, err
 	}
 	defer p.end(0)
@@ -263,7 +263,11 @@ func (r *Replica) mergeVersions(c *Chunk) (res MergeResult, err error) {
 		p.read.leave(ticket)
 		need, blocks := m.need+len(m.recs), m.blocks
 		header := len(m.recs) * (wal.RecordLen + 5 + 9 + MaxName)
-		err = p.begin(r, need, blocks, header, blocks > 0)
+		var replaced func() int64
+		if blocks > 0 {
+			replaced = func() int64 { return 0 }
+		}
+		err = p.begin(r, need, blocks, header, replaced)
 		ticket = p.read.enter()
 		if err != nil {
 			return res, err

@@ -166,6 +166,7 @@ func (p *Pool) loadReplica(m *replicaImage) error {
 		}
 		r.dir = append(r.dir, dirRoot{dirSlot: d.dirSlot})
 		r.stored += int64(d.stored)
+		p.idx.nodes += int64(granules(d.size))
 	}
 	return nil
 }

@@ -86,24 +86,27 @@ type indexWriter struct {
 	seg  uint32
 	open bool
 	at   uint32 // bytes of seg that are written
+	most int    // bytes that the buffer takes before it must be written
 }
 
-// room makes sure that n more bytes fit into the buffer, returning false when it must be written first.
-func (w *indexWriter) room(n int) bool { return len(w.buf)+n <= indexGroup }
+// room reports whether n more bytes fit into the buffer; when they do not it must be written first.
+func (w *indexWriter) room(n int) bool { return len(w.buf) == 0 || len(w.buf)+n <= w.most }
 
-// place returns the address at which the next byte of the buffer will be, after going to another segment if a whole
-// group does not fit into this one. It is called before a group is begun.
-func (p *Pool) place(w *indexWriter) (uint64, error) {
-	if len(w.buf) == 0 && (!w.open || int64(w.at)+indexGroup > p.seg.bytes()) {
+// place returns the address at which the next n bytes, for which there is room, will be, after going to another segment if
+// they do not fit into this one.
+func (p *Pool) place(w *indexWriter, n int) (uint64, error) {
+	if len(w.buf) == 0 && (!w.open || int64(w.at)+int64(n) > p.seg.bytes()) {
 		segs, ok := p.seg.alloc(nil, 1, segIndex, 0)
 		if !ok {
 			return 0, p.fail(fmt.Errorf("index: no segment left for pages: %w", ErrNoSpace))
 		}
-		p.drain.spent.Add(1)
 		if w.open {
 			p.seg.unpin(w.seg)
 		}
 		w.seg, w.open, w.at = segs[0], true, 0
+	}
+	if len(w.buf) == 0 {
+		w.most = int(min(indexGroup, p.seg.bytes()-int64(w.at)))
 	}
 	return uint64(w.seg)<<p.seg.shift + uint64(w.at) + uint64(len(w.buf)), nil
 }
@@ -125,5 +128,6 @@ func (p *Pool) writeGroup(w *indexWriter) error {
 	}
 	w.at += uint32(full)
 	p.count.indexBytes.Add(uint64(full))
+	p.drain.wrote.Add(int64(full))
 	return nil
 }

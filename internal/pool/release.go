@@ -39,6 +39,9 @@ func (p *Pool) releaseDying() error {
 
 // release gives back what the directory of r refers to, at most so many chunks, and reports whether all is gone.
 func (p *Pool) release(r *Replica, left *int) (done bool, err error) {
+	p.idx.mu.Lock()
+	p.drain.cost.more += 2 * maxDir // of what is left in the end
+	p.idx.mu.Unlock()
 	for i := uint64(0); ; {
 		var node, ok bool
 		i, node, ok = r.nextDir(i, nil)
@@ -130,7 +133,7 @@ func (p *Pool) releaseBlock(r *Replica, i uint64, left *int) (done bool, err err
 	defer p.idx.mu.Unlock()
 	n, j := nodeOf(i)
 	node := r.dir[n].node
-	p.accountDir(r, &node.slots[j], -1)
+	p.accountDir(r, &node.slots[j], -1, false)
 	node.slots[j] = dirSlot{}
 	p.idx.dirs.change(&node.dirItem)
 	p.idx.dirs.discard(&b.dirItem)
@@ -143,7 +146,7 @@ func (p *Pool) releaseBlock(r *Replica, i uint64, left *int) (done bool, err err
 // dropNode takes node n, which is empty, out of the directory. The index lock is held for writing.
 func (p *Pool) dropNode(r *Replica, n int) {
 	x := &r.dir[n]
-	p.accountDir(r, &x.dirSlot, -1)
+	p.accountDir(r, &x.dirSlot, -1, true)
 	x.dirSlot = dirSlot{}
 	if x.node != nil {
 		for _, b := range x.node.blocks {

@@ -5,13 +5,14 @@ import (
 	"github.com/cstor-go/cstor/internal/pool/index"
 )
 
-// Free segments are shared in steps, so that whoever gives space back always finds the little that this takes: pages
-// and checkpoint may take the last one; records of state, of discards and of replicas leave what the next pages and
-// checkpoint need; the cleaner leaves that; users leave some for the cleaner.
+// Free segments are shared in steps, so that whoever gives space back always finds the little that this takes. What
+// the updates in the tables and the moves of the cleaner take for their pages is never used for anything else. The
+// cleaner leaves that; records of state, of discards and of replicas leave some for the cleaner to work with, and users leave
+// some for records.
 //
-// Whether a user's write is refused is not decided by free segments but by live data: what is not live can be freed.
-// The reserve, which capacity leaves out, is for what the count of live data does not show: headers, pages that are
-// being replaced, segments being filled, and sparse segments for the cleaner to choose from.
+// Whether a user's write is refused is not decided by free segments but by live data and index: what is not live can be
+// freed. The reserve, which capacity leaves out, is for what the count of live data does not show: headers, pages that
+// are being replaced, segments being filled, and sparse segments for the cleaner to choose from.
 
 // purpose says who asks for a segment.
 type purpose int
@@ -20,63 +21,180 @@ const (
 	forUser    purpose = iota // data of users
 	forRecords                // what gives back or records state
 	forCleaner
+	forPages
 )
 
-// keep returns the number of segments that must remain free when one is taken for that purpose: what the next cycle is
-// likely to take, as far as the reserve goes, and in any case what the updates in the tables take.
-func (p *Pool) keep(what purpose) int {
-	all, updates := p.indexNeed()
-	if what != forCleaner { // what this cycle has taken for its index already need not be kept, if it will free as much
-		all -= int(min(p.drain.spent.Load(), p.cleaner.pledged.Load()))
-	}
-	more, most := 0, p.seg.reserve()
-	switch what { // steps, however large the index is
-	case forUser:
-		more = 3
-	case forRecords:
-		more, most = 1, most-most/8
-	case forCleaner: // what a cycle moves at most needs less than that for its pages
-		most /= 2
-	}
-	return max(min(all+more, most), updates+more)
+// indexCost is what pages and directory that are to be written take at most, in bytes.
+type indexCost struct {
+	pages int64
+	dirs  int64 // of directory blocks as they are, some counted more than once
+	nodes int64 // of nodes of the directory, likewise
+	more  int64 // that these grow
+	root  int64
+	steps int64 // writes of which each may be padded to a row, in 64ths
 }
 
-// indexNeed returns bounds of the segments that the cycles to come take for pages, directory and checkpoint. updates is
-// for what is in the tables; all is for all of the index once more besides, since the cleaner touches any chunk.
-func (p *Pool) indexNeed() (all, updates int) {
-	p.idx.mu.RLock()
-	whole, pages := p.metaLive, int64(1)
-	for _, r := range p.idx.bySlot {
-		if r != nil {
-			whole += r.meta
-			pages += r.pages
+func (c *indexCost) add(o indexCost) {
+	c.pages, c.dirs, c.nodes = c.pages+o.pages, c.dirs+o.dirs, c.nodes+o.nodes
+	c.more, c.root, c.steps = c.more+o.more, c.root+o.root, c.steps+o.steps
+}
+
+func (c *indexCost) sub(o indexCost) {
+	c.pages, c.dirs, c.nodes = c.pages-o.pages, c.dirs-o.dirs, c.nodes-o.nodes
+	c.more, c.root, c.steps = c.more-o.more, c.root-o.root, c.steps-o.steps
+}
+
+const (
+	entryCost = 32  // bytes of a page for one update
+	pageCost  = 256 // for the first one of a chunk
+	dirCost   = 192 // of directory block and node for a chunk
+)
+
+// costOf returns what it takes to write chunk c again, of which d is known, with its directory block, if alone, without
+// the entries for its updates. The index lock is held.
+func (r *Replica) costOf(c uint64, d *chunkRef, alone bool) indexCost {
+	p := r.p
+	x := indexCost{pages: int64(d.pageLen()) + pageCost, more: dirCost, steps: 2}
+	if d.older || len(r.snaps) > 0 { // what is replaced stays, and may become a history page, together with the newest of these
+		x.pages += int64(d.pageLen())
+		x.steps += 2
+		if d.deep {
+			x.pages += int64(p.opt.historyBytes)
 		}
 	}
-	need := func(t *index.Table) int64 { return int64(t.Len())*24 + int64(len(t.Chunks))*(256+whole/pages) }
-	active := p.idx.tables[p.idx.active]
-	fresh := int64(active.Len())*24 + int64(len(active.Chunks))*256
-	tables := need(active)
-	if total := p.drain.total.Load(); total > 0 {
-		tables += need(p.idx.tables[1-p.idx.active]) * int64(p.drain.left()) / total
+	if !alone {
+		return x
 	}
-	p.idx.mu.RUnlock()
-	usable := p.seg.bytes() - indexGroup // a group is not split
-	segments := func(n int64) int { return int((n+n/8+usable-1)/usable) + 2 }
-	return segments(whole + fresh), segments(tables)
+	n, j := nodeOf(c >> dirShift)
+	if n >= uint64(len(r.dir)) {
+		return x
+	}
+	root := &r.dir[n]
+	x.nodes = int64(root.size)
+	switch {
+	case root.node != nil:
+		x.dirs = int64(root.node.slots[j].size)
+	case root.size > 0:
+		x.dirs = maxDir
+	}
+	return x
 }
 
-// full returns ErrNoSpace when so many more blocks of data are more than the pool is for, errWait when a drain may show
-// that they are not: only that knows what snapshots keep of what has been overwritten since the last one.
-func (p *Pool) full(blocks int) error {
-	p.idx.mu.RLock()
-	defer p.idx.mu.RUnlock()
-	over := p.allocated() + int64(blocks)*block.Size - p.capacity()
-	if over <= 0 {
+// neighbour reports whether the last two of the chunks are of the same directory block.
+func (r *Replica) neighbour(chunks []uint64) bool {
+	n := len(chunks)
+	return n > 1 && chunks[n-1]>>dirShift == chunks[n-2]>>dirShift
+}
+
+// rootCost returns what a checkpoint's root takes. The index lock is held.
+func (p *Pool) rootCost() int64 {
+	n := p.metaLive + 4096
+	for _, r := range p.idx.bySlot {
+		if r != nil {
+			n += int64(len(r.state)) + 64
+		}
+	}
+	return n
+}
+
+// meta returns the bytes of the index without the checkpoint's root, and how many pages it has. The index lock is held.
+func (p *Pool) meta() (bytes, pages, dirs int64) {
+	for _, r := range p.idx.bySlot {
+		if r != nil {
+			bytes, pages, dirs = bytes+r.meta, pages+r.pages, dirs+r.dirs
+		}
+	}
+	return bytes, pages, dirs
+}
+
+// bytesOf returns what a cost amounts to in a pool with so many bytes of index: the directory is written once at most,
+// but for what is written ahead of the checkpoint because it takes too much memory.
+func (p *Pool) bytesOf(c *indexCost, meta int64) int64 {
+	dirs := min(c.dirs, max(meta-p.idx.nodes, 0)) + min(c.nodes, p.idx.nodes) + c.more
+	dirs += dirs * 4 * maxDir / max(p.idx.dirs.limit, 1)
+	row := int64(p.seg.maxRow()) * block.Size
+	return c.pages + dirs + c.root + (c.steps/64+(c.pages+dirs)/(indexGroup-index.MaxHeads))*row
+}
+
+// indexSegments returns how many segments take so many bytes of pages at most: what is left of one is smaller than a page.
+func (p *Pool) indexSegments(n int64) int {
+	usable := p.seg.bytes() - int64(2*index.MaxHeads)
+	return int((n + usable - 1) / usable)
+}
+
+// indexNeed returns bounds of the segments that pages, directory and checkpoint take: updates for what is in the tables
+// and what the cleaner has moved; work for emptying one or two segments more, of data or of the index.
+func (p *Pool) indexNeed() (updates, work int) {
+	x := &p.idx
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	meta, pages, dirs := p.meta()
+	due := max(p.bytesOf(&p.drain.cost, meta)-p.drain.wrote.Load(), p.drain.cost.root)
+	next := x.cost[x.active]
+	next.add(x.held)
+	next.add(p.cleaner.cost)
+	next.root = p.rootCost()
+	next.pages += int64(x.tables[x.active].Len()+x.reserved) * entryCost
+	due += p.bytesOf(&next, meta)
+	page := pageCost + meta/(pages+1)
+	n := max(min(2*int64(p.seg.blocks()), 512), min(p.seg.bytes(), 1<<20)/page)
+	all := min(n*maxDir, dirs*maxDir, meta) + min(n*maxDir, x.nodes)
+	return p.indexSegments(due) + 2, p.indexSegments(min(n*page+all, meta+meta/8)) + 2
+}
+
+// keep returns the number of segments that must remain free when one is taken for that purpose.
+func (p *Pool) keep(what purpose) int {
+	updates, work := p.indexNeed()
+	work = min(work, p.seg.reserve()/3)
+	switch what {
+	case forUser:
+		return updates + work + 2
+	case forRecords:
+		return updates + work
+	case forCleaner:
+		return updates + work/2
+	}
+	return updates
+}
+
+// pagesFit returns errWait when what the updates in the tables and of the appends under way take for their pages is not
+// free.
+func (p *Pool) pagesFit() error {
+	x := &p.idx
+	free := p.seg.freeCount()
+	x.mu.RLock()
+	c := x.cost[x.active]
+	c.add(x.held)
+	c.add(p.drain.cost)
+	few := c.pages+c.dirs+c.nodes+c.more+int64(x.tables[x.active].Len()+x.reserved)*entryCost < int64(free-p.seg.reserve())<<p.seg.shift
+	x.mu.RUnlock()
+	if few || free >= p.keep(forPages) {
 		return nil
 	}
+	return errWait
+}
+
+// full returns ErrNoSpace when so many more blocks of data, some of which replace others, are more than the pool is for, errWait when a drain may show
+// that they are not: only that knows what snapshots keep of what has been overwritten since the last one, and what deleted
+// ones do not keep any more.
+func (p *Pool) full(blocks int, replaced func() int64) error {
+	p.idx.mu.RLock()
+	defer p.idx.mu.RUnlock()
+	more := int64(blocks) * block.Size
+	over := p.allocated() + p.spare() - p.capacity()
+	if over+more <= 0 {
+		return nil
+	}
+	if more -= replaced(); more <= 0 || over+more <= 0 {
+		return nil
+	}
+	over += more
 	for _, r := range p.idx.byName {
 		if len(r.snaps) > 0 {
 			over -= r.pending + r.hidden
+		}
+		if r.purge.wanted {
+			over -= r.held
 		}
 	}
 	if over <= 0 {
@@ -85,10 +203,20 @@ func (p *Pool) full(blocks int) error {
 	return ErrNoSpace
 }
 
+// spare returns what users have to leave for an index so large that the reserve is too small for writing it again, as
+// overwriting blocks here and there does. The index lock is held.
+func (p *Pool) spare() int64 {
+	meta := p.metaLive
+	for _, r := range p.idx.byName {
+		meta += r.meta
+	}
+	return max(0, 2*meta-int64(p.seg.reserve()/3)<<p.seg.shift)
+}
+
 // cleanStart returns the number of free segments below which the cleaner works: as few as it can do with, since
 // whatever is free is missing from the garbage that it may leave in segments until more of it has gathered.
 func (p *Pool) cleanStart() int {
 	least := p.keep(forUser) + 6
 	most := least + int(int64(p.cleaner.maxMoves())*block.Size*3/2>>p.seg.shift)
-	return min(max(p.seg.dataCount()/32, leastReserve, least), p.seg.reserve(), most)
+	return max(min(max(p.seg.dataCount()/32, leastReserve), p.seg.reserve(), most), least)
 }

@@ -82,7 +82,7 @@ func (r *Replica) applyPoint(o *Op) error {
 			return err
 		}
 	}
-	if err := p.begin(r, 0, 0, wal.Len(wal.Snapshot, 0, len(o.Name)), false); err != nil {
+	if err := p.begin(r, 0, 0, wal.Len(wal.Snapshot, 0, len(o.Name)), nil); err != nil {
 		return err
 	}
 	defer p.end(0)

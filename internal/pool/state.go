@@ -69,10 +69,13 @@ type indexState struct {
 	room     *sync.Cond // with mu: there may be room in the active table
 	tables   [2]*index.Table
 	active   int
-	reserved int // entries that appends under way may add to the active table
+	reserved int          // entries that appends under way may add to the active table
+	cost     [2]indexCost // of what is in the tables, until it is frozen
+	held     indexCost    // of chunks that appends under way may add to it
 	bitmaps  bitmaps
 	dirs     dirCache
 	live     int          // chunks of all Replica.live
+	nodes    int64        // bytes of the directories' nodes on the devices
 	spare    []*liveChunk // to be used again
 	bySlot   []*Replica
 	byName   map[string]*Replica
@@ -83,6 +86,7 @@ type counters struct {
 	blocksWritten, blocksRead, logBytes, indexBytes, batches, flushes atomic.Uint64
 	drains, pagesWritten, checkpoints, sumErrors, segsFreed, moved    atomic.Uint64
 	repaired, blocksPacked, blocksZero, coldBytes, paced, reclaims    atomic.Uint64
+	logSegs                                                           atomic.Int64 // segments taken for the log
 	replayed                                                          uint64
 	openNanos                                                         int64
 }

@@ -38,8 +38,8 @@ func (p *Pool) Stats() Stats {
 	s.DirectoryBytes, s.DirectoryReads, s.LiveChunks = p.idx.dirs.used, p.idx.dirs.reads, p.idx.live
 	s.CacheBytes += s.DirectoryBytes
 	s.Allocated, s.Replicas, s.ReadOnly = p.allocated(), len(p.idx.byName), p.readOnly()
+	s.Free = max(0, s.Capacity-s.Allocated-p.spare())
 	p.idx.mu.RUnlock()
-	s.Free = max(0, s.Capacity-s.Allocated)
 	free, _ := p.seg.cacheCount()
 	s.FreeSegments += free
 	s.Health, s.Failure = p.health()

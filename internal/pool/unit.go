@@ -8,9 +8,11 @@ var sumScratch = sync.Pool{New: func() any { s := make([]uint32, 0, 1024); retur
 
 // begin starts a unit of the log for r (nil: for the pool): it waits for room in the delta for that many entries,
 // takes the log's lock and makes sure that data blocks and header bytes fit, freeing space if that takes nothing but
-// waiting for the background. It returns with the lock held, or with an error and nothing held. write says that the
-// unit stores data of a user, which must leave the reserve alone.
-func (p *Pool) begin(r *Replica, entries, data, header int, write bool) error {
+// waiting for the background. It returns with the lock held, or with an error and nothing held. replaced
+// is for a unit that stores data of a user, which must leave the reserve alone: it returns how many bytes of data this
+// replaces, with the index lock held.
+func (p *Pool) begin(r *Replica, entries, data, header int, replaced func() int64) error {
+	write := replaced != nil
 	if p.offline != nil {
 		return ErrOffline
 	}
@@ -20,6 +22,7 @@ func (p *Pool) begin(r *Replica, entries, data, header int, write bool) error {
 	if err := p.makeEntries(entries); err != nil {
 		return err
 	}
+	last := false
 	for try := 0; ; try++ {
 		p.log.mu.Lock()
 		err := p.usable()
@@ -34,16 +37,13 @@ func (p *Pool) begin(r *Replica, entries, data, header int, write bool) error {
 			p.idx.mu.RUnlock()
 		}
 		if err == nil {
-			what := forRecords
-			if write {
-				what = forUser
-			}
-			if err = p.reserveLog(data, header, what); err == nil {
+			if err = p.reserveLog(data, header, replaced, last); err == nil {
 				p.log.beginUnit()
 				return nil
 			}
 			p.log.mu.Unlock()
-			if err == errWait && try < maxReclaims && p.reclaim() {
+			if err == errWait && !last {
+				last = !(try < maxReclaims && p.reclaim())
 				continue
 			}
 			err = ErrNoSpace
@@ -70,9 +70,9 @@ func (p *Pool) end(entries int) {
 	}
 }
 
-// unit appends one unit: add puts the records in, index makes them visible under the index lock.
-func (p *Pool) unit(r *Replica, entries, data, header int, write bool, add func() error, index func()) error {
-	if err := p.begin(r, entries, data, header, write); err != nil {
+// unit appends one unit that stores no data of users: add puts the records in, index makes them visible under the index lock.
+func (p *Pool) unit(r *Replica, entries, data, header int, add func() error, index func()) error {
+	if err := p.begin(r, entries, data, header, nil); err != nil {
 		return err
 	}
 	defer p.end(entries)
@@ -112,7 +112,11 @@ func (p *Pool) makeEntries(n int) error {
 			}
 			if behind && n > 0 {
 				if p.drain.mu.TryLock() {
-					err := p.drainStep(min(max(n, 8), drainGroup)) // a few: somebody waits
+					most := min(max(n, 8), drainGroup) // a few: somebody waits
+					if p.seg.freeCount() < p.seg.reserve() {
+						most = drainGroup // rows are filled
+					}
+					err := p.drainStep(most)
 					p.drain.mu.Unlock()
 					if err != nil {
 						p.unreserve(n)

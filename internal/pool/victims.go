@@ -40,10 +40,14 @@ func (c *cleaner) plan(urgent bool) *cleanPlan {
 	p := c.p
 	l := &cleanPlan{}
 	free := p.seg.freeCount()
-	work := max(free-p.keep(forUser)-2, min(free-p.keep(forCleaner), 2), 1)
-	most := int64(c.maxMoves()) * block.Size
 	data, cache := c.candidates(urgent)
-	low := free < p.cleanStart()
+	most := int64(c.maxMoves()) * block.Size
+	work := free - p.keep(forUser) - 2
+	if work < 3 { // users wait: all that there is
+		work = len(data)
+		most = min(most, int64(free-p.keep(forCleaner)-2)*p.seg.bytes())
+	}
+	low := free < p.cleanStart() || urgent && free < p.seg.reserve()
 	if low {
 		n := 0
 		for n < len(data) && n < work && (n == 0 || l.live+int64(data[n].live) <= most) {
@@ -88,9 +92,9 @@ func (c *cleaner) candidates(urgent bool) (data, cache []victim) {
 	p := c.p
 	const step = 4096 // segments looked at in one critical section
 	bytes := float64(p.seg.bytes())
-	most := uint32(p.seg.bytes() / 64 * 63)
-	if !urgent {
-		most = uint32(p.seg.bytes() / 16 * 15) // what little there is to gain can wait until somebody needs it
+	most := uint32(p.seg.bytes() / 64 * 60)
+	if urgent {
+		most = uint32(p.seg.bytes() / 64 * 61) // what little there is to gain can wait until somebody needs it
 	}
 	_, caches := p.seg.cacheCount()
 	now := p.seg.clock.Load()

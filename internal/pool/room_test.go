@@ -1,0 +1,233 @@
+package pool
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/compress"
+	"github.com/cstor-go/cstor/internal/pool/disk"
+)
+
+// roomTest fills a pool with single blocks, and knows what they must be.
+type roomTest struct {
+	t      *testing.T
+	rng    *rand.Rand
+	p      *Pool
+	mems   []*disk.Mem
+	opt    Options
+	step   uint64 // blocks from one that is written to the next
+	n      uint64 // last version
+	seeds  map[uint64]uint64
+	blocks []uint64 // with data
+	gone   []uint64 // that had data
+	fresh  uint64   // next block that never had any, in steps
+	data   []byte
+}
+
+const roomBlocks = 1 << 28 // of the replica: 1 TiB
+
+func newRoomTest(t *testing.T, l layout, size, segment int64, step uint64) *roomTest {
+	c := &roomTest{
+		t: t, rng: rand.New(rand.NewPCG(seedOf(t), 8)), mems: l.blank(size), step: step,
+		opt:   Options{SegmentBytes: segment, DeltaEntries: 4096, Compression: compress.Off, NoDiscard: true},
+		seeds: map[uint64]uint64{}, data: noise(1, 1),
+	}
+	p, err := Create(l.arrange(c.mems), Config{Name: "room"}, c.opt)
+	must(t, err)
+	c.p = p
+	_, err = p.CreateReplica("v", roomBlocks*block.Size)
+	must(t, err)
+	t.Cleanup(func() { c.p.Close() })
+	return c
+}
+
+// content returns the block that a seed stands for.
+func (c *roomTest) content(seed uint64) []byte {
+	for i := range 8 {
+		c.data[i] = byte(seed >> (8 * i))
+	}
+	return c.data
+}
+
+func (c *roomTest) write(b uint64) error {
+	err := c.p.Replica("v").Apply([]Op{{Kind: OpWrite, Block: b, Count: 1, Version: ver(c.n + 1), Data: c.content(c.n + 1)}})
+	if err == nil {
+		c.n++
+		if n := len(c.gone); n > 0 && c.gone[n-1] == b {
+			c.gone = c.gone[:n-1]
+		}
+		if c.seeds[b] == 0 {
+			c.blocks = append(c.blocks, b)
+			c.fresh++
+		}
+		c.seeds[b] = c.n
+	}
+	return err
+}
+
+// discard takes a block away, which is never refused.
+func (c *roomTest) discard(b uint64) {
+	c.t.Helper()
+	c.n++
+	if err := c.p.Replica("v").Apply([]Op{discard(b, 1, c.n)}); err != nil {
+		c.t.Fatalf("a discard was refused: %v; %s", err, c.state())
+	}
+	delete(c.seeds, b)
+	c.gone = append(c.gone, b)
+}
+
+func (c *roomTest) state() string {
+	s := c.p.Stats()
+	updates, work := c.p.indexNeed()
+	return fmt.Sprintf("%d blocks; %.1f %% of %d KiB, %d of %d segments free (reserve %d), kinds %v, index needs %d and %d, moved %d in %d cycles, %d waits, %s",
+		len(c.seeds), float64(s.Allocated)/float64(s.Capacity)*100, s.Capacity>>10, s.FreeSegments, s.Segments, c.p.seg.reserve(), kinds(c.p), updates, work, s.BlocksMoved, s.Drains, s.WritesStalled, s.Failure)
+}
+
+// next returns a block without data: one that had some, if there is any.
+func (c *roomTest) next() uint64 {
+	if n := len(c.gone); n > 0 {
+		return c.gone[n-1]
+	}
+	for {
+		b := c.fresh*c.step + c.rng.Uint64N(min(c.step, block.ChunkBlocks))
+		if c.step > block.ChunkBlocks { // anywhere
+			b = c.rng.Uint64N(roomBlocks)
+		}
+		if c.seeds[b] == 0 {
+			return b
+		}
+		c.fresh++
+	}
+}
+
+// fill writes until the pool refuses it, which is when what is live is about what the pool is for.
+func (c *roomTest) fill() (n int) {
+	c.t.Helper()
+	for {
+		err := c.write(c.next())
+		if errors.Is(err, ErrNoSpace) {
+			break
+		}
+		if err != nil {
+			c.t.Fatalf("%v; %s", err, c.state())
+		}
+		n++
+	}
+	c.t.Logf("full after %d: %s", n, c.state())
+	if s := c.p.Stats(); s.Free > s.Capacity/20 {
+		c.t.Errorf("refused with %d of %d KiB free: %s", s.Free>>10, s.Capacity>>10, c.state())
+	}
+	return n
+}
+
+// look compares all content.
+func (c *roomTest) look() {
+	c.t.Helper()
+	for b, seed := range c.seeds {
+		var sum [1]uint32
+		must(c.t, c.p.Replica("v").Read(b, make([]byte, block.Size), sum[:]))
+		if sum[0] != block.Sum(c.content(seed)) {
+			c.t.Fatalf("block %d", b)
+		}
+	}
+	must(c.t, c.p.Check())
+}
+
+// giveBack discards a share of the blocks.
+func (c *roomTest) giveBack(share float64) {
+	c.t.Helper()
+	kept := c.blocks[:0]
+	for _, b := range c.blocks {
+		if c.rng.Float64() < share {
+			c.discard(b)
+		} else {
+			kept = append(kept, b)
+		}
+	}
+	c.blocks = kept
+}
+
+// overwrite replaces blocks that have data.
+func (c *roomTest) overwrite(n int) {
+	c.t.Helper()
+	for range n {
+		if err := c.write(c.blocks[c.rng.IntN(len(c.blocks))]); err != nil {
+			c.t.Fatalf("an overwrite was refused: %v; %s", err, c.state())
+		}
+	}
+}
+
+func (c *roomTest) setState() {
+	c.t.Helper()
+	c.n++
+	if err := c.p.Replica("v").SetState(noise(1, c.n), ver(c.n)); err != nil {
+		c.t.Fatalf("a state record was refused: %v; %s", err, c.state())
+	}
+}
+
+func (c *roomTest) reopen(kill bool) {
+	c.t.Helper()
+	if kill {
+		c.mems = disk.KillAll(c.mems)
+		c.p.Close()
+	} else {
+		must(c.t, c.p.Close())
+		reopenAll(c.mems)
+	}
+	p, err := Open(devicesOf(c.mems), c.opt)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.p = p
+}
+
+// TestRoomForGivingBack fills pools with blocks that are near each other, each in another chunk, or anywhere: a write is
+// refused only when what is live, data and index, is what the pool is for, and whoever gives back or records state, and who
+// overwrites what is there, is never refused.
+func TestRoomForGivingBack(t *testing.T) {
+	forLayouts(t, func(t *testing.T, l layout) {
+		for _, x := range []struct {
+			size, segment int64
+			step          uint64
+		}{
+			{16 << 20, 256 << 10, 1}, {16 << 20, 256 << 10, 512}, {16 << 20, 256 << 10, 1 << 17},
+			{64 << 20, 256 << 10, 512}, {64 << 20, 256 << 10, 1 << 17}, {64 << 20, 1 << 20, 512}, {64 << 20, 1 << 20, 64},
+			{256 << 20, 1 << 20, 512}, {256 << 20, 4 << 20, 512}, {256 << 20, 512 << 10, 1 << 15},
+		} {
+			t.Run(fmt.Sprintf("%dM/%dK/%d", x.size>>20, x.segment>>10, x.step), func(t *testing.T) {
+				t.Parallel()
+				c := newRoomTest(t, l, x.size, x.segment, x.step)
+				n := c.fill()
+				c.overwrite(300)
+				for range 50 {
+					c.setState()
+				}
+				c.look()
+				c.giveBack(.05)
+				c.reopen(true)
+				c.look()
+				c.giveBack(.05)
+				c.setState()
+				c.fill()
+				c.giveBack(.5)
+				if m := c.fill(); m < n*4/10 {
+					t.Errorf("%d blocks fitted, half of them were given back, and then %d fit", n, m)
+				}
+				c.look()
+				c.reopen(false)
+				c.overwrite(300)
+				c.giveBack(1)
+				must(t, c.p.DestroyReplica("v"))
+				_, err := c.p.CreateReplica("v", roomBlocks*block.Size)
+				must(t, err)
+				c.seeds, c.blocks, c.gone, c.fresh = map[uint64]uint64{}, nil, nil, 0
+				if m := c.fill(); m < n*95/100 {
+					t.Errorf("%d blocks fitted once, and then %d", n, m)
+				}
+			})
+		}
+	})
+}
