@@ -209,7 +209,7 @@ func TestReplaceGoneDevice(t *testing.T) {
 				s.goAway(v)
 				s.churn(10)
 			}
-			m := disk.NewMem("new", s.mems[v].Size())
+			m := disk.NewMem(fmt.Sprint("new", i), s.mems[v].Size())
 			must(t, s.p.Replace(guid, m))
 			if i%2 == 1 {
 				s.goAway(v)
