@@ -4,8 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/cstor-go/cstor/internal/block"
@@ -28,10 +28,11 @@ type actor struct {
 	longest  int        // longest discard in blocks
 	place    func() int // position in the record of the devices
 
-	dense   bool // what is written does not compress
-	far     bool // sources of merges are far ahead: no snapshots then
-	faulty  bool // devices fail: reads may err, and writes put the pool into its failed state
-	cutting bool // the power may fail: any error leaves open what happened
+	dense   bool    // what is written does not compress
+	far     bool    // sources of merges are far ahead: no snapshots then
+	faulty  string  // the device that fails, "": none does
+	faults  []error // what reads may err with then; failed writes put the pool into its failed state
+	cutting bool    // the power may fail: any error leaves open what happened
 
 	trace []string
 	cover map[string]int
@@ -124,9 +125,10 @@ func (a *actor) didParts(what string, sync bool, name string, parts []atom, run 
 	return err == nil
 }
 
-// tolerates reports whether err is what a device may have done that is known to fail.
+// tolerates reports whether err is what the device has done that is known to fail, and says so.
 func (a *actor) tolerates(err error) bool {
-	if a.faulty && (errors.Is(err, syscall.EIO) || errors.Is(err, ErrChecksum)) {
+	known := func(fault error) bool { return errors.Is(err, fault) }
+	if a.faulty != "" && slices.ContainsFunc(a.faults, known) && strings.Contains(err.Error(), a.faulty) {
 		a.cover["errors of a device"]++
 		return true
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"slices"
+	"syscall"
 	"testing"
 	"time"
 
@@ -51,7 +52,10 @@ func failOperation(t *testing.T, l layout, seed uint64, dev int, n int64) (faile
 	cfg := Config{Name: "eio", GUID: block.NewGUID()}
 	p, err := Create(l.arrange(mems), cfg, opt)
 	a := newActor(t, seed, p)
-	a.maxSize, a.maxCount, a.faulty = 600, 3, l.parity(0) == 0
+	a.maxSize, a.maxCount = 600, 3
+	if l.parity(0) == 0 {
+		a.faulty, a.faults = mems[dev].Name(), []error{syscall.EIO}
+	}
 	if err == nil {
 		for i := 0; i < 50 && p.failure() == nil; i++ {
 			a.step(faultyActs)
@@ -106,9 +110,12 @@ func loseWrites(t *testing.T, l layout, seed uint64, cover map[string]int) {
 	p, err := Create(l.arrange(mems), Config{Name: "lost"}, opt)
 	must(t, err)
 	a := newActor(t, seed, p)
-	a.maxSize, a.maxCount, a.faulty, a.cover = 600, 3, l.parity(0) == 0, cover
+	a.maxSize, a.maxCount, a.cover = 600, 3, cover
 	a.note("seed %d", seed)
 	dev := a.rng.IntN(len(mems))
+	if l.parity(0) == 0 {
+		a.faulty, a.faults = mems[dev].Name(), []error{ErrChecksum, ErrDamaged} // of data and pages, and of the directory
+	}
 	mems[dev].Inject(disk.Faults{LoseFrom: 30 + a.rng.Int64N(100)})
 	for i := 0; i < 120 && p.failure() == nil; i++ {
 		a.step(faultyActs)
@@ -117,7 +124,7 @@ func loseWrites(t *testing.T, l layout, seed uint64, cover map[string]int) {
 	mems = disk.KillAll(mems)
 	p.Close()
 	q, err := Open(devicesOf(mems), opt)
-	if a.faulty && (errors.Is(err, ErrDamaged) || errors.Is(err, ErrChecksum)) {
+	if a.faulty != "" && (errors.Is(err, ErrDamaged) || errors.Is(err, ErrChecksum)) {
 		cover["refused to open"]++
 		return
 	}
@@ -125,7 +132,7 @@ func loseWrites(t *testing.T, l layout, seed uint64, cover map[string]int) {
 		a.fatalf("open: %v", err)
 	}
 	cover["opened"]++
-	if a.faulty {
+	if a.faulty != "" {
 		newHistoryOfBlocks(a.log).look(t, q)
 	} else {
 		a.p = q

@@ -94,7 +94,7 @@ func (s *sweep) goAway(i int) {
 	here := func() bool { // it may have been replaced meanwhile
 		return slices.ContainsFunc(s.p.members(), func(m *member) bool { return m.online() && m.dev.Name() == s.mems[i].Name() })
 	}
-	for n := 0; here() && n < 60; n++ { // nothing may be asked of a device of a cache group that is full
+	for here() {
 		must(s.t, s.create("noise", 600))
 		must(s.t, s.ops("noise", Op{Kind: OpWrite, Block: uint64(s.rng.IntN(500)), Count: 100}))
 		must(s.t, s.sync())

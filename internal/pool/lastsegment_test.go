@@ -36,7 +36,13 @@ func TestLastSegment(t *testing.T) {
 				}
 				a.compare()
 				a.check()
-				if o := discard(0, n, n+1); !apply(o) {
+				full, row := n, int(p.seg.maxRow())
+				for range int(p.seg.blocks())/row - 2 { // with the next one, more than fits in the segment that is open; they free nothing
+					if n++; !apply(discard(2499, 1, n)) {
+						t.Fatalf("a discard was refused, the %d-th", n-full)
+					}
+				}
+				if o := discard(0, full, n+1); !apply(o) {
 					t.Fatal("a discard was refused")
 				}
 				for i := uint64(2); i < 100; i++ { // records of state may use more, and are refused in the end
@@ -50,8 +56,8 @@ func TestLastSegment(t *testing.T) {
 					t.Fatal(err)
 				}
 				a.recover(true)
-				if n < 2 || a.cover["refused: "+ErrNoSpace.Error()] == 0 {
-					t.Fatal("never full", n)
+				if full < 2 || a.cover["refused: "+ErrNoSpace.Error()] == 0 {
+					t.Fatal("never full", full)
 				}
 				must(t, a.p.Close())
 			})

@@ -23,11 +23,11 @@ var (
 	modelSeed    = flag.Uint64("model.seed", 0, "run the model test with this seed only")
 	modelSeconds = flag.Int("model.seconds", 0, "run further seeds of the model test for so many seconds")
 	modelSeeds   = flag.Int("model.seeds", 0, "number of seeds of the model test for each layout; 0: as many as the suite takes")
-	modelChange  = flag.Bool("model.change", false, "replace and add devices, and make them larger, in the model test too")
 	modelOps     = flag.Int("model.ops", 0, "operations per seed; 0: as many as the suite takes")
 )
 
-// modelFloors is what a run of the model test must have met at least, all layouts together.
+// modelFloors is what a run of the model test must have met at least, all layouts together, in floorOps operations of
+// each; in a shorter one that share of it.
 var modelFloors = map[string]int{
 	"create": 30, "destroy": 60, "sync": 150, "state": 80, "merge": 200, "apply": 1200, "read": 200, "compare": 60,
 	"cycle": 60, "clean": 60, "look": 20, "reopen": 25, "kill": 25, "power cut": 80,
@@ -35,11 +35,14 @@ var modelFloors = map[string]int{
 	"clones made": 25, "clones of clones": 5, "snapshots made": 300, "snapshots deleted under writes": 80, "reads of snapshots": 30,
 	"merges under snapshots": 80, "destroyed with snapshots": 25, "resized": 40,
 	"cleaner moves of shared blocks": 1000, "chunks with history pages seen": 50,
-	"blocks moved by the cleaner": 10000, "segments freed": 1000, "checkpoints": 500, "index pages written": 5000, "batches replayed": 800,
+	"blocks moved by the cleaner": 10000, "segments freed": 1000, "checkpoints": 500, "index pages written": 3000, "batches replayed": 800,
 	"index pages read back": 5000, "torn headers and data at the end of the log": 3, "unfinished unit at the end of the log": 3,
 	"a device goes": 15, "a device comes back": 8, "devices returned": 2, "a device lies": 30, "opened without all devices": 15, "blocks repaired": 50,
+	"a device is replaced": 8, "a replacement is over": 4, "the pool grows": 1, "devices become larger": 1,
 	"resilvers": 8, "scrubs": 8, "blocks compressed": 3000, "blocks of zeroes": 1000, "compression": 15,
 }
+
+const floorOps = 600
 
 // modelTest is an actor with the devices of its pool.
 type modelTest struct {
@@ -51,7 +54,7 @@ type modelTest struct {
 	opt    Options
 	old    string // the device that the last of mems replaces, "": there is none
 	made   int    // devices that replaced others
-	more   int    // times that the pool grew
+	more   int    // times that the pool may still grow
 }
 
 // modelAct is an operation of the model test that changes more than the pool's content.
@@ -72,11 +75,11 @@ var modelActs = []modelAct{
 	{"look", 10, func(m *modelTest) bool { return len(m.now) > 0 }, func(m *modelTest) { m.look() }},
 	{"scrub", 8, nil, (*modelTest).scrub},
 	{"a device lies", 20, (*modelTest).redundant, (*modelTest).lie},
-	{"a device goes", 10, (*modelTest).redundant, (*modelTest).lose},
-	{"a device is replaced", 6, (*modelTest).settled, (*modelTest).replace},
-	{"a replacement is over", 10, func(m *modelTest) bool { return m.old != "" }, (*modelTest).replaced},
-	{"the pool grows", 3, func(m *modelTest) bool { return m.settled() && m.more < 2 }, (*modelTest).grow},
-	{"devices become larger", 3, func(m *modelTest) bool { return m.settled() && m.more < 2 }, (*modelTest).expand},
+	{"a device goes", 14, (*modelTest).redundant, (*modelTest).lose},
+	{"a device is replaced", 8, (*modelTest).settled, (*modelTest).replace},
+	{"a replacement is over", 20, func(m *modelTest) bool { return m.old != "" }, (*modelTest).replaced},
+	{"the pool grows", 5, func(m *modelTest) bool { return m.settled() && m.more > 0 }, (*modelTest).grow},
+	{"devices become larger", 5, func(m *modelTest) bool { return m.settled() && m.more > 0 }, (*modelTest).expand},
 	{"a device returns", 10, func(m *modelTest) bool { return len(m.away) > 0 }, (*modelTest).giveBack},
 }
 
@@ -191,7 +194,7 @@ func (m *modelTest) powerCut() {
 func (m *modelTest) redundant() bool { return len(m.layout.victims()) > 0 && m.old == "" }
 
 // settled reports whether the devices of the pool may change.
-func (m *modelTest) settled() bool { return *modelChange && len(m.away) == 0 && m.old == "" }
+func (m *modelTest) settled() bool { return len(m.away) == 0 && m.old == "" }
 
 // left reports whether a device has left the pool.
 func (m *modelTest) left(i int) bool {
@@ -227,7 +230,7 @@ func (m *modelTest) replaced() {
 	n := len(m.mems) - 1
 	i := slices.IndexFunc(m.mems, func(d *disk.Mem) bool { return d.Name() == m.old })
 	if slices.ContainsFunc(m.p.Devices(), func(d DeviceInfo) bool { return d.Name == m.old }) {
-		m.fatalf("replacement does not end: %+v", m.p.Devices())
+		m.fatalf("replacement does not end: %+v %+v", m.p.Devices(), m.p.Activity())
 	}
 	m.note("device %s has left", m.old)
 	m.mems[i], m.mems, m.old = m.mems[n], m.mems[:n], ""
@@ -238,7 +241,7 @@ func (m *modelTest) replaced() {
 func (m *modelTest) grow() {
 	s := m.layout.groups[0]
 	g := Group{Kind: s.kind}
-	m.more++
+	m.more--
 	for i := range s.n {
 		d := disk.NewMem(fmt.Sprint("more", m.more, "-", i), m.mems[0].Size())
 		m.mems, g.Devices = append(m.mems, d), append(g.Devices, d)
@@ -253,7 +256,7 @@ func (m *modelTest) grow() {
 
 // expand makes all devices larger.
 func (m *modelTest) expand() {
-	m.more++
+	m.more--
 	for _, d := range m.mems {
 		d.Grow(d.Size() + 4<<20)
 	}
@@ -358,7 +361,11 @@ func TestModel(t *testing.T) {
 		})
 	})
 	if *modelSeed == 0 && *layoutFlag == "" && !t.Failed() {
-		demand(t, cover, modelFloors)
+		floors := maps.Clone(modelFloors)
+		for k, n := range floors {
+			floors[k] = n * min(seeds*ops, floorOps) / floorOps
+		}
+		demand(t, cover, floors)
 	}
 }
 
@@ -382,9 +389,10 @@ func runModel(t *testing.T, l layout, seed uint64, ops int) map[string]int {
 	a := newActor(t, seed, nil)
 	m := &modelTest{actor: a, layout: l, away: map[int]bool{}}
 	rng := a.rng
-	a.dense, a.far = rng.IntN(3) == 0, rng.IntN(4) == 0
+	a.far = rng.IntN(4) == 0
+	turn := seed/1e9 + seed // neighbours, and neighbouring layouts, differ in what follows from it
 	m.opt = Options{
-		Compression: compress.Algorithm(rng.IntN(3)), DeltaEntries: 4096 << (3 * rng.IntN(2)), SegmentBytes: 256 << 10,
+		Compression: compress.Algorithm(turn % 3), DeltaEntries: 4096 << (3 * rng.IntN(2)), SegmentBytes: 256 << 10,
 		PageCacheBytes: 64 << 10, CheckpointBytes: int64(1+rng.IntN(8)) << 20, FlushBytes: int64(1+rng.IntN(4)) << 20, NoDiscard: rng.IntN(2) == 0,
 		Deadline: time.Minute,
 	}
@@ -394,8 +402,10 @@ func runModel(t *testing.T, l layout, seed uint64, ops int) map[string]int {
 	if m.opt.DeltaEntries > 4096 {
 		a.longest = 4000
 	}
-	switch rng.IntN(3) {
+	m.more = 2
+	switch turn / 3 % 3 {
 	case 0:
+		m.more = rng.IntN(2)
 		m.mems, a.maxSize, a.dense = l.blank(int64(11+rng.IntN(4))<<20), 4000, true // always about full
 		if rng.IntN(2) == 0 {
 			m.opt.Compression = compress.Off
@@ -403,7 +413,7 @@ func runModel(t *testing.T, l layout, seed uint64, ops int) map[string]int {
 	case 1:
 		m.mems = l.blank(int64(12+rng.IntN(12)) << 20)
 	default:
-		m.mems = l.blank(int64(20+rng.IntN(60)) << 20)
+		m.mems, a.dense = l.blank(int64(20+rng.IntN(60))<<20), rng.IntN(2) == 0
 	}
 	p, err := Create(l.arrange(m.mems), Config{Name: "model"}, m.opt)
 	must(t, err)

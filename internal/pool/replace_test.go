@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -197,6 +198,49 @@ func TestReplaceBusy(t *testing.T) {
 	})
 }
 
+// TestReplaceDuringWrite: a write that was on its way to the old device when the new one came does not reach that. It is
+// copied like everything else, without a pause.
+func TestReplaceDuringWrite(t *testing.T) {
+	forLayouts(t, func(t *testing.T, l layout) {
+		t.Parallel()
+		s := newHealTest(t, l, 24<<20)
+		s.churn(5)
+		must(t, s.create("c", 100))
+		hung := make(chan int, 1) // where the write is
+		var resume []func()
+		for i, m := range s.mems {
+			_, f := m.HangIf(func(op string, off, _ int64) bool {
+				hang := op == "write" && off >= label.HeadBytes && off < m.Size()-label.TailBytes
+				if hang {
+					select {
+					case hung <- i:
+					default:
+					}
+				}
+				return hang
+			})
+			resume = append(resume, f)
+		}
+		end := make(chan error)
+		go func() { end <- s.ops("c", Op{Kind: OpWrite, Block: 7, Count: 9}) }()
+		v := <-hung
+		m := disk.NewMem("new", s.mems[v].Size())
+		must(t, s.p.Replace(s.guid(s.mems[v]), m))
+		for s.p.Activity().Resilver.State != ActivityRunning {
+			runtime.Gosched()
+		}
+		for _, f := range resume {
+			f()
+		}
+		must(t, <-end)
+		s.p.rest()
+		s.blank(s.mems[v])
+		s.mems[v] = m
+		s.whole()
+		must(t, s.p.Close())
+	})
+}
+
 // TestReplaceGoneDevice: what is replaced is not there any more, or went away while it was replaced.
 func TestReplaceGoneDevice(t *testing.T) {
 	redundant(t, func(t *testing.T, l layout) {
@@ -209,7 +253,7 @@ func TestReplaceGoneDevice(t *testing.T) {
 				s.goAway(v)
 				s.churn(10)
 			}
-			m := disk.NewMem("new", s.mems[v].Size())
+			m := disk.NewMem(fmt.Sprint("new", i), s.mems[v].Size())
 			must(t, s.p.Replace(guid, m))
 			if i%2 == 1 {
 				s.goAway(v)

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/disk"
@@ -212,4 +213,63 @@ func (s *sweep) again(name string, do func(d *disk.Mem) error) {
 		}
 		return
 	}
+}
+
+// TestTornWhileReplaced: the power fails while a device is being replaced, and only one of the two has what was written
+// last. Whether that counts is decided once, for both: what anybody may have read since is there when the old device has
+// left.
+func TestTornWhileReplaced(t *testing.T) {
+	forLayouts(t, func(t *testing.T, l layout) {
+		t.Parallel()
+		for _, kept := range []string{"old", "new"} {
+			s := newHealTest(t, l, 24<<20)
+			s.churn(5)
+			v := l.replaceable()[len(l.replaceable())-1] // of a group in which there is something
+			old, dev := s.mems[v], disk.NewMem("new", s.mems[v].Size())
+			guid := s.guid(old)
+			s.p.upkeep.mu.Lock()
+			s.p.upkeep.now = func() time.Time { return time.Time{}.Add(-time.Hour) } // no resilver is due yet
+			s.p.upkeep.mu.Unlock()
+			must(t, s.p.Replace(guid, dev))
+			must(t, s.create("c", 300))
+			for known := false; !known; known = s.shared(guid) {
+				for !s.shared(guid) {
+					must(t, s.ops("c", Op{Kind: OpWrite, Block: uint64(s.rng.IntN(250)), Count: uint32(1 + s.rng.IntN(40))}))
+				}
+				must(t, s.p.cycle()) // the checkpoint says so too
+			}
+			for _, m := range s.p.labels.now.Load().Members {
+				if m.Out {
+					t.Fatalf("the labels do not trust %+v", m)
+				}
+			}
+			must(t, s.sync())
+			for stable := true; stable; stable = s.p.flush.stable.Load() >= s.p.appended.Load() {
+				must(t, s.ops("c", Op{Kind: OpWrite, Block: 7, Count: 20}))
+			}
+			s.mems = disk.PowerCutAll(append(s.mems, dev), func(i int) disk.Fate {
+				if i == v && kept == "new" || i == len(s.mems) && kept == "old" {
+					return disk.Lost
+				}
+				return disk.Kept
+			}, s.rng)
+			s.crash(kept == "old")
+			s.p.rest()
+			if s.p.memberOf(guid) != nil {
+				s.fatalf("the replacement does not end: %+v", s.p.Devices())
+			}
+			s.sortMems()
+			s.whole()
+			must(t, s.p.Close())
+		}
+	})
+}
+
+// shared reports whether what is written next goes to a segment of which a device that is being replaced, and the one
+// that replaces it, have everything.
+func (s *sweep) shared(guid block.GUID) bool {
+	s.p.log.mu.Lock()
+	seg, left := s.p.log.pos.seg, s.p.seg.blocks()-s.p.log.pos.block
+	s.p.log.mu.Unlock()
+	return left > 30 && s.p.seg.where.Load().span(seg).group.index == s.p.memberOf(guid).group && !s.p.lacked(seg)
 }

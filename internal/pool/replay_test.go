@@ -102,6 +102,24 @@ func TestLostTailStaysLost(t *testing.T) {
 	must(t, p.Close())
 }
 
+// TestReplayedIsStable: the process dies, and what was not flushed is read after that. So a power cut does not take it.
+func TestReplayedIsStable(t *testing.T) {
+	forLayouts(t, func(t *testing.T, l layout) {
+		t.Parallel()
+		s := newHealTest(t, l, 24<<20)
+		must(t, s.create("a", 1000))
+		for range 20 { // segments of all groups
+			must(t, s.ops("a", Op{Kind: OpWrite, Block: uint64(s.rng.IntN(900)), Count: 40}))
+		}
+		s.mems = disk.KillAll(s.mems)
+		s.crash(true)
+		s.mems = disk.PowerCutAll(s.mems, func(int) disk.Fate { return disk.Lost }, s.rng)
+		s.crash(true)
+		s.same()
+		must(t, s.p.Close())
+	})
+}
+
 // TestReplayEndsAtTheFirstTornBatch damages two batches of a log that was never flushed, whose batches are read several at
 // a time: everything in front of the first one is there, nothing behind it.
 func TestReplayEndsAtTheFirstTornBatch(t *testing.T) {

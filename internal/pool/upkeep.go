@@ -33,7 +33,8 @@ type upkeep struct {
 	reads, writes uint64 // of users, as of the last step; only the background looks
 }
 
-// backoff is when to try again what did not work.
+// backoff is when to try again what did not work: at once, since what was in the way may be over, and then after longer
+// and longer pauses.
 type backoff struct {
 	next  time.Time
 	pause time.Duration
@@ -45,8 +46,8 @@ const (
 )
 
 func (b *backoff) failed(now time.Time) {
-	b.pause = min(max(2*b.pause, firstPause), lastPause)
 	b.next = now.Add(b.pause)
+	b.pause = min(max(2*b.pause, firstPause), lastPause)
 }
 
 func (u *upkeep) init() {
