@@ -114,7 +114,7 @@ func loseWrites(t *testing.T, l layout, seed uint64, cover map[string]int) {
 	a.note("seed %d", seed)
 	dev := a.rng.IntN(len(mems))
 	if l.parity(0) == 0 {
-		a.faulty, a.faults = mems[dev].Name(), []error{ErrChecksum, ErrDamaged} // of data and pages, and of the directory
+		a.faulty, a.faults = mems[dev].Name(), []error{ErrChecksum}
 	}
 	mems[dev].Inject(disk.Faults{LoseFrom: 30 + a.rng.Int64N(100)})
 	for i := 0; i < 120 && p.failure() == nil; i++ {
