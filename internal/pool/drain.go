@@ -85,6 +85,17 @@ func (s *drainState) behind(used, capacity int) bool {
 	return total > 0 && int64(used)*total*4 > s.done.Load()*int64(capacity)*3
 }
 
+// share returns how many chunks a writer of n updates is to rewrite that is ahead of the drain: its part of what is left, so
+// that the drain is over in time and no writer does much more than others.
+func (s *drainState) share(n, used, capacity int) int {
+	const least = 4 // for one write
+	room := capacity/4*3 - used
+	if room < n {
+		room = max(capacity-used, n)
+	}
+	return min(least+n*s.left()/max(room, 1), drainGroup)
+}
+
 // freeze makes the active table the one to drain and starts an empty one. cycle and mu are held; the other table is
 // empty.
 func (p *Pool) freeze() {

@@ -104,7 +104,7 @@ func (p *Pool) makeEntries(n int) error {
 		used := t.Len() + x.reserved
 		if used+n <= t.Cap() {
 			x.reserved += n
-			behind := p.drain.behind(used+n, t.Cap())
+			behind, chunks := p.drain.behind(used+n, t.Cap()), p.drain.share(n, used, t.Cap())
 			full := used+n > x.soft
 			x.mu.Unlock()
 			if full {
@@ -112,11 +112,10 @@ func (p *Pool) makeEntries(n int) error {
 			}
 			if behind && n > 0 {
 				if p.drain.mu.TryLock() {
-					most := min(max(n, 8), drainGroup) // a few: somebody waits
 					if p.seg.freeCount() < p.seg.reserve() {
-						most = drainGroup // rows are filled
+						chunks = drainGroup // each write may be padded to a row
 					}
-					err := p.drainStep(most)
+					err := p.drainStep(chunks)
 					p.drain.mu.Unlock()
 					if err != nil {
 						p.unreserve(n)
