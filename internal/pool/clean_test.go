@@ -227,13 +227,13 @@ func TestDamagedHeader(t *testing.T) {
 	c := newCleanTest(t, p, 5000)
 	c.fill()
 	must(t, p.cycle())
-	bad := map[uint32]bool{}
+	bad := map[uint32]uint64{} // when they were taken
 	for b := uint64(100); len(bad) < 5; b += 300 {
 		seg := c.segmentOf(b)
-		if bad[seg] {
+		if _, ok := bad[seg]; ok {
 			continue
 		}
-		bad[seg] = true
+		bad[seg] = p.seg.birth[seg]
 		for blk := range p.seg.blocks() { // whatever is a header there
 			addr := uint64(seg)<<p.seg.shift + uint64(blk)<<block.Shift
 			h := make([]byte, block.Size)
@@ -245,9 +245,9 @@ func TestDamagedHeader(t *testing.T) {
 		}
 	}
 	used := func() (n int) {
-		for seg := range bad {
+		for seg, birth := range bad {
 			p.seg.mu.Lock()
-			if p.seg.kind[seg] == segLog {
+			if p.seg.kind[seg] == segLog && p.seg.birth[seg] == birth { // and not taken again
 				n++
 			}
 			p.seg.mu.Unlock()
@@ -255,7 +255,7 @@ func TestDamagedHeader(t *testing.T) {
 		return n
 	}
 	for i := 0; used() > 0; i++ {
-		if i == 2000 {
+		if i == 100 {
 			t.Fatalf("%d segments with damaged headers are still in use; lost %v %v", used(), p.cleaner.lost.now, p.cleaner.lost.next)
 		}
 		c.put(100)

@@ -54,7 +54,11 @@ func (c *cleaner) append(w *coldWriter, x *candidate, stored []byte, birth uint6
 		c.seal(w)
 	}
 	if !w.open {
-		segs, ok := p.seg.allocData(nil, 1, w.kind, p.keep(forCleaner))
+		what := forCleaner
+		if p.seg.onCache(p.seg.of(x.loc)) { // nothing is gained on the groups for data
+			what = forUser
+		}
+		segs, ok := p.seg.allocData(nil, 1, w.kind, p.keep(what))
 		if !ok {
 			return errNoRoom
 		}

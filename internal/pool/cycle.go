@@ -132,7 +132,7 @@ func (p *Pool) anyDying() bool {
 
 // maxFruitless is how many cycles in a row may make no room before nobody waits for another one: what one prepares, as
 // moving the index closer together, the next may free.
-const maxFruitless = 4
+const maxFruitless = 8
 
 // reclaim waits for a cycle to end and reports whether it made room, or a later one may.
 func (p *Pool) reclaim() bool {

@@ -6,7 +6,7 @@ import (
 
 // liveChunk is the reference of a chunk that has something in the tables, or is about to have: all of it, the drained
 // part included. Writers change it without touching the directory, which takes it over when it is drained. So there
-// are at most as many as the tables have entries.
+// are at most as many as the tables have entries and appends under way touch.
 type liveChunk struct {
 	chunkRef
 	number uint64

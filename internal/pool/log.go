@@ -68,13 +68,14 @@ func (w *logWriter) init() {
 // reserveLog takes the segments that a unit of the given number of data blocks and header bytes may need; data must
 // not be split finer than unsplit blocks. It returns ErrNoSpace, with nothing taken, when a user's data is more than the
 // pool is for, errWait when segments must be freed first. replaced is as for begin. last says that waiting is of no use
-// any more: then what gives back or records state takes what others left for cleaning.
+// any more: then everybody takes what is left for the next step.
 func (p *Pool) reserveLog(data, header int, replaced func() int64, last bool) error {
 	w := &p.log
 	what := forRecords
-	if replaced != nil {
+	switch {
+	case replaced != nil && !last:
 		what = forUser
-	} else if last {
+	case replaced == nil && last:
 		what = forPages
 	}
 	segBlocks, row := int(p.seg.blocks()), int(p.seg.row(w.pos.seg))
@@ -96,7 +97,7 @@ func (p *Pool) reserveLog(data, header int, replaced func() int64, last bool) er
 		return p.pagesFit()
 	}
 	free := p.seg.freeCount()
-	if what == forUser && free-n < p.seg.reserve() {
+	if replaced != nil && free-n < p.seg.reserve() {
 		if err := p.full(data, replaced); err != nil {
 			return err
 		}

@@ -139,7 +139,7 @@ type Options struct {
 type Stats struct {
 	Capacity  int64 // devices less labels and reserve
 	Allocated int64 // live data and live metadata, whatever the cleaner has done yet
-	Free      int64 // Capacity - Allocated
+	Free      int64 // Capacity - Allocated, less what an index of sparse chunks needs to be written again
 	Replicas  int
 	ReadOnly  bool
 	Health    string // "ONLINE"; "DEGRADED": devices are out of use, missing or lack something; "FAULTED" after a failed write or flush

@@ -43,7 +43,8 @@ func (c *cleaner) plan(urgent bool) *cleanPlan {
 	data, cache := c.candidates(urgent)
 	most := int64(c.maxMoves()) * block.Size
 	work := free - p.keep(forUser) - 2
-	if work < 3 { // users wait: all that there is
+	tight := work < 3
+	if tight { // users wait: all that there is
 		work = len(data)
 		most = min(most, int64(free-p.keep(forCleaner)-2)*p.seg.bytes())
 	}
@@ -57,7 +58,7 @@ func (c *cleaner) plan(urgent bool) *cleanPlan {
 		l.victims, l.pace = data[:n], n > 0
 	}
 	gain := int64(len(l.victims))*p.seg.bytes() - l.live
-	if p.destageDue() {
+	if p.destageDue() && !tight {
 		spare := gain
 		if !low {
 			spare = int64(free-p.cleanStart()) * p.seg.bytes()
