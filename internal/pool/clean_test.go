@@ -201,6 +201,9 @@ func TestMovesAreCheckpointed(t *testing.T) {
 	q, err := Open([]disk.Device{m}, opt)
 	must(t, err)
 	for i, b := range births {
+		if p.seg.kind[i] == segFree { // cleaned since then
+			continue
+		}
 		if q.seg.birth[i] != b || q.seg.kind[i] != p.seg.kind[i] {
 			t.Fatalf("segment %d: birth %d and kind %d, was %d and %d", i, q.seg.birth[i], q.seg.kind[i], b, p.seg.kind[i])
 		}
