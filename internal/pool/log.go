@@ -78,6 +78,12 @@ func (p *Pool) reserveLog(data, header int, replaced func() int64, last bool) er
 	case replaced == nil && last:
 		what = forPages
 	}
+	free := p.seg.freeCount()
+	if replaced != nil && free < p.seg.reserve() { // even if there is room in the open segment, which a record may have opened
+		if err := p.full(data, replaced); err != nil {
+			return err
+		}
+	}
 	segBlocks, row := int(p.seg.blocks()), int(p.seg.row(w.pos.seg))
 	left := segBlocks - row - int(w.pos.block)
 	split := header / (wal.MaxHeaderBlocks*block.Size - 4096) // times that a header is full
@@ -96,8 +102,7 @@ func (p *Pool) reserveLog(data, header int, replaced func() int64, last bool) er
 	if n <= 0 {
 		return p.pagesFit()
 	}
-	free := p.seg.freeCount()
-	if replaced != nil && free-n < p.seg.reserve() {
+	if replaced != nil && free >= p.seg.reserve() && free-n < p.seg.reserve() {
 		if err := p.full(data, replaced); err != nil {
 			return err
 		}
