@@ -31,13 +31,13 @@ var (
 var modelFloors = map[string]int{
 	"create": 30, "destroy": 60, "sync": 150, "state": 80, "merge": 200, "apply": 1200, "read": 200, "compare": 60,
 	"cycle": 60, "clean": 60, "look": 20, "reopen": 25, "kill": 25, "power cut": 80,
-	"happenings lost": 30, "refused: no space left in pool": 5, "refused: in use": 40,
+	"happenings lost": 30, "refused: no space left in pool": 3, "refused: in use": 40,
 	"clones made": 25, "clones of clones": 5, "snapshots made": 300, "snapshots deleted under writes": 80, "reads of snapshots": 30,
 	"merges under snapshots": 80, "destroyed with snapshots": 25, "resized": 40,
 	"cleaner moves of shared blocks": 1000, "chunks with history pages seen": 50,
 	"blocks moved by the cleaner": 10000, "segments freed": 1000, "checkpoints": 500, "index pages written": 3000, "batches replayed": 800,
 	"index pages read back": 5000, "torn headers and data at the end of the log": 3, "unfinished unit at the end of the log": 3,
-	"a device goes": 15, "a device comes back": 8, "devices returned": 2, "a device lies": 30, "opened without all devices": 15, "blocks repaired": 50,
+	"a device goes": 15, "a device comes back": 8, "devices returned": 1, "a device lies": 30, "opened without all devices": 10, "blocks repaired": 50,
 	"a device is replaced": 8, "a replacement is over": 4, "the pool grows": 1, "devices become larger": 1,
 	"resilvers": 8, "scrubs": 8, "blocks compressed": 3000, "blocks of zeroes": 1000, "compression": 15,
 }
@@ -75,12 +75,12 @@ var modelActs = []modelAct{
 	{"look", 10, func(m *modelTest) bool { return len(m.now) > 0 }, func(m *modelTest) { m.look() }},
 	{"scrub", 8, nil, (*modelTest).scrub},
 	{"a device lies", 20, (*modelTest).redundant, (*modelTest).lie},
-	{"a device goes", 14, (*modelTest).redundant, (*modelTest).lose},
+	{"a device goes", 18, (*modelTest).redundant, (*modelTest).lose},
 	{"a device is replaced", 8, (*modelTest).settled, (*modelTest).replace},
 	{"a replacement is over", 20, func(m *modelTest) bool { return m.old != "" }, (*modelTest).replaced},
 	{"the pool grows", 5, func(m *modelTest) bool { return m.settled() && m.more > 0 }, (*modelTest).grow},
 	{"devices become larger", 5, func(m *modelTest) bool { return m.settled() && m.more > 0 }, (*modelTest).expand},
-	{"a device returns", 10, func(m *modelTest) bool { return len(m.away) > 0 }, (*modelTest).giveBack},
+	{"a device returns", 15, func(m *modelTest) bool { return len(m.away) > 0 }, (*modelTest).giveBack},
 }
 
 func (m *modelTest) step() {
@@ -302,6 +302,7 @@ func (m *modelTest) giveBack() {
 			return
 		}
 	}
+	m.p.rest() // it closes what is out of use
 	m.mems[i].Reappear()
 	m.mems[i].Reopen()
 	err := m.p.Return(m.mems[i])
@@ -405,7 +406,7 @@ func runModel(t *testing.T, l layout, seed uint64, ops int) map[string]int {
 	m.more = 2
 	switch turn / 3 % 3 {
 	case 0:
-		m.more = rng.IntN(2)
+		m.more = rng.IntN(4) / 3                                                    // or they would not remain so
 		m.mems, a.maxSize, a.dense = l.blank(int64(11+rng.IntN(4))<<20), 4000, true // always about full
 		if rng.IntN(2) == 0 {
 			m.opt.Compression = compress.Off
