@@ -4,6 +4,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -284,4 +285,47 @@ func TestDamagedDirectory(t *testing.T) {
 	if bad := open(func(r *Replica) uint64 { return r.dir[0].addr }); !slices.Equal(bad, []bool{true, true, false}) {
 		t.Error(bad)
 	}
+}
+
+// TestDirectoryWalkMissesNothing goes through the directory while others take its nodes out of memory: nothing of it is passed
+// over.
+func TestDirectoryWalkMissesNothing(t *testing.T) {
+	const span = nodeSpan * dirSpan * block.ChunkBlocks
+	p, m := newMemPool(t, 64<<20, Options{SegmentBytes: 256 << 10, DeltaEntries: 4096})
+	r, err := p.CreateReplica("v", 64*span*block.Size)
+	must(t, err)
+	for i := range uint64(64) {
+		must(t, r.Apply([]Op{write(i*span, 1, i+1)}))
+	}
+	must(t, p.Close())
+	m.Reopen()
+	q, err := Open([]disk.Device{m}, Options{PageCacheBytes: 1})
+	must(t, err)
+	defer q.Close()
+	r = q.Replica("v")
+	over := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		buf := make([]byte, block.Size)
+		for i := uint64(0); ; i++ {
+			select {
+			case <-over:
+				return
+			default:
+				if err := r.Read(i%64*span, buf, nil); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	})
+	for range 200 {
+		n := 0
+		must(t, q.eachDir(r, func(*dirSlot, uint64) { n++ }))
+		if n != 128 {
+			t.Errorf("%d blocks and nodes of 128", n)
+			break
+		}
+	}
+	close(over)
+	wg.Wait()
 }

@@ -372,19 +372,25 @@ func (w *walk) gatherReplica(r *Replica, add func(x piece)) error {
 func (p *Pool) eachDir(r *Replica, f func(s *dirSlot, first uint64)) error {
 	var slots [nodeSpan]dirSlot
 	for n := uint64(0); ; n++ {
-		if err := r.warmNode(n); err != nil && !isDamage(err) {
-			return err
-		}
-		p.idx.mu.RLock()
-		if n >= uint64(len(r.dir)) {
+		var root dirSlot
+		var node *dirNode
+		for again := true; again; { // others may take the node out of memory at once
+			err := r.warmNode(n)
+			if err != nil && !isDamage(err) {
+				return err
+			}
+			p.idx.mu.RLock()
+			if n >= uint64(len(r.dir)) {
+				p.idx.mu.RUnlock()
+				return nil
+			}
+			root, node = r.dir[n].dirSlot, r.dir[n].node
+			if node != nil {
+				slots = node.slots
+			}
 			p.idx.mu.RUnlock()
-			return nil
+			again = err == nil && node == nil && root.size > 0
 		}
-		root, node := r.dir[n].dirSlot, r.dir[n].node
-		if node != nil {
-			slots = node.slots
-		}
-		p.idx.mu.RUnlock()
 		if root.size > 0 {
 			f(&root, n<<(nodeShift+dirShift))
 		}
