@@ -308,7 +308,7 @@ func (p *Pool) Close() error {
 		return p.closeDevices()
 	}
 	close(p.quit)
-	p.cycles.finish(0, false, 0, true)
+	p.cycles.finish(0, false, false, 0, true)
 	p.idx.mu.Lock()
 	p.idx.room.Broadcast()
 	p.idx.mu.Unlock()
@@ -322,6 +322,9 @@ func (p *Pool) Close() error {
 	if err == nil {
 		err = p.cycle()
 	}
+	p.drain.cycle.Lock()
+	p.drain.ended = true
+	p.drain.cycle.Unlock()
 	p.commits.wait()
 	p.flush.others.Wait()
 	if e := p.closeDevices(); err == nil {

@@ -51,7 +51,7 @@ func (p *Pool) background() {
 			p.idle.Store(ticks > 0)
 		}
 		if p.failure() != nil {
-			p.cycles.finish(0, false, 0, true)
+			p.cycles.finish(0, false, false, 0, true)
 			<-p.quit
 			return
 		}
@@ -182,13 +182,14 @@ func (c *cycleSignal) begin() (n uint64) {
 	return c.begun
 }
 
-// finish ends cycle n. The one before may end after it.
-func (c *cycleSignal) finish(n uint64, gained bool, seq uint64, stop bool) {
+// finish ends cycle n, which somebody who needs space waited for if it was urgent. The one before may end after it.
+func (c *cycleSignal) finish(n uint64, gained, urgent bool, seq uint64, stop bool) {
 	c.mu.Lock()
 	c.done, c.at = max(c.done, n), seq
-	c.fruitless++
 	if gained {
 		c.gained, c.fruitless = c.gained+1, 0
+	} else if urgent {
+		c.fruitless++
 	}
 	c.stop = c.stop || stop
 	c.cond.Broadcast()
@@ -218,11 +219,16 @@ func (p *Pool) runCycle(whole bool) (*pending, error) {
 	s := &p.drain
 	s.cycle.Lock()
 	defer s.cycle.Unlock()
+	if s.ended {
+		return nil, ErrClosed
+	}
 	urgent := p.cycles.wanted()
 	n := p.cycles.begin()
 	p.freeable.Store(false)
 	p.relabelDue.Store(false)
+	s.mu.Lock()
 	before, low := p.measure(), false
+	s.mu.Unlock()
 	seq := p.appended.Load() + 1
 	over := func(gain int64) {
 		if gain <= 0 && low {
@@ -233,7 +239,7 @@ func (p *Pool) runCycle(whole bool) (*pending, error) {
 		} else {
 			p.pace.end()
 		}
-		p.cycles.finish(n, gain >= p.seg.bytes()/16, seq, p.failure() != nil)
+		p.cycles.finish(n, gain >= p.seg.bytes()/16, urgent, seq, p.failure() != nil)
 	}
 	committing, gain := false, int64(0)
 	defer func() {

@@ -14,6 +14,7 @@ import (
 type drainState struct {
 	cycle sync.Mutex
 	mu    sync.Mutex
+	ended bool // there will be no further cycle; guarded by cycle
 
 	frozen     int             // which table
 	work       []uint64        // chunks to rewrite, in order

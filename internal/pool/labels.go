@@ -204,3 +204,14 @@ func (p *Pool) writeRing(r *label.Ring) error {
 
 // members returns the devices of the pool in the order of the labels' list. The slice is never changed.
 func (p *Pool) members() []*member { return *p.devices.Load() }
+
+// spreadLabels brings the newest labels to the devices that have older ones, because a change was interrupted or they were
+// away: what goes on from these must not be lost with the device that had them alone.
+func (p *Pool) spreadLabels(a *assembly) error {
+	for i, f := range a.members {
+		if f != nil && !a.label.Members[i].Left && f.label.Change != a.label.Change {
+			return p.relabel(func(*label.Label) bool { return true })
+		}
+	}
+	return nil
+}

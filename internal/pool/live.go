@@ -35,7 +35,7 @@ func (r *Replica) hold(held []*liveChunk, b, n uint64) ([]*liveChunk, error) {
 			p.idx.mu.Lock()
 		}
 		x := r.live[c]
-		if x.pins++; x.pins == 1 && x.heads[p.idx.active] == 0 {
+		if x.pins++; x.pins == 1 { // the table that it is in may be frozen before the append comes to it
 			x.cost = r.costOf(c, &x.chunkRef, true)
 			p.idx.held.add(x.cost)
 		}

@@ -8,6 +8,8 @@ import (
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/disk"
 	"github.com/cstor-go/cstor/internal/pool/index"
+	"github.com/cstor-go/cstor/internal/pool/label"
+
 	"github.com/cstor-go/cstor/internal/pool/raid"
 	"github.com/cstor-go/cstor/internal/pool/wal"
 )
@@ -134,8 +136,13 @@ func badData(bad []int, first int, h *wal.Header, b, data []byte) []int {
 	return bad
 }
 
-// replayedStable makes the part of the log that is replayed stable before anybody sees it.
+// replayedStable makes the part of the log that is replayed stable before anybody sees it, and the checkpoint in front of
+// it known to every device: the one that has announced it alone may go, when what older ones need is in use again.
 func (p *Pool) replayedStable() error {
+	p.generation++
+	if err := p.writeRing(&label.Ring{Pool: p.cfg.GUID, Generation: p.generation, Root: p.root}); err != nil {
+		return fmt.Errorf("before the log is replayed: %w", err)
+	}
 	for _, g := range p.seg.where.Load().groups {
 		g.dirty.Store(true)
 	}
