@@ -150,7 +150,7 @@ func TestLabelsOnOneDevice(t *testing.T) {
 // TestCloseDuringCycles closes a pool while others run cycles, at any time: these end with ErrClosed, and nothing is
 // written to devices that are closed.
 func TestCloseDuringCycles(t *testing.T) {
-	for range 100 {
+	for range 20 {
 		mems := []*disk.Mem{disk.NewMem("mem0", 16<<20), disk.NewMem("mem1", 16<<20)}
 		opt := Options{SegmentBytes: 256 << 10, DeltaEntries: 4096, Deadline: time.Minute}
 		p, err := Create([]Group{{Kind: raid.Mirror, Devices: devicesOf(mems)}}, Config{Name: "test"}, opt)
@@ -173,6 +173,9 @@ func TestCloseDuringCycles(t *testing.T) {
 			runtime.Gosched()
 		}
 		must(t, p.Close())
+		if err := p.cycle(); !errors.Is(err, ErrClosed) { // somebody who has waited for the last one
+			t.Fatal(err)
+		}
 		for range 3 {
 			if err := <-ended; !errors.Is(err, ErrClosed) {
 				t.Fatal(err)

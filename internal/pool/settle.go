@@ -9,7 +9,6 @@ import (
 	"github.com/cstor-go/cstor/internal/pool/disk"
 	"github.com/cstor-go/cstor/internal/pool/index"
 	"github.com/cstor-go/cstor/internal/pool/label"
-
 	"github.com/cstor-go/cstor/internal/pool/raid"
 	"github.com/cstor-go/cstor/internal/pool/wal"
 )
