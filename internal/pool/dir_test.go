@@ -318,7 +318,7 @@ func TestDirectoryWalkMissesNothing(t *testing.T) {
 			}
 		}
 	})
-	for range 200 {
+	for range 1000 {
 		n := 0
 		must(t, q.eachDir(r, func(*dirSlot, uint64) { n++ }))
 		if n != 128 {
