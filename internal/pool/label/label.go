@@ -342,21 +342,34 @@ func Probe(dev disk.Device) (*Label, error) {
 	tail, tailErr := readArea(dev, dev.Size()-TailBytes, TailBytes)
 	var best *Label
 	var bad, newer error
-	headIntact := false
-	for i, b := range [][]byte{head[:blockSize], head[64<<10:][:blockSize], tail[:blockSize], tail[64<<10:][:blockSize]} {
-		l, err := Decode(b)
-		switch {
-		case errors.Is(err, ErrNewerFormat):
-			newer = err
-		case err == nil:
-			headIntact = headIntact || i < 2
-			if best == nil || l.Generation > best.Generation {
-				best = l
+	look := func(area []byte) (intact bool) {
+		for _, b := range [][]byte{area[:blockSize], area[64<<10:][:blockSize]} {
+			l, err := Decode(b)
+			switch {
+			case errors.Is(err, ErrNewerFormat):
+				newer = err
+			case err == nil:
+				intact = true
+				if best == nil || l.Generation > best.Generation {
+					best = l
+				}
+			case errors.Is(err, ErrDamaged), errors.Is(err, ErrOldFormat):
+				if bad == nil || errors.Is(err, ErrOldFormat) {
+					bad = err
+				}
 			}
-		case errors.Is(err, ErrDamaged), errors.Is(err, ErrOldFormat):
-			if bad == nil || errors.Is(err, ErrOldFormat) {
-				bad = err
-			}
+		}
+		return intact
+	}
+	headIntact := look(head)
+	look(tail)
+	if best != nil && best.Size < dev.Size() { // the device became longer: a change of the labels may have reached the old end only
+		old := *best
+		if area, err := readArea(dev, old.Size-TailBytes, TailBytes); err == nil {
+			look(area)
+		}
+		if best.Pool != old.Pool || best.Device != old.Device || best.Size != old.Size {
+			best = &old // what is there is no label of this one
 		}
 	}
 	found := recognise(head, tail)

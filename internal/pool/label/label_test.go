@@ -79,6 +79,36 @@ func testLabel(t *testing.T, l *Label) {
 	}
 }
 
+// TestLabelAtOldEnd: a device became longer, and a change of its labels reached nothing but the old end. What is there of
+// another pool, as data may be, does not count.
+func TestLabelAtOldEnd(t *testing.T) {
+	l := sample()
+	d := disk.NewMem("d", l.Size)
+	if err := Write(d, l); err != nil {
+		t.Fatal(err)
+	}
+	d.Grow(l.Size + 8<<20)
+	next := l.Clone()
+	next.Generation, next.Change = l.Generation+1, l.Change+1
+	for _, foreign := range []bool{true, false} {
+		x := next.Clone()
+		if foreign {
+			x.Pool = block.NewGUID()
+		}
+		b, _ := x.Encode()
+		if err := d.WritevAt([][]byte{b}, l.Size-TailBytes); err != nil {
+			t.Fatal(err)
+		}
+		got, err := Probe(d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := l.Generation + 1; foreign != (got.Generation != want) {
+			t.Fatalf("foreign %v: generation %d", foreign, got.Generation)
+		}
+	}
+}
+
 // TestLabelLimits changes one thing at a time to what no pool can be.
 func TestLabelLimits(t *testing.T) {
 	for i, change := range []func(l *Label){
