@@ -102,7 +102,7 @@ func (p *Pool) reserveLog(data, header int, replaced func() int64, last bool) er
 	if n <= 0 {
 		return p.pagesFit()
 	}
-	if replaced != nil && free >= p.seg.reserve() && free-n < p.seg.reserve() {
+	if replaced != nil && free >= p.seg.reserve() && (free-n < p.seg.reserve() || p.seg.hasCache()) { // a cache has room, but the capacity is that of the others
 		if err := p.full(data, replaced); err != nil {
 			return err
 		}

@@ -262,6 +262,9 @@ func (s *segments) freeCount() int {
 // onCache reports whether a segment is on a cache group, from which the cleaner moves data away.
 func (s *segments) onCache(seg uint32) bool { return s.where.Load().span(seg).group.cache }
 
+// hasCache reports whether there are groups that are a write cache.
+func (s *segments) hasCache() bool { return s.count() > s.dataCount() }
+
 // cacheCount returns the numbers of free and of all segments on cache groups.
 func (s *segments) cacheCount() (free, all int) {
 	s.mu.Lock()
