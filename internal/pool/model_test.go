@@ -29,20 +29,20 @@ var (
 // modelFloors is what a run of the model test must have met at least, all layouts together, in floorOps operations of
 // each; in a shorter one that share of it.
 var modelFloors = map[string]int{
-	"create": 30, "destroy": 60, "sync": 150, "state": 80, "merge": 200, "apply": 1200, "read": 200, "compare": 60,
-	"cycle": 60, "clean": 60, "look": 20, "reopen": 25, "kill": 25, "power cut": 80,
-	"happenings lost": 30, "refused: no space left in pool": 3, "refused: in use": 40,
-	"clones made": 25, "clones of clones": 5, "snapshots made": 300, "snapshots deleted under writes": 80, "reads of snapshots": 30,
-	"merges under snapshots": 80, "destroyed with snapshots": 25, "resized": 40,
-	"cleaner moves of shared blocks": 1000, "chunks with history pages seen": 50,
-	"blocks moved by the cleaner": 10000, "segments freed": 1000, "checkpoints": 500, "index pages written": 3000, "batches replayed": 800,
-	"index pages read back": 5000, "torn headers and data at the end of the log": 3, "unfinished unit at the end of the log": 3,
-	"a device goes": 15, "a device comes back": 8, "devices returned": 1, "a device lies": 30, "opened without all devices": 10, "blocks repaired": 50,
-	"a device is replaced": 8, "a replacement is over": 4, "the pool grows": 1, "devices become larger": 1,
-	"resilvers": 8, "scrubs": 8, "blocks compressed": 3000, "blocks of zeroes": 1000, "compression": 15,
+	"create": 30, "destroy": 100, "sync": 150, "state": 100, "merge": 250, "apply": 1500, "read": 250, "compare": 85,
+	"cycle": 95, "clean": 100, "look": 29, "reopen": 34, "kill": 43, "power cut": 100,
+	"happenings lost": 49, "refused: no space left in pool": 150, "refused: in use": 100,
+	"clones made": 53, "clones of clones": 24, "snapshots made": 500, "snapshots deleted under writes": 150, "reads of snapshots": 64,
+	"merges under snapshots": 150, "destroyed with snapshots": 51, "resized": 66,
+	"cleaner moves of shared blocks": 10000, "chunks with history pages seen": 1500,
+	"blocks moved by the cleaner": 30000, "segments freed": 1500, "checkpoints": 600, "index pages written": 5000, "batches replayed": 1000,
+	"index pages read back": 150000, "torn headers and data at the end of the log": 4, "unfinished unit at the end of the log": 4,
+	"a device goes": 36, "a device comes back": 21, "devices returned": 7, "a device lies": 41, "opened without all devices": 15, "blocks repaired": 250,
+	"a device is replaced": 14, "a replacement is over": 13, "the pool grows": 2, "devices become larger": 2,
+	"resilvers": 35, "scrubs": 16, "blocks compressed": 10000, "blocks of zeroes": 6500, "compression": 22,
 }
 
-const floorOps = 600
+const floorOps = 1200
 
 // modelTest is an actor with the devices of its pool.
 type modelTest struct {
@@ -78,8 +78,8 @@ var modelActs = []modelAct{
 	{"a device goes", 18, (*modelTest).redundant, (*modelTest).lose},
 	{"a device is replaced", 8, (*modelTest).settled, (*modelTest).replace},
 	{"a replacement is over", 20, func(m *modelTest) bool { return m.old != "" }, (*modelTest).replaced},
-	{"the pool grows", 5, func(m *modelTest) bool { return m.settled() && m.more > 0 }, (*modelTest).grow},
-	{"devices become larger", 5, func(m *modelTest) bool { return m.settled() && m.more > 0 }, (*modelTest).expand},
+	{"the pool grows", 9, func(m *modelTest) bool { return m.settled() && m.more > 0 }, (*modelTest).grow},
+	{"devices become larger", 9, func(m *modelTest) bool { return m.settled() && m.more > 0 }, (*modelTest).expand},
 	{"a device returns", 15, func(m *modelTest) bool { return len(m.away) > 0 }, (*modelTest).giveBack},
 }
 
@@ -339,7 +339,7 @@ func TestModel(t *testing.T) {
 	}
 	seeds, ops := cmp.Or(*modelSeeds, 3), cmp.Or(*modelOps, 1000)
 	if testing.Short() {
-		seeds, ops = cmp.Or(*modelSeeds, 1), cmp.Or(*modelOps, 600)
+		seeds, ops = cmp.Or(*modelSeeds, 1), cmp.Or(*modelOps, 1200)
 	}
 	until := time.Now().Add(time.Duration(*modelSeconds) * time.Second)
 	var mu sync.Mutex
