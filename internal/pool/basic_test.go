@@ -156,3 +156,13 @@ func TestNames(t *testing.T) {
 		t.Fatal("write behind the end")
 	}
 }
+
+// waitUntil waits until cond holds, which it looks at after every cycle of the background.
+func waitUntil(p *Pool, cond func() bool) {
+	c := &p.cycles
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for !cond() && !c.stop {
+		c.cond.Wait()
+	}
+}

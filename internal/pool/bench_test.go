@@ -256,3 +256,59 @@ func TestLongRun(t *testing.T) {
 	must(t, p2.Check())
 	must(t, p2.Close())
 }
+
+// BenchmarkApplySnapshots reports the time per block of random writes to a 1 GiB volume, drains included, while a
+// snapshot is made for every so many blocks, and how long the longest call took that made one.
+func BenchmarkApplySnapshots(b *testing.B) {
+	for _, every := range []int{0, 1 << 20, 1 << 16, 1 << 12} {
+		b.Run(fmt.Sprint("every=", every), func(b *testing.B) {
+			p, _ := benchPool(b, 64<<30, Options{})
+			r, err := p.CreateReplica("v", 1<<30)
+			must(b, err)
+			data, sums := benchData(256)
+			fillUp := benchOps(8, 32, 1<<18, data, sums)
+			for range 2000 {
+				must(b, r.Apply(fillUp()))
+			}
+			must(b, p.cycle())
+			next := benchOps(32, 1, 1<<18, data, sums)
+			n, made := uint64(1<<20), 0
+			var worst time.Duration
+			b.ReportAllocs()
+			b.ResetTimer()
+			cpu := cpuTime()
+			for i := 0; i < b.N; i += 32 {
+				ops := next()
+				for k := range ops {
+					n++
+					ops[k].Version = ver(n)
+				}
+				if err := r.Apply(ops); err != nil {
+					b.Fatal(err)
+				}
+				if every > 0 && i/every > (i-32)/every {
+					n++
+					begin := time.Now()
+					if err := r.Apply([]Op{snap(fmt.Sprint("s", made), n)}); err != nil {
+						b.Fatal(err)
+					}
+					worst = max(worst, time.Since(begin))
+					made++
+				}
+			}
+			b.StopTimer()
+			s := p.Stats()
+			b.ReportMetric(float64(cpuTime()-cpu)/float64(b.N), "cpu-ns/block")
+			b.ReportMetric(float64(s.IndexBytes)/float64(s.BlocksWritten), "index-B/block")
+			b.ReportMetric(float64(made), "snapshots")
+			b.ReportMetric(worst.Seconds()*1e3, "ms-longest-snapshot")
+			dst, got := make([]byte, block.Size), make([]uint32, 1)
+			rng := rand.New(rand.NewPCG(1, 2))
+			begin := cpuTime()
+			for range 100000 {
+				must(b, r.Read(rng.Uint64N(1<<18), dst, got))
+			}
+			b.ReportMetric(float64(cpuTime()-begin)/1e5, "cpu-ns/read")
+		})
+	}
+}

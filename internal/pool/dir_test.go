@@ -83,7 +83,7 @@ func checkCache(t testing.TB, p *Pool) {
 // TestDirectoryBounded works at random on a directory that is much larger than the memory for it, against a map: blocks
 // written and discarded all over a large replica and a clone of it.
 func TestDirectoryBounded(t *testing.T) {
-	rng := sweepSeed(t)
+	rng := testRand(t)
 	opt := Options{SegmentBytes: 256 << 10, DeltaEntries: 4096, PageCacheBytes: 4 << 20, CheckpointBytes: 2 << 20}
 	p, m := newMemPool(t, 192<<20, opt)
 	const chunks = 4 << 20 // 8 TiB

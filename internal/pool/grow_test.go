@@ -68,7 +68,7 @@ func TestAddGroups(t *testing.T) {
 // growSweep cuts the power at an operation of any device while grow makes the pool larger; again repeats it if the pool,
 // opened again with all devices, is not larger.
 func growSweep(t *testing.T, l layout, more func(s *sweep) []*disk.Mem, grow func(s *sweep, sw *powerSwitch, more []*disk.Mem) error, again func(s *sweep, more []*disk.Mem)) {
-	rng := sweepSeed(t)
+	rng := testRand(t)
 	larger, same := 0, 0
 	forCuts(rng, func(n int) (operations int) {
 		s := newSweep(t, l, rng)
@@ -155,7 +155,7 @@ func TestAddGroupsPowerCut(t *testing.T) {
 func TestAddGroupsBeforeCheckpoint(t *testing.T) {
 	forLayouts(t, func(t *testing.T, l layout) {
 		t.Parallel()
-		rng := sweepSeed(t)
+		rng := testRand(t)
 		for n := 1; ; n++ {
 			s := newSweep(t, l, rng)
 			sw := s.switchable(12 << 20)

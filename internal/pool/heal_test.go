@@ -10,7 +10,7 @@ import (
 // newHealTest returns a pool of a layout with a model of what is in it.
 func newHealTest(t *testing.T, l layout, size int64) *sweep {
 	t.Helper()
-	s := newSweep(t, l, sweepSeed(t))
+	s := newSweep(t, l, testRand(t))
 	s.p, s.mems = newLayoutPool(t, l, size, s.opt)
 	s.synced()
 	return s

@@ -172,10 +172,17 @@ func reopenAll(mems []*disk.Mem) {
 
 // seedOf returns the seed of a random test, which -model.seed sets.
 func seedOf(t *testing.T) uint64 {
+	t.Helper()
 	seed := *modelSeed
 	if seed == 0 {
 		seed = rand.Uint64N(1e9)
 	}
 	t.Logf("-model.seed=%d", seed)
 	return seed
+}
+
+// testRand returns a random source of a test, with such a seed.
+func testRand(t *testing.T) *rand.Rand {
+	t.Helper()
+	return rand.New(rand.NewPCG(seedOf(t), 5))
 }

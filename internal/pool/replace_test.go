@@ -116,7 +116,7 @@ func TestReplaceDevice(t *testing.T) {
 func TestReplaceBusy(t *testing.T) {
 	forLayouts(t, func(t *testing.T, l layout) {
 		t.Parallel()
-		rng := sweepSeed(t)
+		rng := testRand(t)
 		p, mems := newLayoutPool(t, l, 28<<20, Options{DeltaEntries: 4096, SegmentBytes: 256 << 10, PageCacheBytes: 64 << 10, CheckpointBytes: 4 << 20, Compression: compress.Algorithm(rng.IntN(3))})
 		const blocks = 1300
 		r, err := p.CreateReplica("v", blocks*block.Size)
@@ -368,7 +368,7 @@ func TestReplacementFails(t *testing.T) {
 			t.Skip("takes long, since devices are waited for")
 		}
 		t.Parallel()
-		s := newSweep(t, l, sweepSeed(t))
+		s := newSweep(t, l, testRand(t))
 		s.opt.Deadline = time.Second
 		s.p, s.mems = newLayoutPool(t, l, 24<<20, s.opt)
 		s.synced()

@@ -16,7 +16,7 @@ import (
 func TestReplacePowerCut(t *testing.T) {
 	forLayouts(t, func(t *testing.T, l layout) {
 		t.Parallel()
-		rng := sweepSeed(t)
+		rng := testRand(t)
 		begun, ended := 0, 0
 		forCuts(rng, func(n int) (operations int) {
 			s := newSweep(t, l, rng)

@@ -124,7 +124,7 @@ func TestReplayedIsStable(t *testing.T) {
 // a time: everything in front of the first one is there, nothing behind it.
 func TestReplayEndsAtTheFirstTornBatch(t *testing.T) {
 	const batches = 100
-	rng := sweepSeed(t)
+	rng := testRand(t)
 	p, m := newMemPool(t, 40<<20, Options{Compression: compress.Off, SegmentBytes: 1 << 20, FlushBytes: 1 << 40})
 	r, err := p.CreateReplica("v", batches*32*block.Size)
 	must(t, err)

@@ -42,22 +42,11 @@ func (d switched) WritevAt(b [][]byte, off int64) error { d.s.step(); return d.M
 func (d switched) Flush() error                         { d.s.step(); return d.Mem.Flush() }
 func (d switched) Discard(off, n int64) error           { d.s.step(); return d.Mem.Discard(off, n) }
 
-// forOps calls f with operation numbers from 1 on until it returns false, with every one or with some.
-func forOps(rng *rand.Rand, some int, f func(n int) bool) {
-	for n := 1; f(n); n++ {
-		if !*everyOp {
-			n += rng.IntN(2*some - 1)
-		}
-	}
-}
-
 // sweep is a pool that a test does certain things to, with what is known of it in the reference model. The methods
 // return the errors of the engine, which leave open what happened.
 type sweep struct {
 	modelTest
 }
-
-func sweepSeed(t *testing.T) *rand.Rand { return rand.New(rand.NewPCG(seedOf(t), 5)) }
 
 func newSweep(t *testing.T, l layout, rng *rand.Rand) *sweep {
 	s := &sweep{modelTest{actor: newActor(t, rng.Uint64(), nil), layout: l, away: map[int]bool{}}}
