@@ -25,7 +25,6 @@ type auditor struct {
 	refs    []ref // of the window, ascending
 	faults  map[faultAt]bool
 	broken  map[string]bool // index pages that were reported as damaged
-	counted bool
 }
 
 type faultAt struct {
@@ -44,7 +43,7 @@ func (p *Pool) audit(r *Report) {
 	counts := make([]int, p.seg.count())
 	p.eachRef(func(x *ref) {
 		if x.end() > p.seg.limit() {
-			a.finding(x, "refers to an address outside the pool", true)
+			a.finding(x, "refers to an address outside the pool")
 			return
 		}
 		counts[x.at>>p.seg.shift]++
@@ -101,7 +100,7 @@ func (a *auditor) window(lo, hi uint32, n int) {
 	a.refs = slices.CompactFunc(a.refs, func(x, y ref) bool { return x.same(&y) })
 	for i := 1; i < len(a.refs); i++ {
 		if x, y := &a.refs[i-1], &a.refs[i]; x.end() > y.at {
-			a.finding(y, fmt.Sprintf("shares its place with %s", p.describe(x)), true)
+			a.finding(y, fmt.Sprintf("shares its place with %s", p.describe(x)))
 		}
 	}
 	rest := a.refs
@@ -153,7 +152,7 @@ func (a *auditor) batchRefs(dst []ref, b *replayedBatch) []ref {
 	h, raw, err := a.headers.wanted(b.seg, b.block, func(h *wal.Header) bool { return h.Seq == b.seq })
 	start := uint64(b.seg)<<p.seg.shift + uint64(b.block)<<block.Shift
 	if err != nil {
-		a.finding(&ref{at: start, kind: refHeader, number: b.seq}, "the header that a replay needs is gone: "+err.Error(), true)
+		a.finding(&ref{at: start, kind: refHeader, number: b.seq}, "the header that a replay needs is gone: "+err.Error())
 		return dst
 	}
 	dst = append(dst, headerRef(start, &h, raw))
@@ -232,10 +231,7 @@ func (a *auditor) named(said []bool, refs []ref, start uint64, h *wal.Header, ra
 			continue
 		}
 		for i, sum := range rec.Sums {
-			length := uint8(wal.MaxLen)
-			if rec.Lens != nil {
-				length = rec.Lens[i]
-			}
+			length := rec.Granules(i)
 			at := area.Next(length)
 			k, found := slices.BinarySearchFunc(refs, at, func(x ref, at uint64) int { return cmp.Compare(x.at, at) })
 			for ; found && length > 0 && k < len(refs) && refs[k].at == at; k++ {
@@ -350,9 +346,9 @@ func (a *auditor) run(from, to uint64, refs []ref) {
 		}
 		b := disk.Buffer(int((x.end()+block.Size-1)&^(block.Size-1) - x.at&^(block.Size-1)))
 		if err := p.seg.readAt(b, x.at&^(block.Size-1)); err != nil {
-			a.finding(x, "cannot be read: "+err.Error(), true)
+			a.finding(x, "cannot be read: "+err.Error())
 		} else if !x.intact(b[x.at&(block.Size-1):][:x.n], a.content) {
-			a.finding(x, "does not have its checksum, and no copy and no parity has", true)
+			a.finding(x, "does not have its checksum, and no copy and no parity has")
 		}
 	}
 }
@@ -403,9 +399,9 @@ func (a *auditor) fault(f *raid.Fault, g *groupState, rowAt uint64, refs []ref) 
 }
 
 // finding reports what is wrong with something that is in use.
-func (a *auditor) finding(x *ref, text string, lost bool) {
+func (a *auditor) finding(x *ref, text string) {
 	p := a.p
-	f := Finding{What: x.kind.String(), Block: -1, Lost: lost, Text: text}
+	f := Finding{What: x.kind.String(), Block: -1, Lost: true, Text: text}
 	f.Device, f.Offset = p.where(x.at)
 	switch x.kind {
 	case refData, refPage, refDir, refState:

@@ -12,7 +12,6 @@ import (
 type chunkView struct {
 	page    index.Page
 	scan    block.Version
-	pageID  uint64 // of the page underneath; it and the entries below say whether the view is still current
 	over    index.Page
 	known   index.Bitmap
 	view    index.View
@@ -31,12 +30,8 @@ func (r *Replica) list(v *chunkView, chunk uint64) error {
 		return r.listAll(v, chunk)
 	}
 	p := r.p
-	d, err := r.rlock(chunk)
+	d, err := r.rlockReadable(chunk)
 	if err != nil {
-		return err
-	}
-	if err := r.readable(); err != nil {
-		p.idx.mu.RUnlock()
 		return err
 	}
 	v.scan = r.applied
@@ -79,12 +74,8 @@ func (r *Replica) list(v *chunkView, chunk uint64) error {
 // Some of the older versions may be such that no snapshot shows any more.
 func (r *Replica) listOwn(v *chunkView, chunk uint64) error {
 	p := r.p
-	d, err := r.rlock(chunk)
+	d, err := r.rlockReadable(chunk)
 	if err != nil {
-		return err
-	}
-	if err := r.readable(); err != nil {
-		p.idx.mu.RUnlock()
 		return err
 	}
 	v.scan, v.snaps = r.applied, r.snaps

@@ -96,7 +96,7 @@ func create(groups []Group, cfg Config, opt Options) (*Pool, error) {
 	p.drain.mu.Lock()
 	p.freeze()
 	p.thaw()
-	_, err = p.checkpoint()
+	err = p.checkpoint()
 	p.drain.mu.Unlock()
 	if err != nil {
 		return nil, err

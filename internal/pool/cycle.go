@@ -277,7 +277,7 @@ func (p *Pool) runCycle(whole bool) (*pending, error) {
 		return nil, nil
 	}
 	if p.commitsAlone() {
-		_, err := p.checkpoint()
+		err := p.checkpoint()
 		gain = made()
 		return nil, err
 	}

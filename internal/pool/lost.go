@@ -8,11 +8,10 @@ import (
 // lostSegments are segments whose headers do not name all that is in use there. Their blocks are found by walking the
 // whole index, some of it with every cycle, and are moved as they are met.
 type lostSegments struct {
-	next   map[uint32]bool // to be looked for from the next walk on
-	now    map[uint32]bool // the walk under way looks for these
-	slot   int             // where it goes on
-	chunk  uint64
-	walked int // chunks looked at in this cycle
+	next  map[uint32]bool // to be looked for from the next walk on
+	now   map[uint32]bool // the walk under way looks for these
+	slot  int             // where it goes on
+	chunk uint64
 }
 
 // lostStep is the number of chunks that are looked at in one cycle.

@@ -219,10 +219,7 @@ func (p *Pool) indexMerge(r *Replica, rec *wal.Record, area wal.Area) {
 		p.insertGone(r, rec.Block, uint64(rec.Count), index.None, block.Version{})
 	case wal.MergeOldWrite:
 		for i, sum := range rec.Sums {
-			n := uint8(wal.MaxLen)
-			if rec.Lens != nil {
-				n = rec.Lens[i]
-			}
+			n := rec.Granules(i)
 			p.insertUnder(r, rec.Block+uint64(i), &area, n, sum, rec.Version)
 		}
 	case wal.MergeOldDiscard:

@@ -104,10 +104,7 @@ func batchPieces(dst []piece, start uint64, h *wal.Header, raw []byte, row uint3
 		}
 		next := area
 		for i, sum := range rec.Sums {
-			length := uint8(wal.MaxLen)
-			if rec.Lens != nil {
-				length = rec.Lens[i]
-			}
+			length := rec.Granules(i)
 			if at := next.Next(length); length > 0 {
 				dst = append(dst, blockPiece(index.MakeLoc(at, int(length)*wal.Granule), sum, rec.Slot, rec.Block+uint64(i)))
 			}

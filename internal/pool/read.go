@@ -93,12 +93,8 @@ func (r *Replica) read(first uint64, dst []byte, sums []uint32, at *snapshot) er
 func (r *Replica) find(s *readScratch, first uint64, n int) error {
 	p := r.p
 	chunk := first / block.ChunkBlocks
-	d, err := r.rlock(chunk)
+	d, err := r.rlockReadable(chunk)
 	if err != nil {
-		return err
-	}
-	if err := r.readable(); err != nil {
-		p.idx.mu.RUnlock()
 		return err
 	}
 	if d == nil {
@@ -159,12 +155,8 @@ func (r *Replica) findAt(s *readScratch, first uint64, n int, at block.Version) 
 	p := r.p
 	chunk := first / block.ChunkBlocks
 	in := int(first % block.ChunkBlocks)
-	d, err := r.rlock(chunk)
+	d, err := r.rlockReadable(chunk)
 	if err != nil {
-		return err
-	}
-	if err := r.readable(); err != nil {
-		p.idx.mu.RUnlock()
 		return err
 	}
 	var ref chunkRef
@@ -268,6 +260,19 @@ func (r *Replica) readable() error {
 		return ErrNotFound
 	}
 	return nil
+}
+
+// rlockReadable is rlock for a replica that can be read; after an error the lock is not held.
+func (r *Replica) rlockReadable(chunk uint64) (*chunkRef, error) {
+	d, err := r.rlock(chunk)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.readable(); err != nil {
+		r.p.idx.mu.RUnlock()
+		return nil, err
+	}
+	return d, nil
 }
 
 func (r *Replica) damaged(b uint64, loc index.Loc) error {

@@ -91,7 +91,7 @@ func TestScrubReports(t *testing.T) {
 		must(t, s.ops("a", Op{Kind: OpWrite, Block: 600, Count: 1}))
 		must(t, s.ops("a", Op{Kind: OpWrite, Block: 700, Count: 1}))
 		must(t, s.ops("a", Op{Kind: OpWrite, Block: 600, Count: 1}))
-		old := s.place("a", 50)
+		old := s.place(50)
 		must(t, s.ops("a", Op{Kind: OpWrite, Block: 50, Count: 1}))
 		must(t, s.p.cycle())
 		must(t, s.ops("a", Op{Kind: OpWrite, Block: 1100, Count: 7}))
@@ -106,7 +106,7 @@ func TestScrubReports(t *testing.T) {
 			for {
 				at, bit := d.Offset+int64(s.rng.IntN(40)), uint(s.rng.IntN(8))
 				s.mems[i].FlipBit(at, bit)
-				if d.What != "data" || !s.intact("a", d.Block) {
+				if d.What != "data" || !s.intact(d.Block) {
 					return
 				}
 				s.mems[i].FlipBit(at, bit) // it makes no difference to what is compressed
@@ -127,7 +127,7 @@ func TestScrubReports(t *testing.T) {
 		hit(old, Damage{}) // not in use any more
 		look()
 		for _, b := range []uint64{3, 50, 99, 1103} { // the last one is not in a page yet
-			hit(s.place("a", b), Damage{Replica: "a", Block: b, What: "data"})
+			hit(s.place(b), Damage{Replica: "a", Block: b, What: "data"})
 		}
 		look()
 		var buf [block.Size]byte
@@ -136,9 +136,9 @@ func TestScrubReports(t *testing.T) {
 			t.Fatal("damaged block was read")
 		}
 		// A header. The blocks behind it are found through the index.
-		hit(s.place("a", 700)-block.Size, Damage{What: "batch header"})
+		hit(s.place(700)-block.Size, Damage{What: "batch header"})
 		look()
-		hit(s.place("a", 700), Damage{Replica: "a", Block: 700, What: "data"})
+		hit(s.place(700), Damage{Replica: "a", Block: 700, What: "data"})
 		look()
 		hit(r.dir[0].addr, Damage{Replica: "a", What: "directory block"})
 		look()
@@ -148,19 +148,19 @@ func TestScrubReports(t *testing.T) {
 	})
 }
 
-// place returns the address of a block.
-func (s *sweep) place(name string, b uint64) uint64 {
+// place returns the address of a block of replica a.
+func (s *sweep) place(b uint64) uint64 {
 	s.t.Helper()
 	var x readScratch
-	must(s.t, s.p.Replica(name).find(&x, b, 1))
+	must(s.t, s.p.Replica("a").find(&x, b, 1))
 	return x.places[0].loc.Addr()
 }
 
-// intact reports whether what is stored of a block on a pool without redundancy is what was written.
-func (s *sweep) intact(name string, b uint64) bool {
+// intact reports whether what is stored of a block of replica a is what was written; there is no redundancy.
+func (s *sweep) intact(b uint64) bool {
 	s.t.Helper()
 	var x readScratch
-	must(s.t, s.p.Replica(name).find(&x, b, 1))
+	must(s.t, s.p.Replica("a").find(&x, b, 1))
 	stored := make([]byte, x.places[0].loc.Len())
 	must(s.t, s.p.readPacked(stored, x.places[0].loc.Addr()))
 	return x.places[0].content(make([]byte, block.Size), stored)

@@ -121,10 +121,7 @@ func badData(bad []int, first int, h *wal.Header, b, data []byte) []int {
 			continue
 		}
 		for i, sum := range r.Sums {
-			length := uint8(wal.MaxLen)
-			if r.Lens != nil {
-				length = r.Lens[i]
-			}
+			length := r.Granules(i)
 			at, n := area.Next(length), uint64(length)*wal.Granule
 			x := place{loc: index.MakeLoc(at, int(n)), sum: sum}
 			if n > 0 && !x.content(content, data[at:at+n]) {

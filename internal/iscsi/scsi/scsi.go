@@ -56,7 +56,6 @@ type Plan struct {
 	OutLen int64 // bytes that the command would take from the initiator
 	In     []byte
 	op     uint8
-	flags  uint8
 }
 
 // Range is a byte range of the unit.

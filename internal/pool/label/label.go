@@ -338,8 +338,8 @@ func Probe(dev disk.Device) (*Label, error) {
 	if dev.Size() < HeadBytes+TailBytes {
 		return nil, fmt.Errorf("device %s: %d bytes is too small for a pool: %w", dev.Name(), dev.Size(), disk.ErrRange)
 	}
-	head, headErr := readArea(dev, 0, HeadBytes)
-	tail, tailErr := readArea(dev, dev.Size()-TailBytes, TailBytes)
+	head, headErr := readArea(dev, 0)
+	tail, tailErr := readArea(dev, dev.Size()-TailBytes)
 	var best *Label
 	var bad, newer error
 	look := func(area []byte) (intact bool) {
@@ -365,7 +365,7 @@ func Probe(dev disk.Device) (*Label, error) {
 	look(tail)
 	if best != nil && best.Size < dev.Size() { // the device became longer: a change of the labels may have reached the old end only
 		old := *best
-		if area, err := readArea(dev, old.Size-TailBytes, TailBytes); err == nil {
+		if area, err := readArea(dev, old.Size-TailBytes); err == nil {
 			look(area)
 		}
 		if best.Pool != old.Pool || best.Device != old.Device || best.Size != old.Size {
@@ -395,9 +395,9 @@ func Probe(dev disk.Device) (*Label, error) {
 	}
 }
 
-// readArea reads a label area. When parts of it are unreadable it returns the rest, with zeroes for them, and why.
-func readArea(dev disk.Device, off int64, n int) ([]byte, error) {
-	b := disk.Buffer(n)
+// readArea reads the label area at off; those at both ends have the same size. When parts of it are unreadable it returns the rest, with zeroes for them, and why.
+func readArea(dev disk.Device, off int64) ([]byte, error) {
+	b := disk.Buffer(HeadBytes)
 	err := dev.ReadAt(b, off)
 	if err == nil {
 		return b, nil

@@ -92,7 +92,7 @@ func WriteRing(dev disk.Device, size int64, r *Ring) error {
 // that not all of them could be read.
 func ReadRing(dev disk.Device, size int64, pool block.GUID) (best *Ring, err error) {
 	for _, off := range []int64{0, size - TailBytes} {
-		area, e := readArea(dev, off, HeadBytes)
+		area, e := readArea(dev, off)
 		if e != nil {
 			err = fmt.Errorf("ring: %w", e)
 		}

@@ -2,7 +2,6 @@ package raid
 
 import (
 	"fmt"
-	"sync/atomic"
 	"testing"
 
 	"github.com/cstor-go/cstor/internal/block"
@@ -12,7 +11,6 @@ import (
 // null is a device that does nothing.
 type null struct {
 	size int64
-	n    atomic.Int64
 }
 
 func (d *null) ReadAt([]byte, int64) error     { return nil }

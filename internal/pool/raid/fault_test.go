@@ -30,7 +30,7 @@ func (r *rig) lie(i int) {
 func TestLies(t *testing.T) {
 	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
 		for round := range 2 {
-			r := newRig(t, sh, rng, 0)
+			r := newRig(t, sh, rng)
 			r.fill()
 			for _, i := range r.pick(sh.p) {
 				r.lie(i)
@@ -55,7 +55,7 @@ func TestLies(t *testing.T) {
 // TestRecoverRepairs: what was recovered is right on the devices afterwards, and exactly the liars are blamed.
 func TestRecoverRepairs(t *testing.T) {
 	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
-		r := newRig(t, sh, rng, 0)
+		r := newRig(t, sh, rng)
 		r.fill()
 		lied := map[int]bool{}
 		for _, i := range r.pick(sh.p) {
@@ -92,7 +92,7 @@ func TestRecoverRepairs(t *testing.T) {
 // TestScatteredLies: in each row another device lies, and one check covers many rows.
 func TestScatteredLies(t *testing.T) {
 	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
-		r := newRig(t, sh, rng, 0)
+		r := newRig(t, sh, rng)
 		r.fill()
 		for row := range int64(r.rows()) {
 			for _, i := range r.pick(1 + rng.IntN(sh.p)) {
@@ -119,7 +119,7 @@ func TestScatteredLies(t *testing.T) {
 // are healed.
 func TestTooManyLies(t *testing.T) {
 	forShapes(t, false, func(t *testing.T, sh shape, rng *rand.Rand) {
-		r := newRig(t, sh, rng, 0)
+		r := newRig(t, sh, rng)
 		r.fill()
 		liars := r.pick(sh.p + 1)
 		for _, i := range liars {
@@ -153,7 +153,7 @@ func TestTooManyLies(t *testing.T) {
 // TestMissing: devices vanish, writing goes on, they come back stale and are healed.
 func TestMissing(t *testing.T) {
 	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
-		r := newRig(t, sh, rng, 0)
+		r := newRig(t, sh, rng)
 		r.fill()
 		r.must(r.Flush())
 		gone := r.pick(sh.p)
@@ -215,7 +215,7 @@ func TestMissing(t *testing.T) {
 // TestTooManyMissing: one more than parity is gone: errors, and no wrong bytes.
 func TestTooManyMissing(t *testing.T) {
 	forShapes(t, false, func(t *testing.T, sh shape, rng *rand.Rand) {
-		r := newRig(t, sh, rng, 0)
+		r := newRig(t, sh, rng)
 		r.fill()
 		for _, i := range r.pick(sh.p + 1) {
 			r.mem[i].Disappear()
@@ -259,7 +259,7 @@ func TestTooManyMissing(t *testing.T) {
 // TestStaleIsNeverRead: the content of a stale unit is poison, and no device may be spared for it.
 func TestStaleIsNeverRead(t *testing.T) {
 	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
-		r := newRig(t, sh, rng, 0)
+		r := newRig(t, sh, rng)
 		r.fill()
 		stale := r.pick(sh.p)
 		for _, i := range stale {
@@ -301,7 +301,7 @@ func TestStaleIsNeverRead(t *testing.T) {
 // TestLastResort: what a stale unit holds is used when a check says that it is right, and only then.
 func TestLastResort(t *testing.T) {
 	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
-		r := newRig(t, sh, rng, 0)
+		r := newRig(t, sh, rng)
 		r.fill()
 		p := r.pick(sh.p + 1)
 		for _, i := range p[1:] {
@@ -324,7 +324,7 @@ func TestLastResort(t *testing.T) {
 func TestNthOperation(t *testing.T) {
 	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
 		for n := int64(1); n < 40; n += 1 + rng.Int64N(4) {
-			r := newRig(t, sh, rng, 0)
+			r := newRig(t, sh, rng)
 			victims := r.pick(1 + rng.IntN(sh.p))
 			for _, i := range victims {
 				f := disk.Faults{FailOp: n}
@@ -362,7 +362,7 @@ func TestNthOperation(t *testing.T) {
 // TestFlushFailure: what was not flushed on a device that fails to is stale there, what was is not.
 func TestFlushFailure(t *testing.T) {
 	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
-		r := newRig(t, sh, rng, 0)
+		r := newRig(t, sh, rng)
 		r.must(r.write(0, 4))
 		r.must(r.Flush())
 		r.must(r.write(int(r.unitRows), 4))
@@ -399,7 +399,7 @@ func TestFlushFailure(t *testing.T) {
 // TestUnflushedIsStale: a device that goes out for any reason may have lost what no flush covered.
 func TestUnflushedIsStale(t *testing.T) {
 	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
-		r := newRig(t, sh, rng, 0)
+		r := newRig(t, sh, rng)
 		r.must(r.write(0, 1))
 		r.must(r.Flush())
 		r.must(r.write(int(2*r.unitRows), 1))

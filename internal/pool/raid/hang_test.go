@@ -32,7 +32,7 @@ func TestHangs(t *testing.T) {
 }
 
 func testHang(t *testing.T, sh shape, rng *rand.Rand, kind string, deadline time.Duration) bool {
-	r := newRig(t, sh, rng, 0)
+	r := newRig(t, sh, rng)
 	r.fill()
 	r.must(r.Flush())
 	r.tick = deadline / ticksPerDeadline
@@ -131,7 +131,7 @@ func TestAllSlow(t *testing.T) {
 	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
 		t.Parallel()
 		const deadline = 100 * time.Millisecond
-		r := newRig(t, sh, rng, 0)
+		r := newRig(t, sh, rng)
 		r.fill()
 		r.tick = deadline / ticksPerDeadline
 		var resume []func()
@@ -166,7 +166,7 @@ func TestHardLimit(t *testing.T) {
 	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
 		t.Parallel()
 		for _, kind := range []string{"read", "write", "flush"} {
-			r := newRig(t, sh, rng, 0)
+			r := newRig(t, sh, rng)
 			r.fill()
 			r.tick = soon / ticksPerDeadline
 			victims := r.pick(sh.p + 1)
@@ -203,7 +203,7 @@ func TestHardLimit(t *testing.T) {
 // what follows fails.
 func TestStripeHangs(t *testing.T) {
 	for _, kind := range []string{"write", "flush"} {
-		r := newRig(t, shape{Stripe, 1, 1, 0}, newSeed(t), 0)
+		r := newRig(t, shape{Stripe, 1, 1, 0}, newSeed(t))
 		r.fill()
 		r.tick = soon / ticksPerDeadline
 		out := make(chan struct{})

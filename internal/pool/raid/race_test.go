@@ -15,7 +15,7 @@ import (
 func TestMarksOfSlowWrite(t *testing.T) {
 	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
 		during := func(do func(r *rig, slow, other int)) (r *rig, slow, other int) {
-			r = newRig(t, sh, rng, 0)
+			r = newRig(t, sh, rng)
 			r.fill()
 			r.must(r.Flush())
 			p := r.pick(2)
@@ -68,7 +68,7 @@ func TestMissedWriteKept(t *testing.T) {
 		if sh.p < 2 {
 			t.Skip("nothing is left to write to")
 		}
-		r := newRig(t, sh, rng, 0)
+		r := newRig(t, sh, rng)
 		r.fill()
 		p := r.pick(sh.p + 1)
 		for _, i := range p[1:] {
@@ -93,7 +93,7 @@ func TestNothingUnproved(t *testing.T) {
 		if sh.data == 1 {
 			t.Skip("one block per row")
 		}
-		r := newRig(t, sh, rng, 0)
+		r := newRig(t, sh, rng)
 		r.fill()
 		for row := range int64(r.rows()) {
 			s := rng.IntN(r.data)
@@ -112,7 +112,7 @@ func TestNothingUnproved(t *testing.T) {
 // TestLostRowsAreLeft: what cannot be healed is not touched, so that what comes back later still helps.
 func TestLostRowsAreLeft(t *testing.T) {
 	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
-		r := newRig(t, sh, rng, 0)
+		r := newRig(t, sh, rng)
 		r.fill()
 		flip := func() {
 			for i := range r.mem { // all: whichever columns hold data
@@ -131,7 +131,7 @@ func TestLostRowsAreLeft(t *testing.T) {
 // TestSettle: after a crash devices differ and nobody is to blame.
 func TestSettle(t *testing.T) {
 	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
-		r := newRig(t, sh, rng, 0)
+		r := newRig(t, sh, rng)
 		r.fill()
 		for _, i := range r.pick(sh.p) {
 			r.lie(i)
@@ -155,7 +155,7 @@ func TestSettle(t *testing.T) {
 // TestMissingFromTheStart: devices that were never there.
 func TestMissingFromTheStart(t *testing.T) {
 	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
-		whole := newRig(t, sh, rng, 0)
+		whole := newRig(t, sh, rng)
 		whole.fill()
 		cfg := Config{Kind: sh.kind, Base: testBase, UnitBytes: testUnit, Units: testUnits}
 		gone := whole.pick(sh.p)
@@ -198,7 +198,7 @@ func TestMissingFromTheStart(t *testing.T) {
 
 // TestStripeFailure: a stripe has nothing to fall back on: errors are the device's, and it stays.
 func TestStripeFailure(t *testing.T) {
-	r := newRig(t, shape{Stripe, 1, 1, 0}, newSeed(t), 0)
+	r := newRig(t, shape{Stripe, 1, 1, 0}, newSeed(t))
 	r.fill()
 	r.mem[0].Inject(disk.Faults{FailFrom: 1})
 	if err := r.write(0, 1); !errors.Is(err, syscall.EIO) {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
-	"time"
 
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/disk"
@@ -61,10 +60,10 @@ type rig struct {
 	sums []uint32 // of the blocks of ref
 }
 
-func newRig(t testing.TB, sh shape, rng *rand.Rand, deadline time.Duration) *rig {
+func newRig(t testing.TB, sh shape, rng *rand.Rand) *rig {
 	t.Helper()
 	r := &rig{t: t, rng: rng}
-	cfg := Config{Kind: sh.kind, Base: testBase, UnitBytes: testUnit, Units: testUnits, Deadline: deadline}
+	cfg := Config{Kind: sh.kind, Base: testBase, UnitBytes: testUnit, Units: testUnits}
 	for i := range sh.n {
 		r.mem = append(r.mem, disk.NewMem(fmt.Sprintf("d%d", i), testBase+testUnits*testUnit))
 		r.dev = append(r.dev, NewDevice(block.NewGUID(), r.mem[i]))
@@ -254,7 +253,7 @@ func forShapes(t *testing.T, redundantOnly bool, f func(t *testing.T, sh shape, 
 
 func TestReadWrite(t *testing.T) {
 	forShapes(t, false, func(t *testing.T, sh shape, rng *rand.Rand) {
-		r := newRig(t, sh, rng, 0)
+		r := newRig(t, sh, rng)
 		r.fill()
 		r.exact()
 		for range 50 {
@@ -324,7 +323,7 @@ func TestShape(t *testing.T) {
 // TestRecoverPart has both copies of a block damaged, each in another part: what is verified is repaired, and nothing
 // beside it is.
 func TestRecoverPart(t *testing.T) {
-	r := newRig(t, shape{Mirror, 2, 1, 1}, newSeed(t), 0)
+	r := newRig(t, shape{Mirror, 2, 1, 1}, newSeed(t))
 	want := make([]byte, 4*blockSize)
 	for i := range want {
 		want[i] = byte(i * 7 >> 3)
@@ -360,7 +359,7 @@ func TestRecoverPart(t *testing.T) {
 // first of them, another one in bytes that only the second one is verified in: a guess that fits the check blames an
 // honest third column, which must not be made to agree with it.
 func TestRecoverPartOfTwo(t *testing.T) {
-	r := newRig(t, shape{RAIDZ2, 6, 4, 2}, newSeed(t), 0)
+	r := newRig(t, shape{RAIDZ2, 6, 4, 2}, newSeed(t))
 	r.fill()
 	want := bytes.Clone(r.ref[:2*blockSize])
 	r.mem[0].Corrupt(r.devOff(0), blockSize, r.rng)

@@ -17,7 +17,7 @@ func TestReplace(t *testing.T) {
 			if sh.p == 0 && old != "alive" {
 				continue
 			}
-			r := newRig(t, sh, rng, 0)
+			r := newRig(t, sh, rng)
 			r.fill()
 			r.must(r.Flush())
 			c := rng.IntN(sh.n)
@@ -69,7 +69,7 @@ func TestReplace(t *testing.T) {
 // TestReplacementHelps: where the new device is complete and the old one gone, it is read.
 func TestReplacementHelps(t *testing.T) {
 	forShapes(t, false, func(t *testing.T, sh shape, rng *rand.Rand) {
-		r := newRig(t, sh, rng, 0)
+		r := newRig(t, sh, rng)
 		r.fill()
 		c := rng.IntN(sh.n)
 		dev := NewDevice(r.dev[c].GUID(), disk.NewMem("new", r.mem[0].Size()))

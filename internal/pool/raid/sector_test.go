@@ -10,7 +10,7 @@ import (
 // TestBadSectors: unreadable blocks are served from the others, rewritten and counted; a device full of them goes out.
 func TestBadSectors(t *testing.T) {
 	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
-		r := newRig(t, sh, rng, 0)
+		r := newRig(t, sh, rng)
 		r.fill()
 		for _, row := range rng.Perm(r.rows())[:6] {
 			for _, i := range r.pick(sh.p) {
@@ -54,7 +54,7 @@ func TestBadSectors(t *testing.T) {
 // TestBadSectorsApart: unreadable blocks of more devices than parity, each in another row of one read.
 func TestBadSectorsApart(t *testing.T) {
 	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
-		r := newRig(t, sh, rng, 0)
+		r := newRig(t, sh, rng)
 		r.fill()
 		for i := range sh.n {
 			r.mem[i].BadSectors(testBase+int64(i*2)*blockSize, blockSize)
@@ -74,7 +74,7 @@ func TestBadSectorsApart(t *testing.T) {
 // the others give there is a lie.
 func TestOnlyUnreadableIsRewritten(t *testing.T) {
 	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
-		r := newRig(t, sh, rng, 0)
+		r := newRig(t, sh, rng)
 		r.fill()
 		p := r.pick(sh.p + 1)
 		r.mem[p[0]].BadSectors(testBase+3*blockSize, blockSize)

@@ -25,6 +25,14 @@ func DataLen(k Kind, count uint32, lens []uint8) (raw, packed int) {
 	return raw, packed
 }
 
+// Granules returns the stored length of the i-th block of a record with data.
+func (r *Record) Granules(i int) uint8 {
+	if r.Lens == nil {
+		return MaxLen
+	}
+	return r.Lens[i]
+}
+
 // AreaBlocks returns the number of data blocks of a batch with so many whole blocks and so many bytes of compressed
 // blocks in all.
 func AreaBlocks(raw, packed int) int { return raw + (packed+block.Size-1)/block.Size }
