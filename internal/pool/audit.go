@@ -22,7 +22,7 @@ type auditor struct {
 	r       *Report
 	headers *logReader
 	content []byte
-	refs    []ref // of the window, ascending
+	refs    []piece // of the window, ascending
 	faults  map[faultAt]bool
 	broken  map[string]bool // index pages that were reported as damaged
 }
@@ -41,17 +41,17 @@ const (
 func (p *Pool) audit(r *Report) {
 	a := &auditor{p: p, r: r, headers: p.newLogReader(), content: make([]byte, block.Size), faults: map[faultAt]bool{}, broken: map[string]bool{}}
 	counts := make([]int, p.seg.count())
-	p.eachRef(func(x *ref) {
+	p.eachRef(func(x piece) {
 		if x.end() > p.seg.limit() {
-			a.finding(x, "refers to an address outside the pool")
+			a.finding(&x, "refers to an address outside the pool")
 			return
 		}
 		counts[x.at>>p.seg.shift]++
 		switch x.kind {
-		case refData:
+		case pieceBlock:
 			r.Blocks++
 			r.Bytes += int64(x.n)
-		case refPage:
+		case piecePage:
 			r.Pages++
 		}
 	}, a.pageBroken)
@@ -88,23 +88,23 @@ func (a *auditor) window(lo, hi uint32, n int) {
 	p := a.p
 	a.refs = slices.Grow(a.refs[:0], n)
 	if n > 0 {
-		p.eachRef(func(x *ref) {
+		p.eachRef(func(x piece) {
 			if s := uint32(x.at >> p.seg.shift); x.end() <= p.seg.limit() && s >= lo && s < hi {
-				a.refs = append(a.refs, *x)
+				a.refs = append(a.refs, x)
 			}
 		}, a.pageBroken)
 	}
-	slices.SortFunc(a.refs, func(x, y ref) int {
+	slices.SortFunc(a.refs, func(x, y piece) int {
 		return cmp.Or(cmp.Compare(x.at, y.at), cmp.Compare(x.n, y.n), cmp.Compare(x.slot, y.slot), cmp.Compare(x.number, y.number))
 	})
-	a.refs = slices.CompactFunc(a.refs, func(x, y ref) bool { return x.same(&y) })
+	a.refs = slices.CompactFunc(a.refs, func(x, y piece) bool { return x.same(&y) })
 	for i := 1; i < len(a.refs); i++ {
 		if x, y := &a.refs[i-1], &a.refs[i]; x.end() > y.at {
 			a.finding(y, fmt.Sprintf("shares its place with %s", p.describe(x)))
 		}
 	}
 	rest := a.refs
-	logged := map[uint32][]ref{} // what a replay reads, by segment
+	logged := map[uint32][]piece{} // what a replay reads, by segment
 	for i := range p.offline.batches {
 		if b := &p.offline.batches[i]; b.seg >= lo && b.seg < hi {
 			logged[b.seg] = a.batchRefs(logged[b.seg], b)
@@ -130,7 +130,7 @@ func (a *auditor) window(lo, hi uint32, n int) {
 }
 
 // kind compares what a segment is said to be with what is in it.
-func (a *auditor) kind(seg uint32, refs []ref) {
+func (a *auditor) kind(seg uint32, refs []piece) {
 	p := a.p
 	kind := p.seg.kind[seg]
 	for i := range refs {
@@ -139,7 +139,7 @@ func (a *auditor) kind(seg uint32, refs []ref) {
 			a.r.add(Finding{What: FoundSpace, Offset: -1, Block: -1, Lost: true, Text: fmt.Sprintf("segment %d is free, but %s is in it", seg, p.describe(x))})
 			return
 		}
-		if (kind == segIndex) != (x.kind != refData) {
+		if (kind == segIndex) != (x.kind != pieceBlock) {
 			a.r.add(Finding{What: FoundSpace, Offset: -1, Block: -1, Lost: true, Text: fmt.Sprintf("segment %d is for %s, but %s is in it", seg, SegmentKind(kind), p.describe(x))})
 			return
 		}
@@ -147,40 +147,35 @@ func (a *auditor) kind(seg uint32, refs []ref) {
 }
 
 // batchRefs appends what a replay reads of a batch: its header and state records.
-func (a *auditor) batchRefs(dst []ref, b *replayedBatch) []ref {
+func (a *auditor) batchRefs(dst []piece, b *replayedBatch) []piece {
 	p := a.p
 	h, raw, err := a.headers.wanted(b.seg, b.block, func(h *wal.Header) bool { return h.Seq == b.seq })
 	start := uint64(b.seg)<<p.seg.shift + uint64(b.block)<<block.Shift
 	if err != nil {
-		a.finding(&ref{at: start, kind: refHeader, number: b.seq}, "the header that a replay needs is gone: "+err.Error())
+		a.finding(&piece{at: start, kind: pieceHeader, number: b.seq}, "the header that a replay needs is gone: "+err.Error())
 		return dst
 	}
-	dst = append(dst, headerRef(start, &h, raw))
+	dst = append(dst, headerPiece(start, &h, raw))
 	area := wal.MakeArea(start+uint64(len(dst[len(dst)-1].known)), h.RawBlocks)
 	var it wal.Records
 	var rec wal.Record
 	for it.Reset(raw, &h); it.Next(&rec); area.Skip(rec.Kind, rec.Count, rec.Lens) {
 		if rec.Kind == wal.State && rec.Count > 0 {
-			dst = append(dst, ref{at: area.Raw, n: rec.Count, kind: refState, slot: rec.Slot, sum: rec.Sums[0]})
+			dst = append(dst, statePiece(area.Raw, &rec))
 		}
 	}
 	return dst
 }
 
-func headerRef(start uint64, h *wal.Header, raw []byte) ref {
-	known := slices.Clone(raw[:h.HeaderBlocks*block.Size])
-	return ref{at: start, n: uint32(len(known)), kind: refHeader, number: h.Seq, known: known}
-}
-
 // withHeaders merges the references to a segment with the headers that say what the data in it is, and reports data of
 // which none says so: it can be read, but the cleaner has to search the index for it.
-func (a *auditor) withHeaders(seg uint32, refs, logged []ref) []ref {
+func (a *auditor) withHeaders(seg uint32, refs, logged []piece) []piece {
 	p := a.p
 	all := append(slices.Clone(refs), logged...)
-	if len(refs) > 0 && refs[0].kind == refData {
+	if len(refs) > 0 && refs[0].kind == pieceBlock {
 		have := map[uint64]uint64{} // batches that a replay reads: number, by address
 		for i := range logged {
-			if logged[i].kind == refHeader {
+			if logged[i].kind == pieceHeader {
 				have[logged[i].at] = logged[i].number
 			}
 		}
@@ -202,7 +197,7 @@ func (a *auditor) withHeaders(seg uint32, refs, logged []ref) []ref {
 			}
 			if a.named(said, refs, start, &h, raw) {
 				if !replayed {
-					all = append(all, headerRef(start, &h, raw))
+					all = append(all, headerPiece(start, &h, raw))
 				}
 				a.r.Headers++
 				if gap >= 0 {
@@ -216,12 +211,12 @@ func (a *auditor) withHeaders(seg uint32, refs, logged []ref) []ref {
 		}
 		a.unnamed(said, refs, gaps)
 	}
-	slices.SortStableFunc(all, func(x, y ref) int { return cmp.Compare(x.at, y.at) })
+	slices.SortStableFunc(all, func(x, y piece) int { return cmp.Compare(x.at, y.at) })
 	return all
 }
 
 // named marks the references that the records of a batch account for, and reports whether there are any.
-func (a *auditor) named(said []bool, refs []ref, start uint64, h *wal.Header, raw []byte) (any bool) {
+func (a *auditor) named(said []bool, refs []piece, start uint64, h *wal.Header, raw []byte) (any bool) {
 	area := wal.MakeArea(start+uint64(h.HeaderBlocks)*block.Size, h.RawBlocks)
 	var it wal.Records
 	var rec wal.Record
@@ -233,7 +228,7 @@ func (a *auditor) named(said []bool, refs []ref, start uint64, h *wal.Header, ra
 		for i, sum := range rec.Sums {
 			length := rec.Granules(i)
 			at := area.Next(length)
-			k, found := slices.BinarySearchFunc(refs, at, func(x ref, at uint64) int { return cmp.Compare(x.at, at) })
+			k, found := slices.BinarySearchFunc(refs, at, func(x piece, at uint64) int { return cmp.Compare(x.at, at) })
 			for ; found && length > 0 && k < len(refs) && refs[k].at == at; k++ {
 				if x := &refs[k]; x.n == uint32(length)*wal.Granule && x.slot == rec.Slot && x.number == rec.Block+uint64(i) && x.sum == sum {
 					said[k], any = true, true
@@ -245,10 +240,10 @@ func (a *auditor) named(said []bool, refs []ref, start uint64, h *wal.Header, ra
 }
 
 // unnamed reports the references that no header accounts for: one finding for each gap in the headers.
-func (a *auditor) unnamed(said []bool, refs []ref, gaps []uint64) {
+func (a *auditor) unnamed(said []bool, refs []piece, gaps []uint64) {
 	p := a.p
 	type group struct {
-		first *ref
+		first *piece
 		n     int
 	}
 	byGap := map[uint64]*group{}
@@ -279,7 +274,7 @@ func (a *auditor) unnamed(said []bool, refs []ref, gaps []uint64) {
 }
 
 // segment reads what refs, ascending and of one segment, refer to on all devices.
-func (a *auditor) segment(refs []ref) {
+func (a *auditor) segment(refs []piece) {
 	p := a.p
 	row := uint64(p.seg.row(uint32(refs[0].at>>p.seg.shift))) << block.Shift
 	for len(refs) > 0 {
@@ -299,14 +294,14 @@ func (a *auditor) segment(refs []ref) {
 }
 
 // run verifies whole rows.
-func (a *auditor) run(from, to uint64, refs []ref) {
+func (a *auditor) run(from, to uint64, refs []piece) {
 	p := a.p
 	var bad []int
 	check := func(data []byte) []int {
 		bad = bad[:0]
 		for i := range refs {
 			x := &refs[i]
-			if x.intact(data[x.at-from:x.end()-from], a.content) {
+			if x.right(data[x.at-from:x.end()-from], a.content) {
 				continue
 			}
 			for k := int((x.at - from) >> block.Shift); k <= int((x.end()-1-from)>>block.Shift); k++ {
@@ -347,14 +342,14 @@ func (a *auditor) run(from, to uint64, refs []ref) {
 		b := disk.Buffer(int((x.end()+block.Size-1)&^(block.Size-1) - x.at&^(block.Size-1)))
 		if err := p.seg.readAt(b, x.at&^(block.Size-1)); err != nil {
 			a.finding(x, "cannot be read: "+err.Error())
-		} else if !x.intact(b[x.at&(block.Size-1):][:x.n], a.content) {
+		} else if !x.right(b[x.at&(block.Size-1):][:x.n], a.content) {
 			a.finding(x, "does not have its checksum, and no copy and no parity has")
 		}
 	}
 }
 
 // fault reports a block of a device that is not what it should be although the raid group has what it should be.
-func (a *auditor) fault(f *raid.Fault, g *groupState, rowAt uint64, refs []ref) {
+func (a *auditor) fault(f *raid.Fault, g *groupState, rowAt uint64, refs []piece) {
 	p := a.p
 	at := faultAt{f.Device, f.Off}
 	if a.faults[at] {
@@ -380,8 +375,8 @@ func (a *auditor) fault(f *raid.Fault, g *groupState, rowAt uint64, refs []ref) 
 	for i := range refs {
 		if y := &refs[i]; y.at < hi && y.end() > lo {
 			who = p.describe(y)
-			if y.kind == refData && int(y.slot) < len(p.idx.bySlot) && p.idx.bySlot[y.slot] != nil && !f.Parity {
-				x.Replica, x.Block, x.Version = p.idx.bySlot[y.slot].name, int64(y.number), &y.ver
+			if y.kind == pieceBlock && int(y.slot) < len(p.idx.bySlot) && p.idx.bySlot[y.slot] != nil && !f.Parity {
+				x.Replica, x.Block, x.Version = p.idx.bySlot[y.slot].name, int64(y.number), new(y.ver)
 				who = fmt.Sprintf("version %v", y.ver)
 			}
 			break
@@ -399,26 +394,26 @@ func (a *auditor) fault(f *raid.Fault, g *groupState, rowAt uint64, refs []ref) 
 }
 
 // finding reports what is wrong with something that is in use.
-func (a *auditor) finding(x *ref, text string) {
+func (a *auditor) finding(x *piece, text string) {
 	p := a.p
 	f := Finding{What: x.kind.String(), Block: -1, Lost: true, Text: text}
 	f.Device, f.Offset = p.where(x.at)
 	switch x.kind {
-	case refData, refPage, refDir, refState:
+	case pieceBlock, piecePage, pieceDir, pieceState:
 		if int(x.slot) < len(p.idx.bySlot) && p.idx.bySlot[x.slot] != nil {
 			f.Replica = p.idx.bySlot[x.slot].name
 		}
 		switch x.kind {
-		case refData:
-			f.Block, f.Version = int64(x.number), &x.ver
+		case pieceBlock:
+			f.Block, f.Version = int64(x.block()), new(x.ver)
 			f.Text = fmt.Sprintf("version %v %s", x.ver, text)
-		case refPage, refDir:
-			f.Block = int64(x.number * block.ChunkBlocks)
-			if x.kind == refPage && a.broken[fmt.Sprint(x.slot, "/", x.number)] {
+		case piecePage, pieceDir:
+			f.Block = int64(x.block())
+			if x.kind == piecePage && a.broken[fmt.Sprint(x.slot, "/", x.number)] {
 				return // reported with why
 			}
 		}
-	case refHeader:
+	case pieceHeader:
 		f.Text = fmt.Sprintf("of batch %d %s", x.number, text)
 	}
 	a.r.add(f)

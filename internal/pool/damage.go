@@ -85,10 +85,7 @@ func (x *piece) touches(from uint64, blocks []int) bool {
 // damaged reports a piece that nothing can bring back.
 func (w *walk) damaged(x *piece) {
 	p := w.p
-	d := Damage{Block: x.number, What: x.kind.String()}
-	if x.kind == piecePage || x.kind == pieceHistory {
-		d.Block *= block.ChunkBlocks
-	}
+	d := Damage{Block: x.block(), What: x.kind.String()}
 	d.Device, d.Offset = p.where(x.at)
 	p.idx.mu.RLock()
 	if x.kind.ofReplica() && int(x.slot) < len(p.idx.bySlot) && p.idx.bySlot[x.slot] != nil {

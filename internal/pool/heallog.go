@@ -215,7 +215,10 @@ func (w *walk) indexed(x *piece, asked *int) (refers, sure bool) {
 			return false, false
 		}
 	}
-	return slices.Contains(c.data, blockAt{int(x.number % block.ChunkBlocks), x.loc(), x.sum}), c.err == nil
+	refers = slices.ContainsFunc(c.data, func(y blockAt) bool {
+		return y.block == int(x.number%block.ChunkBlocks) && y.loc == x.loc() && y.sum == x.sum
+	})
+	return refers, c.err == nil
 }
 
 // orphaned notes the live blocks of a row of which no header says what they are.
@@ -240,7 +243,7 @@ func (w *walk) adopt() error {
 			for at := x.loc.Addr() &^ (block.Size - 1); c.err == nil && at < x.loc.End(); at += block.Size {
 				if gap, ok := w.orphans[at>>block.Shift]; ok {
 					gaps[gap] = gap > 0
-					all = append(all, blockPiece(x.loc, x.sum, c.r.slot, c.number*block.ChunkBlocks+uint64(x.block)))
+					all = append(all, c.piece(x))
 					break
 				}
 			}

@@ -1,147 +1,21 @@
 package pool
 
 import (
-	"bytes"
 	"cmp"
 	"errors"
 	"slices"
 
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/index"
-	"github.com/cstor-go/cstor/internal/pool/wal"
 )
-
-// piece is a range of a segment of which it is known what must be there.
-type piece struct {
-	at       uint64 // address
-	n        uint32 // bytes
-	kind     pieceKind
-	lost     bool // it cannot be had
-	reported bool
-	sum      uint32
-	slot     uint32 // replica
-	number   uint64 // block, or chunk
-	id       uint64 // page
-	hist     *index.HistRef
-	known    []byte // the content itself
-}
-
-type pieceKind uint8
-
-const (
-	pieceBlock   pieceKind = iota // of a replica, raw or compressed
-	pieceState                    // a replica's state record
-	pieceHeader                   // of a batch
-	pieceZero                     // padding
-	piecePage                     // index page
-	pieceHistory                  // history page
-	pieceDir                      // directory block
-	pieceRoot                     // part of the root of the newest checkpoint
-)
-
-func (k pieceKind) String() string {
-	return [...]string{"data", "state record", "batch header", "padding", "index page", "history page", "directory block", "checkpoint"}[k]
-}
-
-// ofReplica reports whether slot says whose it is.
-func (k pieceKind) ofReplica() bool {
-	return k == pieceBlock || k == piecePage || k == pieceHistory || k == pieceDir
-}
-
-func (x *piece) end() uint64 { return x.at + uint64(x.n) }
-
-// loc returns the location of a block.
-func (x *piece) loc() index.Loc { return index.MakeLoc(x.at, int(x.n)) }
-
-// blockPiece returns the piece that a block of a replica is.
-func blockPiece(loc index.Loc, sum, slot uint32, b uint64) piece {
-	return piece{at: loc.Addr(), n: uint32(loc.Len()), sum: sum, slot: slot, number: b}
-}
-
-// right reports whether b is the content of x, of which only checksums are known. buf has room for a block.
-func (x *piece) right(b, buf []byte) bool {
-	switch x.kind {
-	case pieceBlock:
-		at := place{loc: x.loc(), sum: x.sum}
-		return at.content(buf, b)
-	case piecePage:
-		var v index.View
-		return v.Open(b, x.id, x.slot, x.number, false) == nil
-	case pieceHistory:
-		var v index.OldView
-		return index.OpenHistory(&v, b, x.hist, x.slot, x.number, false) == nil
-	default:
-		return block.Sum(b) == x.sum
-	}
-}
-
-func allZero(b []byte) bool {
-	for len(b) > 0 {
-		n := min(len(b), len(zeroRow))
-		if !bytes.Equal(b[:n], zeroRow[:n]) {
-			return false
-		}
-		b = b[n:]
-	}
-	return true
-}
-
-// batchPieces appends what the batch at start, with rows of that many blocks, consists of: everything up to the end of
-// its last row, ascending. h and raw are its header.
-func batchPieces(dst []piece, start uint64, h *wal.Header, raw []byte, row uint32) []piece {
-	header := bytes.Clone(raw[:h.HeaderBlocks*block.Size])
-	dst = append(dst, piece{at: start, n: uint32(len(header)), kind: pieceHeader, known: header})
-	first := len(dst)
-	area := wal.MakeArea(start+uint64(len(header)), h.RawBlocks)
-	var it wal.Records
-	var rec wal.Record
-	for it.Reset(raw, h); it.Next(&rec); area.Skip(rec.Kind, rec.Count, rec.Lens) {
-		if rec.Kind == wal.State {
-			if rec.Count > 0 {
-				dst = append(dst, piece{at: area.Raw, n: rec.Count, kind: pieceState, sum: rec.Sums[0], slot: rec.Slot})
-			}
-			continue
-		}
-		next := area
-		for i, sum := range rec.Sums {
-			length := rec.Granules(i)
-			if at := next.Next(length); length > 0 {
-				dst = append(dst, blockPiece(index.MakeLoc(at, int(length)*wal.Granule), sum, rec.Slot, rec.Block+uint64(i)))
-			}
-		}
-	}
-	slices.SortFunc(dst[first:], func(a, b piece) int { return cmp.Compare(a.at, b.at) })
-	return pad(dst, first, start+uint64(padded(h, row))<<block.Shift)
-}
-
-// pad adds the gaps between pieces from number first on, and up to an end, as zeroes.
-func pad(dst []piece, first int, end uint64) []piece {
-	at := dst[first-1].end()
-	n := len(dst)
-	for i := first; i <= n; i++ {
-		next := end
-		if i < n {
-			next = dst[i].at
-		}
-		if next > at {
-			dst = append(dst, piece{at: at, n: uint32(next - at), kind: pieceZero})
-		}
-		if i < n {
-			at = dst[i].end()
-		}
-	}
-	if len(dst) > n {
-		slices.SortFunc(dst[first:], func(a, b piece) int { return cmp.Compare(a.at, b.at) })
-	}
-	return dst
-}
 
 // chunkPieces is what the index says of one chunk.
 type chunkPieces struct {
 	r      *Replica
 	number uint64
+	ref    chunkRef
 	data   []blockAt // every version of every block that is stored
-	err    error     // the page is damaged
+	err    error     // the page or a history page is damaged: data is not all
 	page   index.Page
 	view   index.View
 }
@@ -151,6 +25,14 @@ type blockAt struct {
 	block int
 	loc   index.Loc
 	sum   uint32
+	ver   block.Version
+}
+
+// piece returns the piece that a block of the chunk is.
+func (c *chunkPieces) piece(x *blockAt) piece {
+	y := blockPiece(x.loc, x.sum, c.r.slot, c.number*block.ChunkBlocks+uint64(x.block))
+	y.ver = x.ver
+	return y
 }
 
 // eachChunk calls f, without locks, for every chunk of every replica that has data, with all that its page and the
@@ -209,55 +91,70 @@ func (p *Pool) nextChunk(c *chunkPieces) (more bool, err error) {
 // fillChunk fills c with all that the index refers to for chunk number of r.
 func (p *Pool) fillChunk(c *chunkPieces) error {
 	c.data, c.err = c.data[:0], nil
-	r := c.r
 	ticket := p.read.enter()
 	defer p.read.leave(ticket)
-	d, err := r.rlock(c.number)
+	d, err := c.r.rlock(c.number)
 	if err != nil {
 		return err
 	}
-	if r.destroyed || d == nil {
+	if c.r.destroyed || d == nil {
 		p.idx.mu.RUnlock()
 		return nil
 	}
-	ref := *d
+	c.ref = *d
+	p.addUpdates(c)
+	p.idx.mu.RUnlock()
+	return p.addPages(c)
+}
+
+// addUpdates adds what the tables have of c. The index lock is held.
+func (p *Pool) addUpdates(c *chunkPieces) {
 	for t := range p.idx.tables {
-		for n := d.heads[t]; n != 0; n = p.idx.tables[t].At(n).Next {
+		for n := c.ref.heads[t]; n != 0; n = p.idx.tables[t].At(n).Next {
 			if e := p.idx.tables[t].At(n); e.State() == index.Stored {
-				c.data = append(c.data, blockAt{int(e.Block() % block.ChunkBlocks), e.Loc(), e.Sum})
+				c.data = append(c.data, blockAt{int(e.Block() % block.ChunkBlocks), e.Loc(), e.Sum, e.Version()})
 			}
 		}
 	}
-	p.idx.mu.RUnlock()
-	if ref.page == 0 {
+}
+
+// addPages adds what the page and the history pages of c refer to. The caller is entered as a reader.
+func (p *Pool) addPages(c *chunkPieces) error {
+	if c.ref.page == 0 {
 		return nil
 	}
-	e, err := p.loadPage(r, c.number, &ref, &c.view)
+	e, err := p.loadPage(c.r, c.number, &c.ref, &c.view)
 	if err != nil {
-		if isDamage(err) {
-			c.err = err
-			return nil
-		}
-		return err
+		return c.damaged(err)
 	}
 	c.view.Decode(&c.page)
 	p.cache.release(e)
 	for i := range c.page.Ver {
-		if c.page.Stored.Has(i) {
-			c.data = append(c.data, blockAt{i, c.page.Loc[i], c.page.Sum[i]})
+		if x := c.page.At(i); x.Stored {
+			c.data = append(c.data, blockAt{i, x.Loc, x.Sum, x.Ver})
 		}
 	}
-	if err := p.allHistory(r, c.number, &c.page); err != nil {
-		if isDamage(err) {
-			c.err = err
-			return nil
+	for i := range c.page.Hist {
+		c.page.Old, err = p.history(c.r, c.number, &c.page.Hist[i], c.page.Old)
+		if err := c.damaged(err); err != nil {
+			return err
 		}
-		return err
 	}
 	for i := range c.page.Old {
 		if x := &c.page.Old[i]; x.Stored {
-			c.data = append(c.data, blockAt{int(x.Block), x.Loc, x.Sum})
+			c.data = append(c.data, blockAt{int(x.Block), x.Loc, x.Sum, x.Ver})
 		}
+	}
+	return nil
+}
+
+// damaged notes an error that says that something is damaged, and returns any other.
+func (c *chunkPieces) damaged(err error) error {
+	if !isDamage(err) {
+		return err
+	}
+	if c.err == nil {
+		c.err = err
 	}
 	return nil
 }
@@ -322,7 +219,7 @@ func (w *walk) gather(seg uint32) error {
 		}
 	}
 	for _, e := range w.root {
-		add(piece{at: e.Addr, n: e.Len, kind: pieceRoot, sum: e.Sum})
+		add(rootPiece(e))
 	}
 	slices.SortFunc(w.refs, func(a, b piece) int { return cmp.Compare(a.at, b.at) })
 	return nil
@@ -331,7 +228,7 @@ func (w *walk) gather(seg uint32) error {
 // gatherReplica is gather for one replica.
 func (w *walk) gatherReplica(r *Replica, add func(x piece)) error {
 	err := w.p.eachDir(r, func(s *dirSlot, first uint64) {
-		add(piece{at: s.addr, n: s.size, kind: pieceDir, sum: s.sum, slot: r.slot, number: first * block.ChunkBlocks})
+		add(dirPiece(r, s, first))
 	})
 	if err != nil {
 		return err
@@ -346,7 +243,7 @@ func (w *walk) gatherReplica(r *Replica, add func(x piece)) error {
 			return err
 		}
 		if d.page != 0 {
-			add(piece{at: d.pageAddr(), n: uint32(d.pageLen()), kind: piecePage, slot: r.slot, number: number, id: d.id})
+			add(pagePiece(r, number, &d))
 		}
 		if d.deep {
 			refs, err := w.p.histories(r, number)
@@ -354,8 +251,7 @@ func (w *walk) gatherReplica(r *Replica, add func(x piece)) error {
 				return err
 			}
 			for k := range refs {
-				h := &refs[k]
-				add(piece{at: h.Addr(), n: uint32(h.Len()), kind: pieceHistory, slot: r.slot, number: number, id: h.ID, hist: h})
+				add(historyPiece(r, number, &refs[k]))
 			}
 		}
 		if err := w.pace(0); err != nil {
