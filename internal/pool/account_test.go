@@ -75,6 +75,8 @@ func TestIdleDrain(t *testing.T) {
 	}
 }
 
+// TestSpaceReturnsByItself: a pool at rest frees what was discarded, and what a destroyed replica had, and gives it
+// back to the device.
 func TestSpaceReturnsByItself(t *testing.T) {
 	p, m := newMemPool(t, 64<<20, Options{SegmentBytes: 256 << 10, Compression: compress.Off})
 	fresh := p.Stats()

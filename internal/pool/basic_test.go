@@ -86,6 +86,21 @@ func newMemPool(t testing.TB, size int64, opt Options) (*Pool, *disk.Mem) {
 	return p, m
 }
 
+// openIdle opens a pool without what it does in the background; closeIdle ends it.
+func openIdle(t testing.TB, devs []disk.Device, opt Options) *Pool {
+	t.Helper()
+	p, err := open(devs, opt)
+	must(t, err)
+	return p
+}
+
+func closeIdle(p *Pool) error {
+	close(p.stopped)
+	close(p.upkeep.stopped)
+	return p.Close()
+}
+
+// TestWriteReadReopen: what was written and discarded is there, also after the pool was opened again.
 func TestWriteReadReopen(t *testing.T) {
 	p, m := newMemPool(t, 64<<20, Options{SegmentBytes: 1 << 20, DeltaEntries: 4096})
 	r, err := p.CreateReplica("vol", 16<<20)
@@ -142,6 +157,7 @@ func TestWriteReadReopen(t *testing.T) {
 	p2.Close()
 }
 
+// TestNames: replicas that there are not, or are already, and writes behind the end are refused.
 func TestNames(t *testing.T) {
 	p, _ := newMemPool(t, 64<<20, Options{})
 	_, err := p.CreateReplica("a", 1<<20)

@@ -9,6 +9,8 @@ import (
 	"github.com/cstor-go/cstor/internal/pool/disk"
 )
 
+// TestClones: a clone, and one of that, show what their snapshots did and what was written since; what they need cannot
+// go before them, and goes when they do.
 func TestClones(t *testing.T) {
 	p, m := newMemPool(t, 64<<20, smallHistory)
 	r, err := p.CreateReplica("v", 16<<20)

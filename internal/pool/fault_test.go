@@ -10,6 +10,8 @@ import (
 	"github.com/cstor-go/cstor/internal/pool/disk"
 )
 
+// TestFlushFailureIsFinal: after a failed flush nothing is written or called stable any more, and everything can be
+// read.
 func TestFlushFailureIsFinal(t *testing.T) {
 	p, m := newMemPool(t, 64<<20, Options{})
 	r, err := p.CreateReplica("v", 1<<20)
@@ -39,6 +41,7 @@ func TestFlushFailureIsFinal(t *testing.T) {
 	}
 }
 
+// TestWriteFailureIsFinal: a write that fails is not applied; the pool can be opened again.
 func TestWriteFailureIsFinal(t *testing.T) {
 	p, m := newMemPool(t, 64<<20, Options{})
 	r, err := p.CreateReplica("v", 1<<20)
@@ -56,6 +59,7 @@ func TestWriteFailureIsFinal(t *testing.T) {
 	must(t, q.Close())
 }
 
+// TestBitFlipsAreFound: a read of damaged data or of a damaged page says where it is, and the rest can be read.
 func TestBitFlipsAreFound(t *testing.T) {
 	p, m := newMemPool(t, 64<<20, Options{SegmentBytes: 1 << 20})
 	r, err := p.CreateReplica("v", 16<<20)
@@ -111,6 +115,7 @@ func TestDamagedLogIsNotItsEnd(t *testing.T) {
 	}
 }
 
+// TestForeignDevicesAreRefused: a device with data of somebody else is refused, and what is on it is named.
 func TestForeignDevicesAreRefused(t *testing.T) {
 	put := func(off int64, b string) func(m *disk.Mem) {
 		return func(m *disk.Mem) {
@@ -180,6 +185,7 @@ func TestForeignDevicesAreRefused(t *testing.T) {
 	}
 }
 
+// TestOpenNamesWhatIsWrong: Open says which device is missing, there twice, blank or of another pool.
 func TestOpenNamesWhatIsWrong(t *testing.T) {
 	make3 := func() []disk.Device {
 		return []disk.Device{disk.NewMem("d0", 40<<20), disk.NewMem("d1", 60<<20), disk.NewMem("d2", 40<<20)}
@@ -242,6 +248,7 @@ func TestInterruptedCreate(t *testing.T) {
 	}
 }
 
+// TestHungDeviceDoesNotHoldStats: statistics answer while a device does not.
 func TestHungDeviceDoesNotHoldStats(t *testing.T) {
 	p, m := newMemPool(t, 64<<20, Options{})
 	r, err := p.CreateReplica("v", 1<<20)

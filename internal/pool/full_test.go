@@ -80,16 +80,21 @@ func TestFullManyTimes(t *testing.T) {
 	}
 }
 
+// fillUp writes 20 blocks at a time, each time behind those before, and returns the number of the write that was refused
+// and why.
+func fillUp(r *Replica, content func(n int, seed uint64) []byte) (n uint64, err error) {
+	for n = 1; err == nil; n++ {
+		err = r.Apply([]Op{writeData(n*20, content(20, n), n)})
+	}
+	return n - 1, err
+}
+
+// TestFullPool: a full pool refuses writes as a whole, and takes what gives back or records state.
 func TestFullPool(t *testing.T) {
 	p, _ := newMemPool(t, 16<<20, Options{SegmentBytes: 256 << 10, DeltaEntries: 4096})
 	r, err := p.CreateReplica("v", 64<<20)
 	must(t, err)
-	n := uint64(1)
-	for ; ; n++ {
-		if err = r.Apply([]Op{write(n*20, 20, n)}); err != nil {
-			break
-		}
-	}
+	n, err := fillUp(r, fill)
 	if !errors.Is(err, ErrNoSpace) || r.Applied() != ver(n-1) {
 		t.Fatal(err, r.Applied())
 	}
@@ -120,16 +125,12 @@ func TestFullPool(t *testing.T) {
 	must(t, p.Check())
 }
 
+// TestReadOnlyLimit: at the limit writes are refused with ErrReadOnly, discards are not.
 func TestReadOnlyLimit(t *testing.T) {
 	p, _ := newMemPool(t, 32<<20, Options{SegmentBytes: 256 << 10, ReadOnlyPercent: 50})
 	r, err := p.CreateReplica("v", 64<<20)
 	must(t, err)
-	n := uint64(1)
-	for ; n < 400; n++ {
-		if err = r.Apply([]Op{write(n*20, 20, n)}); err != nil {
-			break
-		}
-	}
+	n, err := fillUp(r, fill)
 	if !errors.Is(err, ErrReadOnly) || !errors.Is(err, ErrNoSpace) || !p.Stats().ReadOnly {
 		t.Fatal(err, p.Stats())
 	}
@@ -157,12 +158,7 @@ func TestFullPoolCompressed(t *testing.T) {
 	p, _ := newMemPool(t, 24<<20, Options{SegmentBytes: 256 << 10, DeltaEntries: 4096})
 	r, err := p.CreateReplica("v", 256<<20)
 	must(t, err)
-	n := uint64(1)
-	for ; ; n++ {
-		if err = r.Apply([]Op{writeData(n*20, half(20, n), n)}); err != nil {
-			break
-		}
-	}
+	n, err := fillUp(r, half)
 	full := n
 	s := p.Stats()
 	if !errors.Is(err, ErrNoSpace) || s.Free > s.Capacity/5 || r.Stats().Used < s.Capacity*3/2 {

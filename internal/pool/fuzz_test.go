@@ -30,6 +30,7 @@ func sampleRoot(tb testing.TB) (root, dir, node []byte, segs int) {
 	return root, dir, node, p.seg.count()
 }
 
+// FuzzRoot: a root that is accepted refers to nothing outside the pool.
 func FuzzRoot(f *testing.F) {
 	root, _, _, segs := sampleRoot(f)
 	if m, err := decodeRoot(root, segs, 20); err != nil || len(m.replicas) != 2 || string(m.replicas[0].state) != "x" || m.replicas[0].applied != ver(4) ||
@@ -57,6 +58,7 @@ func FuzzRoot(f *testing.F) {
 	})
 }
 
+// FuzzDirectory: a directory block that is accepted refers to nothing outside the pool.
 func FuzzDirectory(f *testing.F) {
 	_, dir, _, segs := sampleRoot(f)
 	refs, err := decodeDir(dir, 0, 0, uint64(segs)<<20, 20)
@@ -77,6 +79,7 @@ func FuzzDirectory(f *testing.F) {
 	})
 }
 
+// FuzzNode: a directory node that is accepted refers to nothing outside the pool.
 func FuzzNode(f *testing.F) {
 	_, _, node, segs := sampleRoot(f)
 	limit := uint64(segs) << 20

@@ -52,10 +52,7 @@ func TestAddGroups(t *testing.T) {
 		}
 		s.churn(10)
 		s.whole()
-		must(t, s.p.Close())
-		reopenAll(s.mems)
-		s.open()
-		s.whole()
+		s.wholeAgain()
 		s.mems = disk.KillAll(s.mems)
 		s.synced()
 		s.crash(true)
@@ -71,8 +68,7 @@ func growSweep(t *testing.T, l layout, more func(s *sweep) []*disk.Mem, grow fun
 	rng := testRand(t)
 	larger, same := 0, 0
 	forCuts(rng, func(n int) (operations int) {
-		s := newSweep(t, l, rng)
-		sw := s.switchable(12 << 20)
+		s, sw := newSwitched(t, l, rng)
 		s.churn(4)
 		must(t, s.sync())
 		before := s.p.Stats().Segments
@@ -157,8 +153,7 @@ func TestAddGroupsBeforeCheckpoint(t *testing.T) {
 		t.Parallel()
 		rng := testRand(t)
 		for n := 1; ; n++ {
-			s := newSweep(t, l, rng)
-			sw := s.switchable(12 << 20)
+			s, sw := newSwitched(t, l, rng)
 			must(t, s.create("a", 1200))
 			must(t, s.ops("a", Op{Kind: OpWrite, Block: 3, Count: 50}))
 			must(t, s.sync())
@@ -176,22 +171,14 @@ func TestAddGroupsBeforeCheckpoint(t *testing.T) {
 			}
 			s.mems = disk.PowerCutAll(all, func(int) disk.Fate { return disk.Kept }, rng)
 			s.p.Close()
-			p, err := open(s.devices(), s.opt) // without what it would do in the background
-			must(t, err)
-			stop := func() {
-				close(p.stopped)
-				close(p.upkeep.stopped)
-				p.Close()
-			}
-			if p.Stats().Segments == before {
-				stop()
+			if s.p = openIdle(t, s.devices(), s.opt); s.p.Stats().Segments == before {
+				closeIdle(s.p)
 				continue
 			}
-			s.p = p
 			must(t, s.ops("a", Op{Kind: OpWrite, Block: 100, Count: 300}))
 			must(t, s.sync())
 			s.mems = disk.PowerCutAll(s.mems, func(int) disk.Fate { return disk.Lost }, rng)
-			stop()
+			closeIdle(s.p)
 			s.open()
 			s.same()
 			s.whole()
@@ -237,10 +224,7 @@ func TestExpand(t *testing.T) {
 			must(t, s.ops("big", Op{Kind: OpWrite, Block: b, Count: 100}))
 		}
 		s.whole()
-		must(t, s.p.Close())
-		reopenAll(s.mems)
-		s.open()
-		s.whole()
+		s.wholeAgain()
 		for _, m := range s.mems { // the labels of the head go, those of the tail are where they should be
 			for off := int64(0); off < 1<<20; off += 4096 {
 				m.FlipBit(off+20, 3)

@@ -75,6 +75,15 @@ func (s *sweep) whole() {
 	s.same()
 }
 
+// wholeAgain closes the pool, opens it again, and fails the test unless every device has everything.
+func (s *sweep) wholeAgain() {
+	s.t.Helper()
+	must(s.t, s.p.Close())
+	reopenAll(s.mems)
+	s.open()
+	s.whole()
+}
+
 // scrub scrubs the pool and returns what came of it.
 func (s *sweep) scrub() Progress {
 	s.t.Helper()

@@ -34,18 +34,24 @@ func TestLabelsBeforeStable(t *testing.T) {
 	}
 }
 
-// TestReturnedStaysOut: a device that came back is called out until a checkpoint lists what it lacks, whatever else
-// happens to the labels.
-func TestReturnedStaysOut(t *testing.T) {
-	p, mems := newLayoutPool(t, layouts[3], 24<<20, Options{DeltaEntries: 4096, SegmentBytes: 256 << 10})
+// returnedPool returns a pool whose first device missed writes and is back after a power cut, and that does nothing in the
+// background.
+func returnedPool(t *testing.T, l layout) (*Pool, []*disk.Mem) {
+	t.Helper()
+	p, mems := newLayoutPool(t, l, 24<<20, Options{DeltaEntries: 4096, SegmentBytes: 256 << 10})
 	r, err := p.CreateReplica("v", 4<<20)
 	must(t, err)
 	mems[0].Disappear()
 	must(t, r.Apply([]Op{write(0, 200, 1)}))
 	must(t, p.Sync())
 	mems = disk.PowerCutAll(mems, func(int) disk.Fate { return disk.Lost }, nil)
-	q, err := open(devicesOf(mems), Options{DeltaEntries: 4096}) // no background work yet
-	must(t, err)
+	return openIdle(t, devicesOf(mems), Options{DeltaEntries: 4096}), mems
+}
+
+// TestReturnedStaysOut: a device that came back is called out until a checkpoint lists what it lacks, whatever else
+// happens to the labels.
+func TestReturnedStaysOut(t *testing.T) {
+	q, mems := returnedPool(t, layouts[3])
 	out := func() (out [3]bool) {
 		for i, m := range q.labels.now.Load().Members {
 			out[i] = m.Out
@@ -66,17 +72,12 @@ func TestReturnedStaysOut(t *testing.T) {
 		t.Fatal(out())
 	}
 	mems = disk.PowerCutAll(mems, func(int) disk.Fate { return disk.Lost }, nil)
-	close(q.stopped)
-	close(q.upkeep.stopped)
-	q.Close()
-	q, err = open(devicesOf(mems), Options{DeltaEntries: 4096})
-	must(t, err)
+	closeIdle(q)
+	q = openIdle(t, devicesOf(mems), Options{DeltaEntries: 4096})
 	if d := q.Devices(); d[0].Stale == 0 || d[2].Stale == 0 || d[1].Stale > 0 || out() != [3]bool{false, false, true} {
 		t.Fatalf("%+v %v", d, out())
 	}
-	close(q.stopped)
-	close(q.upkeep.stopped)
-	must(t, q.Close())
+	must(t, closeIdle(q))
 }
 
 // TestEachMissedSomething: both sides of a mirror are called out, since each has what the other one lacks. Together
@@ -133,15 +134,7 @@ func TestRootListsWhatFlushLoses(t *testing.T) {
 // TestMissedDuringCheckpoint has a device that cannot be spared miss a write after the root was made that lists what is
 // stale: the labels call it out until the next checkpoint.
 func TestMissedDuringCheckpoint(t *testing.T) {
-	p, mems := newLayoutPool(t, layouts[2], 24<<20, Options{DeltaEntries: 4096, SegmentBytes: 256 << 10})
-	r, err := p.CreateReplica("v", 4<<20)
-	must(t, err)
-	mems[0].Disappear()
-	must(t, r.Apply([]Op{write(0, 200, 1)}))
-	must(t, p.Sync())
-	mems = disk.PowerCutAll(mems, func(int) disk.Fate { return disk.Lost }, nil)
-	q, err := open(devicesOf(mems), Options{DeltaEntries: 4096}) // no background work
-	must(t, err)
+	q, mems := returnedPool(t, layouts[2])
 	if q.Devices()[0].Stale == 0 {
 		t.Fatal("nothing is stale")
 	}
@@ -162,9 +155,7 @@ func TestMissedDuringCheckpoint(t *testing.T) {
 	if q.labels.now.Load().Members[1].Out {
 		t.Fatal("still out")
 	}
-	close(q.stopped)
-	close(q.upkeep.stopped)
-	must(t, q.Close())
+	must(t, closeIdle(q))
 }
 
 // TestLabelsAreMended: copies of labels that are damaged are right again before the next change, which may be interrupted.
@@ -184,11 +175,8 @@ func TestLabelsAreMended(t *testing.T) {
 	}
 	damage(mems[0])
 	damage(mems[1])
-	p, err := open(devicesOf(mems), Options{DeltaEntries: 4096}) // without what would change labels
-	must(t, err)
+	p := openIdle(t, devicesOf(mems), Options{DeltaEntries: 4096}) // without what would change labels
 	mended(mems[0])
 	mended(mems[1])
-	close(p.stopped)
-	close(p.upkeep.stopped)
-	must(t, p.Close())
+	must(t, closeIdle(p))
 }

@@ -103,10 +103,7 @@ func TestReplaceDevice(t *testing.T) {
 			s.p.rest()
 			s.whole()
 		}
-		must(t, s.p.Close())
-		reopenAll(s.mems)
-		s.open()
-		s.whole()
+		s.wholeAgain()
 		must(t, s.p.Close())
 	})
 }
@@ -294,10 +291,7 @@ func TestReplaceByLarger(t *testing.T) {
 			}
 			s.churn(2)
 			s.whole()
-			must(t, s.p.Close())
-			reopenAll(s.mems)
-			s.open()
-			s.whole()
+			s.wholeAgain()
 			must(t, s.p.Close())
 		})
 	}

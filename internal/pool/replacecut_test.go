@@ -19,8 +19,7 @@ func TestReplacePowerCut(t *testing.T) {
 		rng := testRand(t)
 		begun, ended := 0, 0
 		forCuts(rng, func(n int) (operations int) {
-			s := newSweep(t, l, rng)
-			sw := s.switchable(12 << 20)
+			s, sw := newSwitched(t, l, rng)
 			s.churn(4)
 			must(t, s.sync())
 			v := l.replaceable()[0]
@@ -144,21 +143,21 @@ func (s *sweep) withoutOne(i int, old block.GUID, name string) {
 	s.mems = append(s.mems, gone)
 }
 
-// switchable makes the pool on devices whose power can be cut at an operation.
-func (s *sweep) switchable(size int64) *powerSwitch {
-	s.t.Helper()
-	mems, groups := s.layout.make(func() int64 { return size })
-	sw := &powerSwitch{}
+// newSwitched returns a pool on devices whose power can be cut at an operation.
+func newSwitched(t *testing.T, l layout, rng *rand.Rand) (*sweep, *powerSwitch) {
+	t.Helper()
+	s, sw := newSweep(t, l, rng), &powerSwitch{}
+	mems, groups := l.make(func() int64 { return 12 << 20 })
 	for i := range groups {
 		for j, d := range groups[i].Devices {
 			groups[i].Devices[j] = switched{d.(*disk.Mem), sw}
 		}
 	}
 	p, err := Create(groups, Config{Name: "sweep"}, s.opt)
-	must(s.t, err)
+	must(t, err)
 	s.p, s.mems = p, mems
 	s.synced()
-	return sw
+	return s, sw
 }
 
 // arm cuts the power of devices at the n-th operation from now on.

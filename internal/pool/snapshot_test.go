@@ -45,6 +45,7 @@ func unique(t *testing.T, r *Replica, name string, blocks int64) {
 // smallHistory makes histories deep with few versions.
 var smallHistory = Options{SegmentBytes: 256 << 10, DeltaEntries: 4096, Compression: compress.Off, inlineBytes: 300, historyBytes: 1000}
 
+// TestSnapshotGivesBackWhatOnlyItHeld: deleting a snapshot frees what no other one shows.
 func TestSnapshotGivesBackWhatOnlyItHeld(t *testing.T) {
 	p, m := newMemPool(t, 64<<20, Options{SegmentBytes: 256 << 10, Compression: compress.Off})
 	r, err := p.CreateReplica("v", 16<<20)
@@ -116,6 +117,7 @@ func TestSnapshotGivesBackWhatOnlyItHeld(t *testing.T) {
 	}
 }
 
+// TestSnapshotsOfOneVersion: two snapshots of one version show and hold the same.
 func TestSnapshotsOfOneVersion(t *testing.T) {
 	p, _ := newMemPool(t, 64<<20, Options{Compression: compress.Off})
 	r, err := p.CreateReplica("v", 1<<20)
@@ -266,6 +268,7 @@ func TestPurgeBeginsAgain(t *testing.T) {
 	}
 }
 
+// TestResize: what is cut off is gone, but for snapshots, which keep their size.
 func TestResize(t *testing.T) {
 	p, m := newMemPool(t, 64<<20, Options{Compression: compress.Off})
 	r, err := p.CreateReplica("v", 10*block.Size)

@@ -25,6 +25,7 @@ func content(rng *rand.Rand, share int) []byte {
 	return b
 }
 
+// TestRoundTrip: what is packed has the promised size and is unpacked to the same content.
 func TestRoundTrip(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	var p Packer
@@ -117,6 +118,7 @@ func TestShort(t *testing.T) {
 	}
 }
 
+// FuzzUnpack: nothing is written behind the block, whatever the input.
 func FuzzUnpack(f *testing.F) {
 	rng := rand.New(rand.NewPCG(5, 6))
 	var p Packer
@@ -139,6 +141,7 @@ func FuzzUnpack(f *testing.F) {
 	})
 }
 
+// TestNoAllocations: packing and unpacking need no memory of their own.
 func TestNoAllocations(t *testing.T) {
 	rng := rand.New(rand.NewPCG(7, 8))
 	var p Packer
@@ -164,6 +167,7 @@ func TestNoAllocations(t *testing.T) {
 	}
 }
 
+// TestPace: data that does not shrink is tried ever more seldom, and again at once when some shrinks.
 func TestPace(t *testing.T) {
 	var p Pace
 	tried := func(blocks int, shrinks bool) (n int) {
@@ -190,6 +194,7 @@ func TestPace(t *testing.T) {
 	}
 }
 
+// TestParse: names of algorithms; unknown ones are refused.
 func TestParse(t *testing.T) {
 	for a := LZ4; a <= Off; a++ {
 		if b, err := Parse(a.String()); err != nil || a != b {

@@ -24,6 +24,7 @@ func tempFile(t *testing.T, size int64) string {
 	return path
 }
 
+// TestFile: a file as a device: whole blocks, vectors of any number, one user at a time.
 func TestFile(t *testing.T) {
 	for _, direct := range []bool{false, true} {
 		path := tempFile(t, 1<<20+100)
@@ -96,6 +97,7 @@ func TestFile(t *testing.T) {
 	}
 }
 
+// TestMemPowerCut: what was flushed is there after a power cut, the rest as its fate says.
 func TestMemPowerCut(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 1))
 	block := func(v byte) []byte { return bytes.Repeat([]byte{v}, Align) }

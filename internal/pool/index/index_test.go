@@ -24,6 +24,7 @@ func randomPage(rng *rand.Rand) *Page {
 	return p
 }
 
+// TestPageRoundTrip: a page is decoded to what was encoded, and the view says the same.
 func TestPageRoundTrip(t *testing.T) {
 	seed := rand.Uint64N(1e9)
 	t.Log("seed", seed)
@@ -86,6 +87,7 @@ func FuzzPage(f *testing.F) {
 	})
 }
 
+// TestTable: the table against a map.
 func TestTable(t *testing.T) {
 	seed := rand.Uint64N(1e9)
 	t.Log("seed", seed)

@@ -27,6 +27,7 @@ func randomOld(rng *rand.Rand, n int) []Old {
 	return old
 }
 
+// TestOldVersions: older versions and references to history pages come back with their page.
 func TestOldVersions(t *testing.T) {
 	seed := rand.Uint64N(1e9)
 	t.Log("seed", seed)
@@ -80,6 +81,7 @@ func TestOldVersions(t *testing.T) {
 	}
 }
 
+// TestHistoryPages: older versions are cut into history pages that hold what their references say.
 func TestHistoryPages(t *testing.T) {
 	seed := rand.Uint64N(1e9)
 	t.Log("seed", seed)
@@ -134,6 +136,7 @@ func FuzzHistory(f *testing.F) {
 	})
 }
 
+// TestRewind: a page as it was at a version.
 func TestRewind(t *testing.T) {
 	p := new(Page)
 	at := func(n uint64) block.Version { return block.Version{Epoch: 1, N: n} }

@@ -37,6 +37,7 @@ func largest() *Label {
 	return l
 }
 
+// TestLabel: a label comes back from each of its copies, and is found with the others damaged.
 func TestLabel(t *testing.T) {
 	for _, l := range []*Label{sample(), largest()} {
 		testLabel(t, l)
@@ -179,6 +180,7 @@ func TestLabelPowerCut(t *testing.T) {
 	}
 }
 
+// TestRing: the newest slot of the pool counts.
 func TestRing(t *testing.T) {
 	d := disk.NewMem("d", 64<<20)
 	pool := block.NewGUID()

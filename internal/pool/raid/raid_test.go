@@ -251,6 +251,7 @@ func forShapes(t *testing.T, redundantOnly bool, f func(t *testing.T, sh shape, 
 	}
 }
 
+// TestReadWrite: rows are read as they were written, and copies and parity fit.
 func TestReadWrite(t *testing.T) {
 	forShapes(t, false, func(t *testing.T, sh shape, rng *rand.Rand) {
 		r := newRig(t, sh, rng)
@@ -293,6 +294,7 @@ func TestReadWrite(t *testing.T) {
 	})
 }
 
+// TestShape: numbers of devices that each kind takes, and names of kinds.
 func TestShape(t *testing.T) {
 	want := map[Kind]map[int][2]int{
 		Stripe: {1: {1, 0}},

@@ -42,6 +42,7 @@ func sample() ([]byte, []Record) {
 	return b, records
 }
 
+// TestRoundTrip: a header and its records are decoded to what was encoded.
 func TestRoundTrip(t *testing.T) {
 	b, want := sample()
 	h, err := Decode(b)
