@@ -14,9 +14,9 @@ import (
 //	held      bytes of older versions that pages and history pages refer to
 //
 // All but pending are exact, but what of hidden and pending a snapshot shows is known only when it is drained: where
-// there are snapshots neither counts before. Whether a page has data for a block that a table replaces is known, but not how many bytes
-// that takes without reading the page: it is estimated by the chunk's average. So all is exact when nothing waits to be
-// drained, or when nothing is compressed.
+// there are snapshots neither counts before. Whether a page has data for a block that a table replaces is known, but
+// not how many bytes that takes without reading the page: it is estimated by the chunk's average. So all is exact when
+// nothing waits to be drained, or when nothing is compressed.
 
 // allocated returns the bytes that the replica's data and metadata take. The index lock is held.
 func (r *Replica) allocated() int64 {
@@ -53,8 +53,8 @@ func (p *Pool) average(d *chunkRef) int64 {
 	return int64(d.data) / int64(d.count)
 }
 
-// hide notes that the active table replaces what the frozen one has for block b. The index lock is held for writing, and
-// the entry in the active table is new.
+// hide notes that the active table replaces what the frozen one has for block b. The index lock is held for writing,
+// and the entry in the active table is new.
 func (p *Pool) hide(r *Replica, d *chunkRef, b uint64) {
 	x := &p.idx
 	if f := 1 - x.active; d.heads[f] != 0 && d.disc[x.active] == 0 {

@@ -12,10 +12,10 @@ import (
 // Apply carries out ops in order with one append to the log. When it returns they are handed to the operating system
 // and visible; Sync makes them stable. After a crash either all ops of the call are there or none, unless they update
 // more than a quarter of Options.DeltaEntries blocks (a discarded chunk counts as one), in which case it may be the
-// first ones; and whether an OpSnapshot, OpDeleteSnapshot or OpResize is there does not depend on what precedes or follows
-// it in the call, other than by their order. Data is borrowed during the call. It wraps ErrNoSpace (ErrReadOnly) when there is no room for all of it,
-// and then nothing is applied; ErrFailed, ErrClosed, ErrNotFound after DestroyReplica, ErrTooLarge, ErrExists for a
-// snapshot's name, ErrInUse for a snapshot with clones.
+// first ones; and whether an OpSnapshot, OpDeleteSnapshot or OpResize is there does not depend on what precedes or
+// follows it in the call, other than by their order. Data is borrowed during the call. It wraps ErrNoSpace
+// (ErrReadOnly) when there is no room for all of it, and then nothing is applied; ErrFailed, ErrClosed, ErrNotFound
+// after DestroyReplica, ErrTooLarge, ErrExists for a snapshot's name, ErrInUse for a snapshot with clones.
 func (r *Replica) Apply(ops []Op) error {
 	if err := r.apply(ops); err != nil {
 		return r.wrap("apply", err)

@@ -229,8 +229,8 @@ func (a *assembly) incomplete(group, data int, missing []string) error {
 	return errors.New(s.String())
 }
 
-// devices returns the pool's devices as a raid group wants to see them, with nil for one that left. All units of those that are called out are stale
-// until it is known which are not.
+// devices returns the pool's devices as a raid group wants to see them, with nil for one that left. All units of those
+// that are called out are stale until it is known which are not.
 func (a *assembly) devices() (members []*member, devs []*raid.Device) {
 	for i, x := range a.label.Members {
 		if x.Left {

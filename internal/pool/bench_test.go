@@ -78,8 +78,8 @@ var compressions = []struct {
 	{"half-lz4", compress.LZ4, half}, {"half-zstd", compress.Zstd, half}, {"zeroes", compress.LZ4, func(n int, _ uint64) []byte { return make([]byte, n*block.Size) }},
 }
 
-// BenchmarkCompress reports the time per 4 KiB block of random writes in batches of 32, and of reads of 4 and 128 KiB of
-// what was written in order, in batches of 128 KiB.
+// BenchmarkCompress reports the time per 4 KiB block of random writes in batches of 32, and of reads of 4 and 128 KiB
+// of what was written in order, in batches of 128 KiB.
 func BenchmarkCompress(b *testing.B) {
 	for _, c := range compressions {
 		p, _ := benchPool(b, 32<<30, Options{Compression: c.how})

@@ -11,9 +11,9 @@ import (
 	"github.com/cstor-go/cstor/internal/pool/disk"
 )
 
-// TestBitFlipsAnywhere inverts bits wherever a device holds anything, labels and checkpoints included. Without redundancy
-// the pool then refuses to open, or every block that it shows is what was written or an error. With redundancy nothing
-// is to be noticed, whatever happens to as many devices of each group as may be lost.
+// TestBitFlipsAnywhere inverts bits wherever a device holds anything, labels and checkpoints included. Without
+// redundancy the pool then refuses to open, or every block that it shows is what was written or an error. With
+// redundancy nothing is to be noticed, whatever happens to as many devices of each group as may be lost.
 func TestBitFlipsAnywhere(t *testing.T) {
 	seed := seedOf(t)
 	forLayouts(t, func(t *testing.T, l layout) {

@@ -14,8 +14,8 @@ func newGroup() []byte { return disk.Buffer(indexGroup + block.Size)[:0] }
 type extent = label.Extent
 
 // checkpoint writes the directory, the replicas as of drain.from and the segment table, and makes them the state that
-// the next Open begins with, before it returns. The frozen table is drained; cycle and mu are held, and nothing is being
-// committed.
+// the next Open begins with, before it returns. The frozen table is drained; cycle and mu are held, and nothing is
+// being committed.
 func (p *Pool) checkpoint() error {
 	for {
 		c, err := p.prepareCheckpoint()

@@ -177,9 +177,9 @@ func (p *Pool) overlay(v *chunkView, d *chunkRef, t int) {
 }
 
 // Changed returns, ascending, the chunks from number from on whose newest version is newer than base; tombstones count,
-// and so do chunks of which the directory cannot be read. At most cap(dst) of them (1024 if dst has no capacity) are put into
-// dst[:0]. next is where to go on; done says that there is nothing behind it. Each chunk is judged at some moment during
-// the call.
+// and so do chunks of which the directory cannot be read. At most cap(dst) of them (1024 if dst has no capacity) are
+// put into dst[:0]. next is where to go on; done says that there is nothing behind it. Each chunk is judged at some
+// moment during the call.
 func (r *Replica) Changed(base block.Version, from uint64, dst []uint64) (chunks []uint64, next uint64, done bool) {
 	if cap(dst) == 0 {
 		dst = make([]uint64, 0, 1024)

@@ -242,8 +242,8 @@ func TestCacheIsEmptied(t *testing.T) {
 	c.look()
 }
 
-// overwriteAtRandom overwrites a replica at random, with content for the version n, in batches of eight blocks, and reads
-// everything, also after a kill. It returns the pool as it was before that.
+// overwriteAtRandom overwrites a replica at random, with content for the version n, in batches of eight blocks, and
+// reads everything, also after a kill. It returns the pool as it was before that.
 func overwriteAtRandom(t *testing.T, opt Options, blocks, batches uint64, content func(n uint64) []byte) (*Pool, *Replica) {
 	t.Helper()
 	rng := testRand(t)

@@ -7,10 +7,10 @@ import (
 	"github.com/cstor-go/cstor/internal/pool/wal"
 )
 
-// Clone makes a replica that shows what a snapshot of another one shows, shares its blocks, and is written independently
-// from then on; it has its size and, as Applied, its version, and the versions of what is applied to it go on from
-// there. The snapshot cannot be deleted, nor its replica be destroyed, before the clone. It is stable when it returns.
-// Wraps ErrExists, ErrNotFound, ErrNoSnapshot, ErrTooLarge.
+// Clone makes a replica that shows what a snapshot of another one shows, shares its blocks, and is written
+// independently from then on; it has its size and, as Applied, its version, and the versions of what is applied to it
+// go on from there. The snapshot cannot be deleted, nor its replica be destroyed, before the clone. It is stable when
+// it returns. Wraps ErrExists, ErrNotFound, ErrNoSnapshot, ErrTooLarge.
 func (p *Pool) Clone(name, origin, snapshot string) (*Replica, error) {
 	r, err := p.clone(name, origin, snapshot)
 	if err == nil {

@@ -7,8 +7,8 @@ import (
 	"github.com/cstor-go/cstor/internal/pool/index"
 )
 
-// compactBytes is how much of the index one cycle moves at most to empty sparse segments of it, and compactDirs how many
-// directory blocks it looks at for that.
+// compactBytes is how much of the index one cycle moves at most to empty sparse segments of it, and compactDirs how
+// many directory blocks it looks at for that.
 const (
 	compactBytes = 16 << 20
 	compactDirs  = 4096
@@ -39,7 +39,7 @@ func (p *Pool) compactIndex() error {
 	p.idx.mu.RLock()
 	p.seg.mu.Lock()
 	for seg := range c.victims {
-		if p.seg.kind[seg] != segIndex || p.seg.pinned[seg] || p.seg.pageLive[seg] == 0 { // it was emptied, and may be used again
+		if p.seg.kind[seg] != segIndex || p.seg.pinned[seg] || p.seg.pageLive[seg] == 0 { // emptied, perhaps used again
 			delete(c.victims, seg)
 		}
 	}
@@ -146,8 +146,8 @@ func (p *Pool) sparseIndex() (victims map[uint32]bool, tight bool) {
 }
 
 // inSegments looks at the next directory block of a replica: it adds to the work the chunks whose pages are in segments
-// to be emptied, or history pages may be, and has the block and its node written again if they are there. more is false at the
-// end.
+// to be emptied, or history pages may be, and has the block and its node written again if they are there. more is false
+// at the end.
 func (p *Pool) inSegments(r *Replica) (more bool, err error) {
 	s := &p.drain
 	c := &s.compaction

@@ -249,8 +249,8 @@ func (p *Pool) register(r *Replica) {
 	p.idx.mu.Unlock()
 }
 
-// DestroyReplica removes a replica with all its data and snapshots. That is stable when it returns; the space counts as free at once
-// and becomes usable in the background. Wraps ErrNotFound, and ErrInUse when there are clones of it.
+// DestroyReplica removes a replica with all its data and snapshots. That is stable when it returns; the space counts as
+// free at once and becomes usable in the background. Wraps ErrNotFound, and ErrInUse when there are clones of it.
 func (p *Pool) DestroyReplica(name string) error {
 	err := p.destroyReplica(name)
 	if err == nil {

@@ -42,8 +42,8 @@ func (p *Pool) found(d Damage) (news bool) {
 	return !known
 }
 
-// sound returns those of some pieces, in blocks counted from an address that could not be healed or elsewhere, which are
-// not damaged themselves. It reports those that are and that something refers to.
+// sound returns those of some pieces, in blocks counted from an address that could not be healed or elsewhere, which
+// are not damaged themselves. It reports those that are and that something refers to.
 func (w *walk) sound(pieces []piece, from uint64, lost []int) (kept []piece) {
 	asked := 0
 	w.chunk.r = nil

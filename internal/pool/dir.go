@@ -7,10 +7,10 @@ import (
 	"github.com/cstor-go/cstor/internal/pool/index"
 )
 
-// The directory of a replica says where the page of each chunk is. It is a tree: directory blocks of dirSpan chunks, nodes
-// of nodeSpan directory blocks, and an array of nodes, which is all of it that is always in memory and part of the
-// checkpoint's root. Blocks and nodes are read when somebody looks for a chunk and leave memory again, see dircache.go.
-// What is not drained yet is kept beside it, for each chunk that has something in the tables, see live.go.
+// The directory of a replica says where the page of each chunk is. It is a tree: directory blocks of dirSpan chunks,
+// nodes of nodeSpan directory blocks, and an array of nodes, which is all of it that is always in memory and part of
+// the checkpoint's root. Blocks and nodes are read when somebody looks for a chunk and leave memory again, see
+// dircache.go. What is not drained yet is kept beside it, for each chunk that has something in the tables, see live.go.
 const (
 	dirShift  = 5 // log2 of dirSpan
 	dirSpan   = 1 << dirShift
@@ -18,8 +18,8 @@ const (
 	nodeSpan  = 1 << nodeShift
 )
 
-// chunkRef is what memory knows about one chunk of a replica. page, id, data, count and tomb describe the state that is drained;
-// heads and disc lead to the updates in the two tables; newest and bitmap describe the present.
+// chunkRef is what memory knows about one chunk of a replica. page, id, data, count and tomb describe the state that is
+// drained; heads and disc lead to the updates in the two tables; newest and bitmap describe the present.
 type chunkRef struct {
 	page   uint64        // address of the index page / 64 << 16 | length / 64; 0: no page
 	id     uint64        // of the page

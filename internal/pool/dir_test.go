@@ -89,7 +89,8 @@ func TestDirectoryBounded(t *testing.T) {
 	const chunks = 4 << 20 // 8 TiB
 	r, err := p.CreateReplica("v", chunks*block.ChunkBlocks*block.Size)
 	must(t, err)
-	group := drainGroup * (blockBytes + nodeBytes) // what is pinned, and what was changed since it was looked at whether that is too much
+	// what is pinned, and what was changed since it was looked at whether that is too much
+	group := drainGroup * (blockBytes + nodeBytes)
 	var most int64
 	watch := func() {
 		s := p.Stats()
@@ -287,8 +288,8 @@ func TestDamagedDirectory(t *testing.T) {
 	}
 }
 
-// TestDirectoryWalkMissesNothing goes through the directory while others take its nodes out of memory: nothing of it is passed
-// over.
+// TestDirectoryWalkMissesNothing goes through the directory while others take its nodes out of memory: nothing of it is
+// passed over.
 func TestDirectoryWalkMissesNothing(t *testing.T) {
 	const span = nodeSpan * dirSpan * block.ChunkBlocks
 	p, m := newMemPool(t, 64<<20, Options{SegmentBytes: 256 << 10, DeltaEntries: 4096})

@@ -293,8 +293,8 @@ func (r *Replica) next(from uint64, want func(s *dirSlot) bool, ref *chunkRef) (
 	}
 }
 
-// nextDir returns the first directory block from i on that is not empty, and of which want, if not nil, is true or which has
-// changed since it was written; node: its node is to be read first.
+// nextDir returns the first directory block from i on that is not empty, and of which want, if not nil, is true or
+// which has changed since it was written; node: its node is to be read first.
 func (r *Replica) nextDir(i uint64, want func(s *dirSlot) bool) (block uint64, node, ok bool) {
 	wanted := func(s *dirSlot) bool { return s.size > 0 && (want == nil || want(s)) }
 	const step = 4096 // directory blocks looked at in one critical section

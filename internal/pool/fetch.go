@@ -119,8 +119,8 @@ func (x *place) content(dst, stored []byte) bool {
 	return block.Sum(dst) == x.sum
 }
 
-// content makes the checked content of a block, in dst, of its stored bytes. When these are damaged they are replaced by
-// what the redundancy of the raid group has; it returns false when there is nothing that fits the checksum.
+// content makes the checked content of a block, in dst, of its stored bytes. When these are damaged they are replaced
+// by what the redundancy of the raid group has; it returns false when there is nothing that fits the checksum.
 func (p *Pool) content(x *place, dst, stored []byte) bool {
 	return x.content(dst, stored) ||
 		p.recoverPacked(stored, x.loc.Addr(), func(b []byte) bool { return x.content(dst, b) }) && x.content(dst, stored)

@@ -80,8 +80,8 @@ func TestFullManyTimes(t *testing.T) {
 	}
 }
 
-// fillUp writes 20 blocks at a time, each time behind those before, and returns the number of the write that was refused
-// and why.
+// fillUp writes 20 blocks at a time, each time behind those before, and returns the number of the write that was
+// refused and why.
 func fillUp(r *Replica, content func(n int, seed uint64) []byte) (n uint64, err error) {
 	for n = 1; err == nil; n++ {
 		err = r.Apply([]Op{writeData(n*20, content(20, n), n)})

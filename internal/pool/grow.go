@@ -11,9 +11,9 @@ import (
 	"github.com/cstor-go/cstor/internal/pool/raid"
 )
 
-// AddGroups makes the pool larger by raid groups of blank devices; a stripe grows by groups of one device. Existing data
-// stays where it is. The pool owns the devices from then on; after an error they remain the caller's, and either nothing
-// has happened or the pool has failed.
+// AddGroups makes the pool larger by raid groups of blank devices; a stripe grows by groups of one device. Existing
+// data stays where it is. The pool owns the devices from then on; after an error they remain the caller's, and either
+// nothing has happened or the pool has failed.
 func (p *Pool) AddGroups(groups []Group) error {
 	p.upkeep.change.Lock()
 	defer p.upkeep.change.Unlock()
@@ -189,9 +189,9 @@ func (p *Pool) Expand() error {
 	return nil
 }
 
-// expand moves the tails of the devices first. The labels say where they are, and what a checkpoint announces is at both
-// ends, before anything is written where the tails were. When that is interrupted the rest is done when the pool is
-// opened.
+// expand moves the tails of the devices first. The labels say where they are, and what a checkpoint announces is at
+// both ends, before anything is written where the tails were. When that is interrupted the rest is done when the pool
+// is opened.
 func (p *Pool) expand() error {
 	if err := p.usable(); err != nil {
 		return err

@@ -62,8 +62,8 @@ func TestAddGroups(t *testing.T) {
 	})
 }
 
-// growSweep cuts the power at an operation of any device while grow makes the pool larger; again repeats it if the pool,
-// opened again with all devices, is not larger.
+// growSweep cuts the power at an operation of any device while grow makes the pool larger; again repeats it if the
+// pool, opened again with all devices, is not larger.
 func growSweep(t *testing.T, l layout, more func(s *sweep) []*disk.Mem, grow func(s *sweep, sw *powerSwitch, more []*disk.Mem) error, again func(s *sweep, more []*disk.Mem)) {
 	rng := testRand(t)
 	larger, same := 0, 0

@@ -19,10 +19,10 @@ const healStep = 1 << 20
 //
 //   - What is live was found after a whole cycle had begun and ended, so that everything that was written before is in
 //     the index. What is written later the walk need not see: it goes to all devices that are online.
-//   - A segment is looked at by somebody who is entered as a reader and has seen then that it is not dead, so that it is
-//     not freed meanwhile. What was freed since the walk began is left alone.
-//   - Content is taken for right only if the index says so, or a header that the index, or a header before it in the log,
-//     has shown to be what was written there last: devices lie, and old headers look as good as new ones.
+//   - A segment is looked at by somebody who is entered as a reader and has seen then that it is not dead, so that it
+//     is not freed meanwhile. What was freed since the walk began is left alone.
+//   - Content is taken for right only if the index says so, or a header that the index, or a header before it in the
+//     log, has shown to be what was written there last: devices lie, and old headers look as good as new ones.
 type walk struct {
 	p       *Pool
 	live    *liveMap

@@ -122,8 +122,8 @@ func (s *sweep) comeBack(i int) {
 	must(s.t, s.p.Return(s.mems[i]))
 }
 
-// TestDeviceReturns: devices go away, the pool is used for long, and they come back: everything is copied to them that is
-// live, and nothing else.
+// TestDeviceReturns: devices go away, the pool is used for long, and they come back: everything is copied to them that
+// is live, and nothing else.
 func TestDeviceReturns(t *testing.T) {
 	redundant(t, func(t *testing.T, l layout) {
 		t.Parallel()

@@ -9,9 +9,9 @@ import (
 	"github.com/cstor-go/cstor/internal/pool/wal"
 )
 
-// logSegment heals the batches of a segment that hold live blocks. Batches without live blocks cannot be proved and need
-// not be; when their lengths lead to where nothing can be proved either, some device has told of old times, and the
-// rows since then are looked at one by one.
+// logSegment heals the batches of a segment that hold live blocks. Batches without live blocks cannot be proved and
+// need not be; when their lengths lead to where nothing can be proved either, some device has told of old times, and
+// the rows since then are looked at one by one.
 func (w *walk) logSegment(seg uint32) error {
 	row := w.p.seg.row(seg)
 	w.gap = 0
@@ -72,7 +72,7 @@ type verdict uint8
 const (
 	batchNone   verdict = iota // there is no header
 	batchOld                   // there is a header, but another one should be there
-	batchDead                  // a batch without live blocks; nothing tells whether it is the last one that was written there
+	batchDead                  // a batch without live blocks; it need not be the last one written there
 	batchProved                // a batch
 )
 
@@ -122,8 +122,8 @@ func (w *walk) batch(seg, b, row uint32, pos *logPos, careful bool) (n uint32, w
 	return max(n, pos.block-min(pos.block, b)), batchProved, err // a link may lead over a hole
 }
 
-// header returns the header at a place, and whether it is certain that it is the one that was written there last. Unless
-// it is to be careful it does not ask all devices about a batch without live blocks.
+// header returns the header at a place, and whether it is certain that it is the one that was written there last.
+// Unless it is to be careful it does not ask all devices about a batch without live blocks.
 func (w *walk) header(seg, b uint32, pos *logPos, careful bool) (h wal.Header, raw []byte, proved bool, err error) {
 	p := w.p
 	ok := func(h *wal.Header, raw []byte) bool {
@@ -176,7 +176,8 @@ func (w *walk) others(seg, b uint32) (all [][]byte) {
 // confirmTries is how many chunks the index is asked for to prove one header.
 const confirmTries = 64
 
-// confirmed reports whether the index knows a block of the batch by the place and the checksum that the header gives it.
+// confirmed reports whether the index knows a block of the batch by the place and the checksum that the header gives
+// it.
 func (w *walk) confirmed(seg, b uint32, h *wal.Header, raw []byte) bool {
 	start := uint64(seg)<<w.p.seg.shift + uint64(b)<<block.Shift
 	asked := 0

@@ -81,8 +81,8 @@ func (p *Pool) readRing(a *assembly) (best *label.Ring, err error) {
 	return best, err
 }
 
-// closeDevices closes all devices at once. It does not wait for those that hang, and errors of those that are out of use
-// do not matter.
+// closeDevices closes all devices at once. It does not wait for those that hang, and errors of those that are out of
+// use do not matter.
 func (p *Pool) closeDevices() error {
 	p.upkeep.change.Lock()
 	defer p.upkeep.change.Unlock()

@@ -268,7 +268,8 @@ func (p *Pool) moveHistory(r *Replica, chunk uint64, pg *index.Page) error {
 	return nil
 }
 
-// relocateInHistory writes those history pages of pg again that have versions that the cleaner copied. drain.mu is held.
+// relocateInHistory writes those history pages of pg again that have versions that the cleaner copied. drain.mu is
+// held.
 func (p *Pool) relocateInHistory(r *Replica, chunk uint64, pg *index.Page, moves []movedBlock) error {
 	s := &p.drain
 	for i := 0; i < len(pg.Hist); i++ {

@@ -11,8 +11,8 @@ import (
 // The functions of this file put updates into the delta. Apply, Merge and replay use the same ones, so that what a
 // crash leaves behind is the same as what was in memory. The index lock is held for writing, and there is room.
 
-// entry returns the entry of a block in the active table for version v to be put into, chained to its chunk, without the
-// reference to its data. What it said before goes on in an entry of its own when a snapshot shows it.
+// entry returns the entry of a block in the active table for version v to be put into, chained to its chunk, without
+// the reference to its data. What it said before goes on in an entry of its own when a snapshot shows it.
 func (p *Pool) entry(r *Replica, d *chunkRef, b uint64, v block.Version) (e *index.Entry, flags index.EntryFlags) {
 	x := &p.idx
 	t := x.tables[x.active]
@@ -97,8 +97,8 @@ func (p *Pool) chain(r *Replica, d *chunkRef, b uint64, e *index.Entry, number u
 	d.heads[x.active] = number
 }
 
-// insertData records that blocks b … b+len(sums)-1 are stored where area and lens, as in wal.Record, say, with version v.
-// Blocks of zeroes become tombstones of that version.
+// insertData records that blocks b … b+len(sums)-1 are stored where area and lens, as in wal.Record, say, with version
+// v. Blocks of zeroes become tombstones of that version.
 func (p *Pool) insertData(r *Replica, b uint64, area wal.Area, lens []uint8, sums []uint32, v block.Version) {
 	for len(sums) > 0 {
 		if len(lens) > 0 && lens[0] == 0 {

@@ -34,8 +34,8 @@ func TestLabelsBeforeStable(t *testing.T) {
 	}
 }
 
-// returnedPool returns a pool whose first device missed writes and is back after a power cut, and that does nothing in the
-// background.
+// returnedPool returns a pool whose first device missed writes and is back after a power cut, and that does nothing in
+// the background.
 func returnedPool(t *testing.T, l layout) (*Pool, []*disk.Mem) {
 	t.Helper()
 	p, mems := newLayoutPool(t, l, 24<<20, Options{DeltaEntries: 4096, SegmentBytes: 256 << 10})
@@ -158,7 +158,8 @@ func TestMissedDuringCheckpoint(t *testing.T) {
 	must(t, closeIdle(q))
 }
 
-// TestLabelsAreMended: copies of labels that are damaged are right again before the next change, which may be interrupted.
+// TestLabelsAreMended: copies of labels that are damaged are right again before the next change, which may be
+// interrupted.
 func TestLabelsAreMended(t *testing.T) {
 	mems := closedPool(t, layouts[2])
 	damage := func(m *disk.Mem) {

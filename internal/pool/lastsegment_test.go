@@ -37,7 +37,7 @@ func TestLastSegment(t *testing.T) {
 				a.compare()
 				a.check()
 				full, row := n, int(p.seg.maxRow())
-				for range int(p.seg.blocks())/row - 2 { // with the next one, more than fits in the segment that is open; they free nothing
+				for range int(p.seg.blocks())/row - 2 { // with the next one more than fits; they free nothing
 					if n++; !apply(discard(2499, 1, n)) {
 						t.Fatalf("a discard was refused, the %d-th", n-full)
 					}

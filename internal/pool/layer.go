@@ -11,8 +11,9 @@ import (
 //
 // The versions of a block are a set; the newest is what the replica shows, the others are kept while a snapshot shows
 // them. An entry adds its version and takes away all of the older layers that are as new or newer: a rebuild may take
-// what is ahead of the live writes, which then come again in their order. Cut takes away all there is, Kept all versions
-// but those named so, Passed what discards of the chunk before it have that is as new or newer; Under takes nothing away.
+// what is ahead of the live writes, which then come again in their order. Cut takes away all there is, Kept all
+// versions but those named so, Passed what discards of the chunk before it have that is as new or newer; Under takes
+// nothing away.
 type layer struct {
 	items []layerItem
 	first [block.ChunkBlocks]int32 // in items, plus one

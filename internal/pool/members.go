@@ -188,7 +188,8 @@ func (p *Pool) takeBack(dev disk.Device) (*member, error) {
 	return m, nil
 }
 
-// diverged reports whether a device with label l, which is out of use, has been used without those whose labels say now.
+// diverged reports whether a device with label l, which is out of use, has been used without those whose labels say
+// now.
 func diverged(now, l *label.Label) bool {
 	me := now.Members[now.Index(l.Device)]
 	if l.Generation > now.Generation {

@@ -111,7 +111,8 @@ func (r *Replica) planBlock(m *versionMerge, c *Chunk, b int, here, there []inde
 	}
 	m.res.Taken++
 	// Nothing of what is kept depends on what happens to be here besides: a replay from an older checkpoint meets
-	// versions that have been dropped since. Tombstones are written again, since discards of the chunk hold for others too.
+	// versions that have been dropped since. Tombstones are written again, since discards of the chunk hold for others
+	// too.
 	stays := func(o *index.Old) bool { return o.Stored && find(here, o.Ver) >= 0 }
 	again := !slices.ContainsFunc(want, func(o index.Old) bool { return stays(&o) })
 	if n := len(here); r.origin != nil && n > 0 { // a clone cannot let go of single versions of its origin

@@ -27,9 +27,9 @@ func (r *Replica) Versions(number uint64, dst []BlockVersion) ([]BlockVersion, e
 }
 
 // ReadVersions lists all versions of count blocks from block first of a chunk on that the replica and its snapshots
-// show, and its snapshots, into c at one moment, with c.Scan what was applied then, and reads the data of those that are
-// not in have. Few blocks at a time bound what c takes: there may be as many versions of a block as snapshots. Damage is
-// reported as *ChecksumError.
+// show, and its snapshots, into c at one moment, with c.Scan what was applied then, and reads the data of those that
+// are not in have. Few blocks at a time bound what c takes: there may be as many versions of a block as snapshots.
+// Damage is reported as *ChecksumError.
 func (r *Replica) ReadVersions(number uint64, first, count int, have []BlockVersion, c *Chunk) error {
 	if err := r.readVersions(number, first, count, have, c); err != nil {
 		return r.wrap("read chunk", err)
@@ -121,10 +121,10 @@ func showOnly(pg *index.Page, first, count int, show func(o *index.Old, next blo
 	return all
 }
 
-// SetSnapshots makes the replica's list of snapshots that of a rebuild's source: those that the source does not have go,
-// those that are missing come and are returned. What these show is right once every chunk whose newest version, here or
-// at the source, is newer than theirs was merged with all versions. Applied stays. Wraps ErrInUse when a snapshot that
-// would go has clones.
+// SetSnapshots makes the replica's list of snapshots that of a rebuild's source: those that the source does not have
+// go, those that are missing come and are returned. What these show is right once every chunk whose newest version,
+// here or at the source, is newer than theirs was merged with all versions. Applied stays. Wraps ErrInUse when a
+// snapshot that would go has clones.
 //
 // A snapshot that was not there for a while may show versions that a drain under way, or one of a replay that begins
 // before it came, gives back. So it returns when a checkpoint has what is left of them.
@@ -291,8 +291,8 @@ func (r *Replica) mergeVersions(c *Chunk) (res MergeResult, err error) {
 	return res, err
 }
 
-// versions returns what the source has, by block, the newest first. Loc is the place of the data in c.Data, plus one, or
-// with oldData in c.OldData; zero: not here.
+// versions returns what the source has, by block, the newest first. Loc is the place of the data in c.Data, plus one,
+// or with oldData in c.OldData; zero: not here.
 func (c *Chunk) versions() (all []index.Old, err error) {
 	if c.First < 0 || c.Count <= 0 || c.First+c.Count > block.ChunkBlocks {
 		return nil, fmt.Errorf("blocks %d+%d of a chunk", c.First, c.Count)

@@ -58,7 +58,8 @@ func TestMergeDoesNotExpose(t *testing.T) {
 	}
 }
 
-// TestMergeIsAheadOfSnapshots merges what the source has behind snapshots that come with the live operations only later.
+// TestMergeIsAheadOfSnapshots merges what the source has behind snapshots that come with the live operations only
+// later.
 func TestMergeIsAheadOfSnapshots(t *testing.T) {
 	p, _ := newMemPool(t, 64<<20, Options{})
 	r, err := p.CreateReplica("v", 4<<20)

@@ -8,8 +8,8 @@ import (
 	"github.com/cstor-go/cstor/internal/pool/disk"
 )
 
-// moveSome has the cleaner copy what is live in a few segments, whether that is worth it or not; the next drain puts the
-// new places into pages.
+// moveSome has the cleaner copy what is live in a few segments, whether that is worth it or not; the next drain puts
+// the new places into pages.
 func (p *Pool) moveSome(rng *rand.Rand) error {
 	p.drain.cycle.Lock()
 	defer p.drain.cycle.Unlock()

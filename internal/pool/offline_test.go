@@ -57,8 +57,8 @@ func usedPool(t *testing.T, l layout) []*disk.Mem {
 	return mems
 }
 
-// TestOpenReadOnly looks at pools in all ways there are; nothing but reads reaches the devices, and what is seen is what
-// Open makes of them.
+// TestOpenReadOnly looks at pools in all ways there are; nothing but reads reaches the devices, and what is seen is
+// what Open makes of them.
 func TestOpenReadOnly(t *testing.T) {
 	forLayouts(t, func(t *testing.T, l layout) {
 		mems := usedPool(t, l)

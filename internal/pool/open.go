@@ -11,9 +11,9 @@ import (
 )
 
 // Open opens the pool that the devices, in any order and under any names, make together. Devices may be missing, or
-// not answer, within the redundancy of their raid groups; a device that missed writes is brought into use again, but for
-// what it missed. The pool owns the devices from then on and Close closes them; after an error they remain the caller's.
-// Errors name the device that is missing, foreign, damaged or too many and what was found.
+// not answer, within the redundancy of their raid groups; a device that missed writes is brought into use again, but
+// for what it missed. The pool owns the devices from then on and Close closes them; after an error they remain the
+// caller's. Errors name the device that is missing, foreign, damaged or too many and what was found.
 func Open(devs []disk.Device, opt Options) (*Pool, error) {
 	begin := time.Now()
 	p, err := open(devs, opt)

@@ -92,8 +92,8 @@ type indexWriter struct {
 // room reports whether n more bytes fit into the buffer; when they do not it must be written first.
 func (w *indexWriter) room(n int) bool { return len(w.buf) == 0 || len(w.buf)+n <= w.most }
 
-// place returns the address at which the next n bytes, for which there is room, will be, after going to another segment if
-// they do not fit into this one.
+// place returns the address at which the next n bytes, for which there is room, will be, after going to another segment
+// if they do not fit into this one.
 func (p *Pool) place(w *indexWriter, n int) (uint64, error) {
 	if len(w.buf) == 0 && (!w.open || int64(w.at)+int64(n) > p.seg.bytes()) {
 		segs, ok := p.seg.alloc(nil, 1, segIndex, 0)

@@ -66,8 +66,8 @@ func (p *Pool) eachChunk(f func(c *chunkPieces) error) error {
 	}
 }
 
-// nextChunk fills c for the first chunk that may have data from number on; false: there is none. A part of the directory
-// that is damaged is passed over, and found by itself.
+// nextChunk fills c for the first chunk that may have data from number on; false: there is none. A part of the
+// directory that is damaged is passed over, and found by itself.
 func (p *Pool) nextChunk(c *chunkPieces) (more bool, err error) {
 	var d chunkRef
 	for {
@@ -260,8 +260,8 @@ func (w *walk) gatherReplica(r *Replica, add func(x piece)) error {
 	}
 }
 
-// eachDir calls f, without locks, for every directory block and node of a replica that is on the devices, with its first
-// chunk. Nodes that cannot be had are passed over with what is below them.
+// eachDir calls f, without locks, for every directory block and node of a replica that is on the devices, with its
+// first chunk. Nodes that cannot be had are passed over with what is below them.
 func (p *Pool) eachDir(r *Replica, f func(s *dirSlot, first uint64)) error {
 	var slots [nodeSpan]dirSlot
 	for n := uint64(0); ; n++ {

@@ -142,7 +142,7 @@ type Stats struct {
 	Free      int64 // Capacity - Allocated, less what an index of sparse chunks needs to be written again
 	Replicas  int
 	ReadOnly  bool
-	Health    string // "ONLINE"; "DEGRADED": devices are out of use, missing or lack something; "FAULTED" after a failed write or flush
+	Health    string // HealthOnline, HealthDegraded or HealthFaulted
 	Failure   string // why Health is not ONLINE
 
 	Segments     int // of the whole pool

@@ -75,8 +75,8 @@ func recordWorkload(t *testing.T, l layout, seed uint64, steps int) *recordedWor
 
 // TestPowerCut cuts the power after every single operation of the devices in a recorded workload, and looks at what is
 // there afterwards: verify finds no damage, the pool opens, all its books are right, and every replica, with its
-// snapshots, is a prefix of what was done to it that includes everything that was on stable storage by contract. Then it
-// goes on, and the power is cut again. In short tests some of the cuts are left out.
+// snapshots, is a prefix of what was done to it that includes everything that was on stable storage by contract. Then
+// it goes on, and the power is cut again. In short tests some of the cuts are left out.
 func TestPowerCut(t *testing.T) {
 	seed := *cutSeed
 	if seed == 0 {

@@ -11,10 +11,10 @@ import (
 )
 
 // Verify proves that a pool whose devices nobody else uses is what the format says, and writes nothing: the labels and
-// rings of all devices agree, the newest checkpoint decodes, the log can be replayed, every block of every replica, index
-// page, directory block and header that is in use has its checksum on every device, copies and parity fit, nothing is in
-// two places or in a free segment, and all accounts are exact. The error says that it could not look. The devices stay
-// the caller's.
+// rings of all devices agree, the newest checkpoint decodes, the log can be replayed, every block of every replica,
+// index page, directory block and header that is in use has its checksum on every device, copies and parity fit,
+// nothing is in two places or in a free segment, and all accounts are exact. The error says that it could not look. The
+// devices stay the caller's.
 func Verify(devs []disk.Device, opt Options) (*Report, error) {
 	r := &Report{Devices: len(devs)}
 	p, err := openOffline(keepOpen(devs), opt)

@@ -149,8 +149,8 @@ func (r *Replica) find(s *readScratch, first uint64, n int) error {
 	return nil
 }
 
-// findAt looks up, as they were at a version, those of n blocks of one chunk that are not in s.known, in the replica and
-// in what it is a clone of. The caller is entered as a reader.
+// findAt looks up, as they were at a version, those of n blocks of one chunk that are not in s.known, in the replica
+// and in what it is a clone of. The caller is entered as a reader.
 func (r *Replica) findAt(s *readScratch, first uint64, n int, at block.Version) error {
 	p := r.p
 	chunk := first / block.ChunkBlocks

@@ -12,8 +12,8 @@ import (
 )
 
 // TestRebuildCarriesSnapshots has a replica diverge from another one and follow it again: the list of snapshots first,
-// then pieces of chunks with all their versions in any order, while live operations come later than the source has them.
-// In the end both must have the same versions of everything.
+// then pieces of chunks with all their versions in any order, while live operations come later than the source has
+// them. In the end both must have the same versions of everything.
 func TestRebuildCarriesSnapshots(t *testing.T) {
 	for range 6 {
 		seed := *modelSeed

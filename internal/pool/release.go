@@ -5,13 +5,13 @@ import (
 	"github.com/cstor-go/cstor/internal/pool/index"
 )
 
-// releaseStep is the number of chunks that one cycle takes apart: what they held is free with its checkpoint, and others
-// who wait for the cycle do not wait long.
+// releaseStep is the number of chunks that one cycle takes apart: what they held is free with its checkpoint, and
+// others who wait for the cycle do not wait long.
 var releaseStep = 4096
 
 // releaseDying takes destroyed replicas apart, a step of it, and as far as it can before the active table asks for
-// attention. The rest is for the next cycle. Only replicas that were destroyed before the freeze are touched: nothing in the active table
-// belongs to them.
+// attention. The rest is for the next cycle. Only replicas that were destroyed before the freeze are touched: nothing
+// in the active table belongs to them.
 func (p *Pool) releaseDying() error {
 	left := releaseStep
 	for i := 0; i < len(p.drain.images); i++ {

@@ -195,8 +195,8 @@ func TestReplaceBusy(t *testing.T) {
 	})
 }
 
-// TestReplaceDuringWrite: a write that was on its way to the old device when the new one came does not reach that. It is
-// copied like everything else, without a pause.
+// TestReplaceDuringWrite: a write that was on its way to the old device when the new one came does not reach that. It
+// is copied like everything else, without a pause.
 func TestReplaceDuringWrite(t *testing.T) {
 	forLayouts(t, func(t *testing.T, l layout) {
 		t.Parallel()

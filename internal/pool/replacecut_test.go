@@ -11,8 +11,8 @@ import (
 	"github.com/cstor-go/cstor/internal/pool/disk"
 )
 
-// TestReplacePowerCut cuts the power of all devices at an operation of any of them during a replacement. When the pool is
-// opened with what is there, old and new device included, the replacement goes on, or can be begun again.
+// TestReplacePowerCut cuts the power of all devices at an operation of any of them during a replacement. When the pool
+// is opened with what is there, old and new device included, the replacement goes on, or can be begun again.
 func TestReplacePowerCut(t *testing.T) {
 	forLayouts(t, func(t *testing.T, l layout) {
 		t.Parallel()
@@ -174,8 +174,8 @@ func (s *powerSwitch) operations() int {
 	return s.done
 }
 
-// forCuts calls f with numbers of operations at which the power is to be cut: first with one that there is not, to learn
-// how many there are, then with every one or with some.
+// forCuts calls f with numbers of operations at which the power is to be cut: first with one that there is not, to
+// learn how many there are, then with every one or with some.
 func forCuts(rng *rand.Rand, f func(n int) (operations int)) {
 	total := f(1 << 30)
 	if *everyOp {
@@ -193,7 +193,8 @@ func forCuts(rng *rand.Rand, f func(n int) (operations int)) {
 	}
 }
 
-// again repeats what a power cut interrupted with the device of that name, as it is or, if what is on it is torn, wiped.
+// again repeats what a power cut interrupted with the device of that name, as it is or, if what is on it is torn,
+// wiped.
 func (s *sweep) again(name string, do func(d *disk.Mem) error) {
 	s.t.Helper()
 	for i, m := range s.mems {
@@ -215,8 +216,8 @@ func (s *sweep) again(name string, do func(d *disk.Mem) error) {
 }
 
 // TestTornWhileReplaced: the power fails while a device is being replaced, and only one of the two has what was written
-// last. Whether that counts is decided once, for both: what anybody may have read since is there when the old device has
-// left.
+// last. Whether that counts is decided once, for both: what anybody may have read since is there when the old device
+// has left.
 func TestTornWhileReplaced(t *testing.T) {
 	forLayouts(t, func(t *testing.T, l layout) {
 		t.Parallel()

@@ -250,7 +250,8 @@ func (p *Pool) replayRecord(rec *wal.Record, area wal.Area) error {
 		return nil
 	}
 	most := r.blocks()
-	if rec.Kind != wal.Write && rec.Kind != wal.Discard && rec.Kind != wal.DiscardPart { // of a merge: part of a chunk, which snapshots may show beyond the end
+	if rec.Kind != wal.Write && rec.Kind != wal.Discard && rec.Kind != wal.DiscardPart {
+		// of a merge: part of a chunk, which snapshots may show beyond the end
 		most = min((rec.Block|(block.ChunkBlocks-1))+1, blocksOf(MaxReplicaSize))
 	}
 	if rec.Block >= most || uint64(rec.Count) > most-rec.Block {

@@ -12,8 +12,8 @@ import (
 	"github.com/cstor-go/cstor/internal/pool/raid"
 )
 
-// TestReplayOfALongLogInAFullPool opens a pool whose log has more updates than the delta takes, while so little space is
-// free that the cleaner would work. The log that is still to be replayed must not be written to.
+// TestReplayOfALongLogInAFullPool opens a pool whose log has more updates than the delta takes, while so little space
+// is free that the cleaner would work. The log that is still to be replayed must not be written to.
 func TestReplayOfALongLogInAFullPool(t *testing.T) {
 	m := disk.NewMem("mem0", 33<<20)
 	opt := Options{Compression: compress.Off, SegmentBytes: 256 << 10, DeltaEntries: 4096, NoDiscard: true}
@@ -72,8 +72,8 @@ func TestReplayOfALongLogInAFullPool(t *testing.T) {
 	must(t, q.Check())
 }
 
-// TestLostTailStaysLost has a batch on one device only when the power fails, and opens the pool without that device: the
-// batch is not there. It must not come back with the device, whatever a second power cut takes.
+// TestLostTailStaysLost has a batch on one device only when the power fails, and opens the pool without that device:
+// the batch is not there. It must not come back with the device, whatever a second power cut takes.
 func TestLostTailStaysLost(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 1))
 	mems := []*disk.Mem{disk.NewMem("mem0", 32<<20), disk.NewMem("mem1", 32<<20)}
@@ -120,8 +120,8 @@ func TestReplayedIsStable(t *testing.T) {
 	})
 }
 
-// TestReplayEndsAtTheFirstTornBatch damages two batches of a log that was never flushed, whose batches are read several at
-// a time: everything in front of the first one is there, nothing behind it.
+// TestReplayEndsAtTheFirstTornBatch damages two batches of a log that was never flushed, whose batches are read several
+// at a time: everything in front of the first one is there, nothing behind it.
 func TestReplayEndsAtTheFirstTornBatch(t *testing.T) {
 	const batches = 100
 	rng := testRand(t)

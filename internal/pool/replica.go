@@ -71,8 +71,9 @@ type MergeResult struct {
 	Bytes   int64 // bytes of data stored
 }
 
-// ReplicaStats is a snapshot of a replica's counters. Allocated and Data are exact when nothing waits to be drained into
-// index pages, which is so a few seconds after the last write; until then what overwritten data gives back is estimated.
+// ReplicaStats is a snapshot of a replica's counters. Allocated and Data are exact when nothing waits to be drained
+// into index pages, which is so a few seconds after the last write; until then what overwritten data gives back is
+// estimated.
 type ReplicaStats struct {
 	Used      int64 // bytes of blocks that have data
 	Allocated int64 // bytes that its data and its share of the index take

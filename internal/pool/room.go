@@ -174,9 +174,9 @@ func (p *Pool) pagesFit() error {
 	return errWait
 }
 
-// full returns ErrNoSpace when so many more blocks of data, some of which replace others, are more than the pool is for, errWait when a drain may show
-// that they are not: only that knows what snapshots keep of what has been overwritten since the last one, and what deleted
-// ones do not keep any more.
+// full returns ErrNoSpace when so many more blocks of data, some of which replace others, are more than the pool is
+// for, errWait when a drain may show that they are not: only that knows what snapshots keep of what has been
+// overwritten since the last one, and what deleted ones do not keep any more.
 func (p *Pool) full(blocks int, replaced func() int64) error {
 	p.idx.mu.RLock()
 	defer p.idx.mu.RUnlock()

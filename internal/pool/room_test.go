@@ -193,9 +193,9 @@ func (c *roomTest) reopen(kill bool) {
 	c.p = p
 }
 
-// TestRoomForGivingBack fills pools with blocks that are near each other, each in another chunk, or anywhere: a write is
-// refused only when what is live, data and index, is what the pool is for, and whoever gives back or records state, and who
-// overwrites what is there, is never refused.
+// TestRoomForGivingBack fills pools with blocks that are near each other, each in another chunk, or anywhere: a write
+// is refused only when what is live, data and index, is what the pool is for, and whoever gives back or records state,
+// and who overwrites what is there, is never refused.
 func TestRoomForGivingBack(t *testing.T) {
 	forLayouts(t, func(t *testing.T, l layout) {
 		for _, x := range []struct {

@@ -24,8 +24,8 @@ func (s *sweep) flip(m *disk.Mem, from, to int64, oneIn int) (n int) {
 	return n
 }
 
-// TestScrubRepairs: bits flip anywhere on as many devices of each group as may lie, while the pool is used. A scrub makes
-// everything right, on all devices.
+// TestScrubRepairs: bits flip anywhere on as many devices of each group as may lie, while the pool is used. A scrub
+// makes everything right, on all devices.
 func TestScrubRepairs(t *testing.T) {
 	redundant(t, func(t *testing.T, l layout) {
 		t.Parallel()
@@ -53,7 +53,7 @@ func TestScrubRepairs(t *testing.T) {
 			}
 			blamed, wrongly := uint64(0), uint64(0)
 			for i, d := range s.p.Devices() {
-				if blamed += d.ChecksumErrors; !slices.Contains(l.victims(), i) { // for what nobody needs any more, beside what is live
+				if blamed += d.ChecksumErrors; !slices.Contains(l.victims(), i) { // for what nobody needs any more
 					wrongly += d.ChecksumErrors
 				}
 			}

@@ -132,8 +132,8 @@ func badData(bad []int, first int, h *wal.Header, b, data []byte) []int {
 	return bad
 }
 
-// replayedStable makes the part of the log that is replayed stable before anybody sees it, and the checkpoint in front of
-// it known to every device: the one that has announced it alone may go, when what older ones need is in use again.
+// replayedStable makes the part of the log that is replayed stable before anybody sees it, and the checkpoint in front
+// of it known to every device: the one that has announced it alone may go, when what older ones need is in use again.
 func (p *Pool) replayedStable() error {
 	p.generation++
 	if err := p.writeRing(&label.Ring{Pool: p.cfg.GUID, Generation: p.generation, Root: p.root}); err != nil {

@@ -58,8 +58,8 @@ func (s snapshots) without(i int) snapshots {
 	return slices.Delete(slices.Clone(s), i, i+1)
 }
 
-// purge is the way through a replica's chunks after snapshots were deleted: every chunk with older versions is looked at
-// once, and what nobody shows any more goes.
+// purge is the way through a replica's chunks after snapshots were deleted: every chunk with older versions is looked
+// at once, and what nobody shows any more goes.
 type purge struct {
 	wanted bool
 	begun  bool   // chunks have been looked at
@@ -76,7 +76,7 @@ func (g *purge) over() { *g = purge{wanted: g.again} }
 // applyPoint carries out an operation that concerns the replica as a whole.
 func (r *Replica) applyPoint(o *Op) error {
 	p := r.p
-	if o.Kind == OpResize && o.Size < r.size.Load() { // what is cut off goes first, so that it is not there when it comes back
+	if o.Kind == OpResize && o.Size < r.size.Load() { // what is cut off does not come back
 		keep := blocksOf(o.Size)
 		if err := r.applyHugeDiscard(keep, r.blocks()-keep, o.Version, false); err != nil {
 			return err

@@ -155,9 +155,10 @@ type DiffBlock struct {
 }
 
 // Diff returns, for the first chunk from number chunk on where there are any, the blocks that snapshot to ("": the
-// replica as it is) shows in another version than snapshot from ("": nothing at all), ascending, with what to shows; blocks
-// behind the end of both are left out. They are put into dst[:0]. next is the chunk to go on with; done says that there are no more. To compare whole snapshots takes one
-// page for every chunk that changed since the older one, and nothing for the others.
+// replica as it is) shows in another version than snapshot from ("": nothing at all), ascending, with what to shows;
+// blocks behind the end of both are left out. They are put into dst[:0]. next is the chunk to go on with; done says
+// that there are no more. To compare whole snapshots takes one page for every chunk that changed since the older one,
+// and nothing for the others.
 func (r *Replica) Diff(from, to string, chunk uint64, dst []DiffBlock) (blocks []DiffBlock, next uint64, done bool, err error) {
 	blocks, next, done, err = r.diff(from, to, chunk, dst[:0])
 	if err != nil {

@@ -9,8 +9,8 @@ import (
 	"github.com/cstor-go/cstor/internal/pool/raid"
 )
 
-// space says which raid group every segment is on. It is replaced as a whole when the pool grows; what a span or a group
-// knows of free segments is guarded by segments.mu.
+// space says which raid group every segment is on. It is replaced as a whole when the pool grows; what a span or a
+// group knows of free segments is guarded by segments.mu.
 type space struct {
 	groups   []*groupState
 	spans    []span
@@ -111,8 +111,8 @@ func (g *groupState) name() string {
 	return fmt.Sprintf("%s group %d", kind, g.index+1)
 }
 
-// place returns the device and the offset on it of the block at an offset in the group. For a mirror it names all of its
-// devices.
+// place returns the device and the offset on it of the block at an offset in the group. For a mirror it names all of
+// its devices.
 func (g *groupState) place(off int64) (device string, at int64) {
 	cols := g.Columns()
 	row := off / int64(g.Row())

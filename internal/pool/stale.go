@@ -87,8 +87,8 @@ func (p *Pool) committed(marks []mark) error {
 	return p.recordIn()
 }
 
-// loadMembers takes over from the checkpoint which units are stale. A device that it does not know has nothing yet; in a
-// group of which it knows none there was nothing either. What is called out is stale as a whole until the end of the
+// loadMembers takes over from the checkpoint which units are stale. A device that it does not know has nothing yet; in
+// a group of which it knows none there was nothing either. What is called out is stale as a whole until the end of the
 // replay, since it may have missed more.
 func (p *Pool) loadMembers(images []memberImage) error {
 	known, old := map[block.GUID]raid.Bitmap{}, map[int]bool{}

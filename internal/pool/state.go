@@ -12,8 +12,9 @@ import (
 
 // Pool is an open pool. All methods may be called concurrently, except as Replica says.
 //
-// Locks, in the order in which they are taken: upkeep.change, drain (one step of draining, one checkpoint), log (appends), flush.device,
-// labels.mu, idx.mu (the index in memory), seg.mu, upkeep.mu. Nothing waits for a device under idx.mu, seg.mu or upkeep.mu.
+// Locks, in the order in which they are taken: upkeep.change, drain (one step of draining, one checkpoint), log
+// (appends), flush.device, labels.mu, idx.mu (the index in memory), seg.mu, upkeep.mu. Nothing waits for a device under
+// idx.mu, seg.mu or upkeep.mu.
 type Pool struct {
 	cfg     Config
 	opt     Options

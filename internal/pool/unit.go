@@ -70,7 +70,8 @@ func (p *Pool) end(entries int) {
 	}
 }
 
-// unit appends one unit that stores no data of users: add puts the records in, index makes them visible under the index lock.
+// unit appends one unit that stores no data of users: add puts the records in, index makes them visible under the index
+// lock.
 func (p *Pool) unit(r *Replica, entries, data, header int, add func() error, index func()) error {
 	if err := p.begin(r, entries, data, header, nil); err != nil {
 		return err

@@ -146,8 +146,8 @@ func (p *Pool) rest() {
 	}
 }
 
-// stepper returns what a walk calls after its steps: it keeps the rate, lets users go first, and ends the walk when over
-// says so.
+// stepper returns what a walk calls after its steps: it keeps the rate, lets users go first, and ends the walk when
+// over says so.
 func (p *Pool) stepper(rate func() int64, share int, over func() error) func(n int64) error {
 	u := &p.upkeep
 	last := time.Now()

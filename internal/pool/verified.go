@@ -29,7 +29,8 @@ func (p *Pool) recoverPart(b []byte, addr uint64, from, to int, ok func([]byte) 
 		return false
 	}
 	n := p.count.repaired.Add(1)
-	if device, at := g.place(off); p.opt.Log != nil && p.offline == nil && (n&(n-1) == 0 || n%1000 == 0) { // not one line for each block of a bad disk
+	few := n&(n-1) == 0 || n%1000 == 0 // not one line for each block of a bad disk
+	if device, at := g.place(off); p.opt.Log != nil && p.offline == nil && few {
 		p.opt.Log.Warn("damaged block was repaired from the redundancy of its raid group", "pool", p.cfg.Name, "group", g.name(), "device", device,
 			"offset", at, "repaired", n)
 	}

@@ -11,8 +11,9 @@ import (
 )
 
 // Check recomputes every counter that the engine keeps from the index itself and reports all that differ: presence
-// and newest version of every chunk, what replicas use, older versions and their history, live bytes of every segment, free segments, blocks that two
-// places refer to. It holds up everything else while it runs. It reads index pages but no data.
+// and newest version of every chunk, what replicas use, older versions and their history, live bytes of every segment,
+// free segments, blocks that two places refer to. It holds up everything else while it runs. It reads index pages but
+// no data.
 func (p *Pool) Check() error {
 	p.drain.cycle.Lock()
 	defer p.drain.cycle.Unlock()
@@ -247,7 +248,8 @@ func (c *checker) chunk(r *Replica, d *chunkRef, chunk uint64, pg *index.Page, s
 	}
 }
 
-// pageOf refers to what the page c.pg of a chunk refers to, and returns the bytes of older versions and of history pages.
+// pageOf refers to what the page c.pg of a chunk refers to, and returns the bytes of older versions and of history
+// pages.
 func (c *checker) pageOf(r *Replica, chunk uint64, d *chunkRef) (held, history int64) {
 	p, pg := c.p, &c.pg
 	who := func(o *index.Old) string {

@@ -97,9 +97,9 @@ type Label struct {
 	Device       block.GUID
 	Name         string // of the pool
 	Owner        string
-	Generation   uint64 // grows with every change of the labels; the highest wins. 0: not a member yet unless others say so
+	Generation   uint64 // grows with every change; the highest wins. 0: not a member yet unless others say so
 	Change       uint64 // a random number for each change
-	Size         int64  // bytes of the device when it was added
+	Size         int64  // bytes of the device that the pool knows of
 	SegmentBytes int64
 	Groups       []Group
 	Members      []Member
@@ -363,7 +363,7 @@ func Probe(dev disk.Device) (*Label, error) {
 	}
 	headIntact := look(head)
 	look(tail)
-	if best != nil && best.Size < dev.Size() { // the device became longer: a change of the labels may have reached the old end only
+	if best != nil && best.Size < dev.Size() { // it became longer: a change may have reached the old end only
 		old := *best
 		if area, err := readArea(dev, old.Size-TailBytes); err == nil {
 			look(area)
@@ -395,7 +395,8 @@ func Probe(dev disk.Device) (*Label, error) {
 	}
 }
 
-// readArea reads the label area at off; those at both ends have the same size. When parts of it are unreadable it returns the rest, with zeroes for them, and why.
+// readArea reads the label area at off; those at both ends have the same size. When parts of it are unreadable it
+// returns the rest, with zeroes for them, and why.
 func readArea(dev disk.Device, off int64) ([]byte, error) {
 	b := disk.Buffer(HeadBytes)
 	err := dev.ReadAt(b, off)
@@ -403,7 +404,8 @@ func readArea(dev disk.Device, off int64) ([]byte, error) {
 		return b, nil
 	}
 	clear(b)
-	for _, part := range [][2]int{{0, 1}, {64 << 10 / blockSize, 1}, {ringOffset / blockSize, ringSlots}} { // what we write there
+	written := [][2]int{{0, 1}, {64 << 10 / blockSize, 1}, {ringOffset / blockSize, ringSlots}} // first block, number
+	for _, part := range written {
 		for i := part[0]; i < part[0]+part[1]; i++ {
 			block := b[i*blockSize : (i+1)*blockSize]
 			if dev.ReadAt(block, off+int64(i*blockSize)) != nil {

@@ -80,8 +80,8 @@ func testLabel(t *testing.T, l *Label) {
 	}
 }
 
-// TestLabelAtOldEnd: a device became longer, and a change of its labels reached nothing but the old end. What is there of
-// another pool, as data may be, does not count.
+// TestLabelAtOldEnd: a device became longer, and a change of its labels reached nothing but the old end. What is there
+// of another pool, as data may be, does not count.
 func TestLabelAtOldEnd(t *testing.T) {
 	l := sample()
 	d := disk.NewMem("d", l.Size)
@@ -137,8 +137,8 @@ func TestLabelLimits(t *testing.T) {
 	}
 }
 
-// TestLabelPowerCut loses the power at every write and flush of a change of the labels, and at those of mending them and
-// of the next change: the old or the new ones are there, and never older ones again.
+// TestLabelPowerCut loses the power at every write and flush of a change of the labels, and at those of mending them
+// and of the next change: the old or the new ones are there, and never older ones again.
 func TestLabelPowerCut(t *testing.T) {
 	labels := [3]*Label{sample(), sample(), sample()}
 	for i, l := range labels {

@@ -8,8 +8,8 @@ import (
 )
 
 // Wipe makes a device that was a pool's blank to everybody: it clears the label areas at both ends, of the device as it
-// is and of the sizes, if other, that its labels may name. The tails go first, so that power loss leaves a device that is
-// recognised as the pool's until it is blank.
+// is and of the sizes, if other, that its labels may name. The tails go first, so that power loss leaves a device that
+// is recognised as the pool's until it is blank.
 func Wipe(dev disk.Device, sizes ...int64) error {
 	zeroes := disk.Buffer(TailBytes)
 	tails := map[int64]bool{dev.Size() - TailBytes: true}
@@ -38,8 +38,8 @@ func Wipe(dev disk.Device, sizes ...int64) error {
 	return nil
 }
 
-// Mend makes all copies of a device's label say what the best of them, l, does, so that the next Write, which begins with
-// two of them, may be interrupted as well. The copies that do are left alone.
+// Mend makes all copies of a device's label say what the best of them, l, does, so that the next Write, which begins
+// with two of them, may be interrupted as well. The copies that do are left alone.
 func Mend(dev disk.Device, l *Label) error {
 	b, err := l.Encode()
 	if err != nil {

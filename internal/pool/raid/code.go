@@ -9,8 +9,8 @@ import (
 )
 
 // coder computes parity and whatever is missing of a row. The code is the usual one of RAID-6: in GF(2^8) modulo
-// x^8+x^4+x^3+x^2+1 the first parity is the sum of the data blocks, the second the sum of 2^i times data block i. Sets of
-// shards are bit masks: data from bit 0 on, then parity.
+// x^8+x^4+x^3+x^2+1 the first parity is the sum of the data blocks, the second the sum of 2^i times data block i. Sets
+// of shards are bit masks: data from bit 0 on, then parity.
 type coder struct {
 	data, parity int
 	low          reedsolomon.LowLevel

@@ -3,8 +3,8 @@
 //
 // # Layout
 //
-// A group has D data and P parity columns: stripe 1+0, mirror 1+P (copies), raidz D+1, raidz2 D+2, D a power of two. A row
-// is one 4096-byte block at the same offset of each column. The group's linear space counts data blocks: block b is
+// A group has D data and P parity columns: stripe 1+0, mirror 1+P (copies), raidz D+1, raidz2 D+2, D a power of two. A
+// row is one 4096-byte block at the same offset of each column. The group's linear space counts data blocks: block b is
 // shard b%D of row b/D; shards D and up are parity. Shard s of row r is on column (s + r/64) % (D+P), at Base + r*4096.
 // The first parity is the sum (exclusive or) of the data shards, the second the sum of 2^i times shard i in GF(2^8)
 // modulo x^8+x^4+x^3+x^2+1. A unit is UnitBytes of each column, what one segment of the pool takes.
@@ -18,14 +18,14 @@
 //
 // # What it promises
 //
-//   - A Write that returned nil is on all columns but at most P of every unit that it touches, and where it is missing the
-//     unit is stale on that device. What a device wrote since its last good flush is stale too once it goes out.
+//   - A Write that returned nil is on all columns but at most P of every unit that it touches, and where it is missing
+//     the unit is stale on that device. What a device wrote since its last good flush is stale too once it goes out.
 //   - After a Flush that returned nil the same holds of stable storage.
 //   - Read never gives what is on a stale unit or on a device that is out. What Recover gives has passed the caller's
 //     check; only there, when everything else fails that check, stale units are tried too.
 //   - No more than P wrong columns in a row, of which nobody need know which they are, make Recover and Heal fail, as
-//     long as the check tells. A block is rewritten only when its right content has been proved by the check, or when it
-//     cannot be read at all.
+//     long as the check tells. A block is rewritten only when its right content has been proved by the check, or when
+//     it cannot be read at all.
 //   - A device that errs on a write or a flush, keeps failing reads, or does not answer while others have for Deadline
 //     (five times that for flushes) goes out, if the group can spare it everywhere. When it cannot, the operation
 //     fails with the device's error, and with a device that never answers after fifteen times Deadline. While too few
@@ -33,9 +33,9 @@
 //     but a device that keeps a write for that long goes out, so that all that follows fails.
 //   - A caller's buffer is not touched after the call. A device that hangs may still read from buffers of the Write
 //     that it missed, which is why it comes back only when it has answered everything.
-//   - A column that is being replaced has two devices. Both are written; the new one is read where it is not stale and the
-//     old one is gone.
+//   - A column that is being replaced has two devices. Both are written; the new one is read where it is not stale and
+//     the old one is gone.
 //
-// Requests run in goroutines of their own, one per device and operation, but for reads and writes of a stripe; memory is
-// recycled, so that reads and writes allocate nothing as long as no device is missing.
+// Requests run in goroutines of their own, one per device and operation, but for reads and writes of a stripe; memory
+// is recycled, so that reads and writes allocate nothing as long as no device is missing.
 package raid

@@ -57,8 +57,8 @@ func (g *Group) Flush() error {
 }
 
 // Discard tells the devices that the rows, off and n being multiples of Row, are not needed any more. What they read as
-// is undefined. Errors of devices do not matter; a device that never answers goes out, since it might discard later what
-// is written then.
+// is undefined. Errors of devices do not matter; a device that never answers goes out, since it might discard later
+// what is written then.
 func (g *Group) Discard(off, n int64) error {
 	if err := g.checkRange(off, n, g.Row()); err != nil {
 		return fmt.Errorf("discard of %w", err)

@@ -160,8 +160,8 @@ func TestAllSlow(t *testing.T) {
 	})
 }
 
-// TestHardLimit: more devices hang than can be spared: an error in bounded time, and they are out. In a stripe the caller
-// itself is in the device, see TestStripeHangs.
+// TestHardLimit: more devices hang than can be spared: an error in bounded time, and they are out. In a stripe the
+// caller itself is in the device, see TestStripeHangs.
 func TestHardLimit(t *testing.T) {
 	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
 		t.Parallel()

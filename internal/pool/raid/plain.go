@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// writePlain writes rows of a stripe in the caller's goroutine: there is nothing to go on with without the device, and a
-// hand-over costs more than all else. A device that never answers is taken out by the watch, so that everybody knows;
+// writePlain writes rows of a stripe in the caller's goroutine: there is nothing to go on with without the device, and
+// a hand-over costs more than all else. A device that never answers is taken out by the watch, so that everybody knows;
 // this call returns when it does. It returns false when the column is being replaced.
 func (g *Group) writePlain(bufs [][]byte, row, rows int64) (done bool, err error) {
 	lay := g.layout.Load()
@@ -40,8 +40,8 @@ func (g *Group) writePlain(bufs [][]byte, row, rows int64) (done bool, err error
 	return true, nil
 }
 
-// flushPlain flushes a stripe in the caller's goroutine, as writePlain writes: two changes of goroutine would be a fifth of
-// what a small write and its flush take.
+// flushPlain flushes a stripe in the caller's goroutine, as writePlain writes: two changes of goroutine would be a
+// fifth of what a small write and its flush take.
 func (g *Group) flushPlain(d *Device) error {
 	if !d.begin() {
 		return fmt.Errorf("flush: %w: %w", ErrLost, g.why())

@@ -10,11 +10,11 @@ import (
 // maxGuesses bounds how often Recover asks whether a combination of different guesses for different rows is right.
 const maxGuesses = 1 << 14
 
-// Recover obtains the len(b) bytes at off for which ok holds, when what Read put into b was not right: it reads everything
-// again and tries other copies, and what follows when up to as many columns as there is parity are wrong. Rows in which
-// a guess made the difference are rewritten in place on the devices that lied, which count a checksum error each. When
-// nothing satisfies ok it returns an error that wraps ErrUnrecoverable, and b is undefined. What ok is given is valid
-// during the call only.
+// Recover obtains the len(b) bytes at off for which ok holds, when what Read put into b was not right: it reads
+// everything again and tries other copies, and what follows when up to as many columns as there is parity are wrong.
+// Rows in which a guess made the difference are rewritten in place on the devices that lied, which count a checksum
+// error each. When nothing satisfies ok it returns an error that wraps ErrUnrecoverable, and b is undefined. What ok is
+// given is valid during the call only.
 func (g *Group) Recover(b []byte, off int64, ok func([]byte) bool) error {
 	return g.RecoverPart(b, off, 0, len(b), ok)
 }

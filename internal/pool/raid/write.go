@@ -219,7 +219,8 @@ func (g *Group) encode(o *op, row int64, rows int) {
 	}
 }
 
-// spread makes the lists of what each column gets: blocks of the caller's buffers, and room for parity in the op's memory.
+// spread makes the lists of what each column gets: blocks of the caller's buffers, and room for parity in the op's
+// memory.
 func (g *Group) spread(o *op, bufs [][]byte, row int64, rows int) {
 	if g.data == 1 {
 		o.iov = append(o.iov, bufs...) // a copy of the list: a device that hangs may look at it when the caller's has changed

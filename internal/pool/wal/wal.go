@@ -128,8 +128,8 @@ func sums(k Kind, count uint32) int {
 	return DataBlocks(k, count)
 }
 
-// Len returns the encoded length in bytes of a record without lengths; those take one byte per block. name is the length
-// of the names in it.
+// Len returns the encoded length in bytes of a record without lengths; those take one byte per block. name is the
+// length of the names in it.
 func Len(k Kind, count uint32, name int) int {
 	switch n := RecordLen + 4*sums(k, count); k {
 	case Create:
