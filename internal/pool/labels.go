@@ -20,14 +20,14 @@ type labels struct {
 	now atomic.Pointer[label.Label] // apart from the fields that are each device's own; never changed
 }
 
-// recordOut writes labels that call those devices out that missed writes unknown to the newest checkpoint, unless the
-// labels do already. It fails when a group has lost more than its redundancy.
+// recordOut writes labels that call those devices out that are behind, unless the labels of all devices do already, also
+// those of one that came back. It fails when a group has lost more than its redundancy.
 func (p *Pool) recordOut() error {
 	p.labels.mu.Lock()
 	defer p.labels.mu.Unlock()
 	now, news := p.labels.now.Load(), false
 	for _, m := range p.members() {
-		news = news || m.behind() && !now.Members[now.Index(m.guid)].Out
+		news = news || m.behind() && !now.Members[now.Index(m.guid)].Out || m.online() && m.last != now.Change
 	}
 	if !news {
 		return nil
@@ -35,7 +35,7 @@ func (p *Pool) recordOut() error {
 	return p.writeLabels(now.Clone())
 }
 
-// recordIn writes labels that do not call out any more what is online and known to the newest checkpoint.
+// recordIn writes labels that do not call out any more what is not behind.
 func (p *Pool) recordIn() error {
 	return p.relabel(func(l *label.Label) (changed bool) {
 		for _, m := range p.members() {
@@ -190,12 +190,20 @@ func (p *Pool) spared(m *member) bool {
 // writeRing announces a checkpoint on every device that is online.
 func (p *Pool) writeRing(r *label.Ring) error {
 	var targets []*member
+	came := map[*member]uint64{}
 	for _, m := range p.members() {
+		n := m.came.Load() // before the look whether it is online: if it comes back later it counts as not told
 		if m.online() {
-			targets = append(targets, m)
+			targets, came[m] = append(targets, m), n
 		}
 	}
-	p.onDevices("ring", targets, func(m *member) error { return label.WriteRing(m.dev.Disk(), m.size.Load(), r) })
+	p.onDevices("ring", targets, func(m *member) error {
+		err := label.WriteRing(m.dev.Disk(), m.size.Load(), r)
+		if err == nil {
+			m.announced.Store(came[m])
+		}
+		return err
+	})
 	for _, g := range p.seg.where.Load().groups {
 		g.dirty.Store(true)
 	}

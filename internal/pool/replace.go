@@ -196,7 +196,7 @@ func (p *Pool) promote(m *member, column int) error {
 	p.labels.mu.Lock()
 	defer p.labels.mu.Unlock()
 	whole := func() bool {
-		return m.online() && !m.dev.Stale() && m.dev.Missed() == missed && m.known.Load() == missed
+		return !m.dev.Stale() && m.dev.Missed() == missed && !m.behind()
 	}
 	g := p.seg.where.Load().groups[m.group]
 	var old *member
