@@ -20,8 +20,9 @@ type labels struct {
 	now atomic.Pointer[label.Label] // apart from the fields that are each device's own; never changed
 }
 
-// recordOut writes labels that call those devices out that are behind, unless the labels of all devices do already, also
-// those of one that came back. It fails when a group has lost more than its redundancy.
+// recordOut writes labels that call those devices out that are behind, unless the labels of all devices do already. One that
+// came back, or was opened with labels of before a change that another one has, has not: what goes on from a change must
+// not be lost with the device that has it alone. It fails when a group has lost more than its redundancy.
 func (p *Pool) recordOut() error {
 	p.labels.mu.Lock()
 	defer p.labels.mu.Unlock()
@@ -212,14 +213,3 @@ func (p *Pool) writeRing(r *label.Ring) error {
 
 // members returns the devices of the pool in the order of the labels' list. The slice is never changed.
 func (p *Pool) members() []*member { return *p.devices.Load() }
-
-// spreadLabels brings the newest labels to the devices that have older ones, because a change was interrupted or they were
-// away: what goes on from these must not be lost with the device that had them alone.
-func (p *Pool) spreadLabels(a *assembly) error {
-	for i, f := range a.members {
-		if f != nil && !a.label.Members[i].Left && f.label.Change != a.label.Change {
-			return p.relabel(func(*label.Label) bool { return true })
-		}
-	}
-	return nil
-}
