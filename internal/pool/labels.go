@@ -130,8 +130,11 @@ const (
 	hardDeadlines = 15 // on any device
 )
 
-// onDevices does something on several devices at once. A device on which that fails, or does not end in time, is taken
-// out; these are returned.
+// errOut means that nothing was done on a device, since it is out of use.
+var errOut = errors.New("device is out of use")
+
+// onDevices does something on several devices at once, that are in use. A device on which that fails, or does not end in
+// time, is taken out; these are returned.
 func (p *Pool) onDevices(what string, targets []*member, do func(m *member) error) (failed []*member) {
 	type result struct {
 		m   *member
@@ -141,14 +144,19 @@ func (p *Pool) onDevices(what string, targets []*member, do func(m *member) erro
 	for _, m := range targets {
 		m.io.Add(1)
 		go func() {
-			err := do(m)
+			err := errOut
+			if m.online() { // who waits until it is not busy any more looks at the two the other way round
+				err = do(m)
+			}
 			m.io.Add(-1)
 			results <- result{m, err}
 		}()
 	}
 	waiting := slices.Clone(targets)
 	fail := func(m *member, err error) {
-		m.dev.Fail(fmt.Errorf("%s: %w", what, err))
+		if err != errOut {
+			m.dev.Fail(fmt.Errorf("%s: %w", what, err))
+		}
 		failed = append(failed, m)
 	}
 	tick := time.NewTicker(p.opt.Deadline)
