@@ -38,6 +38,8 @@ type member struct {
 	dev   *raid.Device
 	// known is how often units of it had become stale when the newest checkpoint was taken, which lists them.
 	known atomic.Uint64
+	// came is how often it came back into use, announced that number when a checkpoint was last announced on it.
+	came, announced atomic.Uint64
 }
 
 // newMember returns member number i of a label.
@@ -54,8 +56,11 @@ func (m *member) online() bool { return m.dev.State() == raid.Online }
 // busy reports whether requests to the device may be under way.
 func (m *member) busy() bool { return m.dev.Stuck() > 0 || m.io.Load() > 0 }
 
-// behind reports whether the device missed writes that the newest checkpoint does not know of.
-func (m *member) behind() bool { return !m.online() || m.dev.Missed() != m.known.Load() }
+// behind reports whether the device missed writes that the newest checkpoint does not know of, or may have missed that
+// that one was announced: it came back since it was.
+func (m *member) behind() bool {
+	return !m.online() || m.dev.Missed() != m.known.Load() || m.announced.Load() != m.came.Load()
+}
 
 // minRows is the smallest number of rows in a segment.
 const minRows = 16

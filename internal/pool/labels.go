@@ -20,14 +20,15 @@ type labels struct {
 	now atomic.Pointer[label.Label] // apart from the fields that are each device's own; never changed
 }
 
-// recordOut writes labels that call those devices out that missed writes unknown to the newest checkpoint, unless the
-// labels do already. It fails when a group has lost more than its redundancy.
+// recordOut writes labels that call those devices out that are behind, unless the labels of all devices do already. One that
+// came back, or was opened with labels of before a change that another one has, has not: what goes on from a change must
+// not be lost with the device that has it alone. It fails when a group has lost more than its redundancy.
 func (p *Pool) recordOut() error {
 	p.labels.mu.Lock()
 	defer p.labels.mu.Unlock()
 	now, news := p.labels.now.Load(), false
 	for _, m := range p.members() {
-		news = news || m.behind() && !now.Members[now.Index(m.guid)].Out
+		news = news || m.behind() && !now.Members[now.Index(m.guid)].Out || m.online() && m.last != now.Change
 	}
 	if !news {
 		return nil
@@ -35,7 +36,7 @@ func (p *Pool) recordOut() error {
 	return p.writeLabels(now.Clone())
 }
 
-// recordIn writes labels that do not call out any more what is online and known to the newest checkpoint.
+// recordIn writes labels that do not call out any more what is not behind.
 func (p *Pool) recordIn() error {
 	return p.relabel(func(l *label.Label) (changed bool) {
 		for _, m := range p.members() {
@@ -129,8 +130,11 @@ const (
 	hardDeadlines = 15 // on any device
 )
 
-// onDevices does something on several devices at once. A device on which that fails, or does not end in time, is taken
-// out; these are returned.
+// errOut means that nothing was done on a device, since it is out of use.
+var errOut = errors.New("device is out of use")
+
+// onDevices does something on several devices at once, that are in use. A device on which that fails, or does not end in
+// time, is taken out; these are returned.
 func (p *Pool) onDevices(what string, targets []*member, do func(m *member) error) (failed []*member) {
 	type result struct {
 		m   *member
@@ -140,14 +144,19 @@ func (p *Pool) onDevices(what string, targets []*member, do func(m *member) erro
 	for _, m := range targets {
 		m.io.Add(1)
 		go func() {
-			err := do(m)
+			err := errOut
+			if m.online() { // who waits until it is not busy any more looks at the two the other way round
+				err = do(m)
+			}
 			m.io.Add(-1)
 			results <- result{m, err}
 		}()
 	}
 	waiting := slices.Clone(targets)
 	fail := func(m *member, err error) {
-		m.dev.Fail(fmt.Errorf("%s: %w", what, err))
+		if err != errOut {
+			m.dev.Fail(fmt.Errorf("%s: %w", what, err))
+		}
 		failed = append(failed, m)
 	}
 	tick := time.NewTicker(p.opt.Deadline)
@@ -190,12 +199,20 @@ func (p *Pool) spared(m *member) bool {
 // writeRing announces a checkpoint on every device that is online.
 func (p *Pool) writeRing(r *label.Ring) error {
 	var targets []*member
+	came := map[*member]uint64{}
 	for _, m := range p.members() {
+		n := m.came.Load() // before the look whether it is online: if it comes back later it counts as not told
 		if m.online() {
-			targets = append(targets, m)
+			targets, came[m] = append(targets, m), n
 		}
 	}
-	p.onDevices("ring", targets, func(m *member) error { return label.WriteRing(m.dev.Disk(), m.size.Load(), r) })
+	p.onDevices("ring", targets, func(m *member) error {
+		err := label.WriteRing(m.dev.Disk(), m.size.Load(), r)
+		if err == nil {
+			m.announced.Store(came[m])
+		}
+		return err
+	})
 	for _, g := range p.seg.where.Load().groups {
 		g.dirty.Store(true)
 	}
@@ -204,14 +221,3 @@ func (p *Pool) writeRing(r *label.Ring) error {
 
 // members returns the devices of the pool in the order of the labels' list. The slice is never changed.
 func (p *Pool) members() []*member { return *p.devices.Load() }
-
-// spreadLabels brings the newest labels to the devices that have older ones, because a change was interrupted or they were
-// away: what goes on from these must not be lost with the device that had them alone.
-func (p *Pool) spreadLabels(a *assembly) error {
-	for i, f := range a.members {
-		if f != nil && !a.label.Members[i].Left && f.label.Change != a.label.Change {
-			return p.relabel(func(*label.Label) bool { return true })
-		}
-	}
-	return nil
-}

@@ -175,6 +175,7 @@ func (p *Pool) takeBack(dev disk.Device) (*member, error) {
 		return nil, fmt.Errorf("device %s (%v) was used without the others: each has changes that the other lacks; wipe it and let it replace itself", dev.Name(), l.Device)
 	}
 	was := m.dev.Disk()
+	m.came.Add(1)
 	if err := m.dev.Return(dev); err != nil {
 		return nil, err
 	}

@@ -33,6 +33,13 @@ func ringOffsets(m *disk.Mem) [2]int64 {
 	return [2]int64{ringAt, m.Size() - label.TailBytes + ringAt}
 }
 
+// atRest ends the background of a pool, which is not closed after that: cycles are the test's.
+func atRest(p *Pool) {
+	close(p.quit)
+	<-p.stopped
+	<-p.upkeep.stopped
+}
+
 // TestCheckpointOnOneDevice loses power when a checkpoint has been announced on one device only, goes on from it, into
 // segments that the one before needs, and then loses that device.
 func TestCheckpointOnOneDevice(t *testing.T) {
@@ -45,11 +52,6 @@ func TestCheckpointOnOneDevice(t *testing.T) {
 			}
 			p, err := Create([]Group{{Kind: raid.RAIDZ, Devices: devicesOf(mems)}}, Config{Name: "test"}, opt)
 			must(t, err)
-			atRest := func(p *Pool) { // cycles are the test's
-				close(p.quit)
-				<-p.stopped
-				<-p.upkeep.stopped
-			}
 			atRest(p)
 			const blocks = 2048
 			r, err := p.CreateReplica("v", blocks*block.Size)
@@ -103,6 +105,71 @@ func TestCheckpointOnOneDevice(t *testing.T) {
 				t.Fatal("content differs without the device that had the checkpoint")
 			}
 			must(t, p.Check())
+		})
+	}
+}
+
+// TestReturnDuringCommit has a device come back while a checkpoint is being announced, which was away before or fails
+// the announcement: it is not told of the checkpoint, so labels must not say that it may be opened alone.
+func TestReturnDuringCommit(t *testing.T) {
+	ring := func(op string, off, _ int64) bool { return op == "write" && off >= ringAt && off < 2*ringAt }
+	for _, fails := range []bool{false, true} {
+		t.Run(fmt.Sprint("fails=", fails), func(t *testing.T) {
+			mems := []*disk.Mem{disk.NewMem("mem0", 18<<20), disk.NewMem("mem1", 18<<20)}
+			opt := Options{SegmentBytes: 256 << 10, Deadline: time.Minute}
+			p, err := Create([]Group{{Kind: raid.Mirror, Devices: devicesOf(mems)}}, Config{Name: "test"}, opt)
+			must(t, err)
+			atRest(p)
+			r, err := p.CreateReplica("v", 100*block.Size)
+			must(t, err)
+			must(t, p.cycle())
+			old := p.members()[0]
+			fail, stop := mems[0].HangIf(ring)
+			if !fails {
+				stop()
+				mems[0].Disappear()
+			}
+			must(t, r.Apply([]Op{write(0, 10, 1)}))
+			must(t, p.Sync())
+			told, resume := mems[1].HangIf(ring)
+			done := make(chan error)
+			go func() { done <- p.cycle() }()
+			<-told
+			if fails {
+				<-fail
+				mems[0].Inject(disk.Faults{FailWrite: true})
+				stop()
+			}
+			for old.online() || old.busy() {
+				runtime.Gosched()
+			}
+			mems[0].Inject(disk.Faults{})
+			mems[0].Reappear()
+			must(t, p.Return(mems[0]))
+			resume()
+			must(t, <-done)
+			current := func() (announced bool) {
+				t.Helper()
+				x, err := label.ReadRing(mems[0], mems[0].Size(), p.cfg.GUID)
+				must(t, err)
+				announced = x.Generation == p.generation
+				if l, err := label.Probe(mems[1]); err != nil || !announced && !l.Members[0].Out {
+					t.Errorf("checkpoint %d is the newest one that the device has, %d that of the pool; %v", x.Generation, p.generation, err)
+				}
+				return announced
+			}
+			if current() {
+				t.Error("the device was told of the checkpoint")
+			}
+			if q, err := Open([]disk.Device{mems[0].Clone()}, opt); err == nil {
+				t.Errorf("the device alone is a pool at %v, the last one flushed is %v", q.Replica("v").Applied(), ver(1))
+				must(t, q.Close())
+			}
+			must(t, p.cycle())
+			if !current() || p.labels.now.Load().Members[0].Out {
+				t.Error("the next checkpoint changed nothing")
+			}
+			mems = disk.KillAll(mems)
 		})
 	}
 }

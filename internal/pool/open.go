@@ -77,11 +77,6 @@ func openFor(devs []disk.Device, opt Options, look *offline) (*Pool, error) {
 	if err := p.load(ring); err != nil {
 		return nil, fmt.Errorf("pool %s: checkpoint %d: %w", l.Name, ring.Generation, err)
 	}
-	if look == nil {
-		if err := p.spreadLabels(a); err != nil {
-			return nil, fmt.Errorf("pool %s: labels: %w", l.Name, err)
-		}
-	}
 	if err := p.replay(); err != nil {
 		return nil, fmt.Errorf("pool %s: replay: %w", l.Name, err)
 	}

@@ -24,8 +24,8 @@ var errReplaced = errors.New("replaced")
 // leaver is a device whose place another one has taken.
 type leaver struct {
 	guid block.GUID
-	dev  *raid.Device // nil: it is not there
-	disk disk.Device
+	m    *member     // nil: it left before the pool was opened
+	disk disk.Device // nil: it is not there
 	size int64
 }
 
@@ -196,7 +196,7 @@ func (p *Pool) promote(m *member, column int) error {
 	p.labels.mu.Lock()
 	defer p.labels.mu.Unlock()
 	whole := func() bool {
-		return m.online() && !m.dev.Stale() && m.dev.Missed() == missed && m.known.Load() == missed
+		return !m.dev.Stale() && m.dev.Missed() == missed && !m.behind()
 	}
 	g := p.seg.where.Load().groups[m.group]
 	var old *member
@@ -230,7 +230,7 @@ func (p *Pool) promote(m *member, column int) error {
 	p.setMembers(p.without(old))
 	l := leaver{guid: old.guid, size: old.size.Load()}
 	if there {
-		l.dev, l.disk = d, d.Disk()
+		l.m, l.disk = old, d.Disk()
 	} else if d.Disk() != nil {
 		p.letGo(d.Disk())
 	}
@@ -241,18 +241,27 @@ func (p *Pool) promote(m *member, column int) error {
 	return nil
 }
 
-// sayGoodbye wipes the labels of a device that left, if it is there, and takes it off the labels' list.
+// quiet waits until no request to a device that left is under way: what began before it left must not come after what is
+// done to it now. It does not wait for ever.
+func (p *Pool) quiet(m *member) error {
+	for end := time.Now().Add(lateDeadlines * p.opt.Deadline); m != nil && m.busy(); time.Sleep(time.Millisecond) {
+		if p.closed.Load() {
+			return ErrClosed
+		}
+		if time.Now().After(end) {
+			return raid.ErrStuck
+		}
+	}
+	return nil
+}
+
+// sayGoodbye wipes the labels of a device that left, if it is there and answers, and takes it off the labels' list.
 func (p *Pool) sayGoodbye(l *leaver) error {
 	if l.disk != nil {
-		err := p.patiently(l.disk, func() error {
-			for l.dev != nil && l.dev.Stuck() > 0 { // reads that began before it left
-				time.Sleep(time.Millisecond)
-				if p.closed.Load() {
-					return ErrClosed
-				}
-			}
-			return label.Wipe(l.disk, l.size)
-		})
+		err := p.quiet(l.m)
+		if err == nil {
+			err = p.patiently(l.disk, func() error { return label.Wipe(l.disk, l.size) })
+		}
 		if errors.Is(err, ErrClosed) {
 			return err
 		}

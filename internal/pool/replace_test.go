@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -339,6 +340,85 @@ func TestReplaceDamagedDevice(t *testing.T) {
 			t.Errorf("%d blocks are lost: %v", lost, d)
 		}
 		must(t, p.Close())
+	}
+}
+
+// lingering is a device that a write under way keeps open: write is called before each.
+type lingering struct {
+	*disk.Mem
+	write func(bufs [][]byte, off int64)
+}
+
+func (d *lingering) WritevAt(bufs [][]byte, off int64) error {
+	if d.write != nil {
+		d.write(bufs, off)
+	}
+	return d.Mem.WritevAt(bufs, off)
+}
+
+func (d *lingering) Close() error { return nil }
+
+// TestReplacedIsQuiet: a checkpoint is being announced on a device when that leaves the pool. Its labels are wiped after
+// that, or not at all if it does not end.
+func TestReplacedIsQuiet(t *testing.T) {
+	for _, ends := range []bool{false, true} {
+		t.Run(fmt.Sprint("ends=", ends), func(t *testing.T) {
+			mems := closedPool(t, layouts[0])
+			old, fresh := &lingering{Mem: mems[0]}, &lingering{Mem: disk.NewMem("new", mems[0].Size())}
+			p, err := open([]disk.Device{old}, Options{DeltaEntries: 4096, Deadline: time.Minute}) // without background
+			must(t, err)
+			m := p.members()[0]
+			must(t, p.Replace(m.guid, fresh))
+			p.resilver()
+			if !ends {
+				p.opt.Deadline = 50 * time.Millisecond
+			}
+			var armed atomic.Bool
+			at, resume, over := make(chan struct{}), make(chan struct{}), make(chan struct{})
+			old.write = func(_ [][]byte, off int64) {
+				if off >= ringAt && off < 2*ringAt && armed.Load() {
+					at <- struct{}{}
+					<-resume
+				}
+			}
+			fresh.write = func(bufs [][]byte, off int64) {
+				if l, err := label.Decode(bufs[0]); err != nil || off > 0 || !l.Members[0].Left {
+					return
+				}
+				fresh.write = nil
+				armed.Store(true)
+				go func() {
+					defer close(over)
+					_ = p.writeRing(&label.Ring{Pool: p.cfg.GUID, Generation: p.generation, Root: p.root})
+				}()
+				<-at
+			}
+			if ends {
+				go func() {
+					for p.memberOf(m.guid) != nil {
+						runtime.Gosched()
+					}
+					close(resume)
+				}()
+			}
+			if !p.endReplacements() || p.memberOf(m.guid) != nil || p.labels.now.Load().Index(m.guid) >= 0 {
+				t.Fatal("not replaced")
+			}
+			if !ends {
+				close(resume)
+			}
+			<-over
+			if l, err := Probe(mems[0]); ends && !errors.Is(err, ErrBlank) || !ends && (err != nil || l.Device != m.guid) {
+				t.Errorf("the device that left: %v", err)
+			}
+			p.onDevices("label", []*member{m}, func(*member) error {
+				t.Error("a device that left is told of something")
+				return nil
+			})
+			close(p.stopped)
+			close(p.upkeep.stopped)
+			must(t, p.Close())
+		})
 	}
 }
 
