@@ -341,7 +341,7 @@ func (p *Pool) drainAll() error {
 			s.mu.Unlock()
 			return err
 		}
-		err := p.drainStep(drainGroup)
+		err := p.drainStep()
 		over := s.next >= len(s.work)
 		p.pace.advance(copyShare + (drainShare-copyShare)*float64(s.next)/float64(len(s.work)+1))
 		s.mu.Unlock()
