@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -446,6 +447,7 @@ func (c *cleaner) breathe() error {
 	if p.closed.Load() || p.deltaFills() {
 		return errHurried
 	}
+	runtime.Gosched()
 	p.flushIfDue()
 	if p.hurry.Load() == 0 && !p.cycles.wanted() && p.pace.ahead(p.count.logBytes.Load()) {
 		select {

@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -174,8 +175,9 @@ func (p *Pool) drainStep() error {
 	}
 	p.install(s.next - begin)
 	p.count.pagesWritten.Add(uint64(len(s.group)))
+	runtime.Gosched() // a writer that comes back from a system call may wait 10 ms for a processor otherwise
 	if p.idx.dirs.crowded() {
-		return p.writeDirectory()
+		return p.relieve()
 	}
 	return nil
 }
