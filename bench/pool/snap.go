@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -65,15 +66,20 @@ func (b *bench) snapshotStalls() (l line, err error) {
 		return l, err
 	}
 	defer without.e.p.Close()
-	out, err := b.compare("snap, stalls", side{"snapshots", with.turn}, side{"none", without.turn})
+	beside, err := b.startProbe()
 	if err != nil {
+		return l, err
+	}
+	out, err := b.compare("snap, stalls", side{"snapshots", with.turn}, side{"none", without.turn})
+	probed, e2 := beside.stop()
+	if err = errors.Join(err, e2); err != nil {
 		return l, err
 	}
 	l = makeLine("snap", "4 KiB random write, depth 32, a snapshot every 100 batches", "thin", iops, block.Size, out)
 	longest := max(l.longest, with.point)
 	l.aim, l.met = "longest ≤ 5 ms", longest <= 5*time.Millisecond
-	l.note = fmt.Sprintf("beside it, as raw, the same without snapshots, longest %v; longest snapshot and deletion %v",
-		out[1].total.longest.Round(10*time.Microsecond), with.point.Round(10*time.Microsecond))
+	l.note = fmt.Sprintf("beside it, as raw, the same without snapshots, longest %s ms; longest snapshot and deletion %s ms; %s",
+		milliseconds(out[1].total.longest), milliseconds(with.point), probed)
 	return l, nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -114,20 +115,22 @@ func (c *cleaner) clean(urgent bool) error {
 // some cleans the next victims of the plan.
 func (c *cleaner) some(plan *cleanPlan) error {
 	c.found = c.found[:0]
-	n := 0
+	n, live := 0, 0.0
 	for n < len(plan.victims) && len(c.found) < cleanBatch {
 		v := &plan.victims[n]
 		if err := c.gather(v.seg, false); err != nil {
 			c.unreadable(v.seg, uint64(v.live), err)
 		}
 		n++
+		live += float64(v.live)
+		c.advance(plan, float64(v.live)/4)
 		if err := c.breathe(); err != nil {
 			return err
 		}
 	}
 	group := plan.victims[:n]
 	plan.victims = plan.victims[n:]
-	missing, err := c.inUse(group)
+	missing, err := c.inUse(group, func(share float64) { c.advance(plan, share*live/4) })
 	if err == nil {
 		err = c.copy(plan)
 	}
@@ -145,7 +148,7 @@ func (c *cleaner) someAgain(v victim, plan *cleanPlan) error {
 		if err := c.gather(v.seg, true); err != nil {
 			return err
 		}
-		missing, err := c.inUse([]victim{v})
+		missing, err := c.inUse([]victim{v}, func(float64) {})
 		if err != nil {
 			return err
 		}
@@ -203,8 +206,8 @@ func (c *cleaner) gather(seg uint32, again bool) error {
 }
 
 // inUse keeps of the candidates those that a page refers to and no later update supersedes, with checksum and version.
-// It returns the segments of which pages refer to more than was named.
-func (c *cleaner) inUse(group []victim) (missing []victim, err error) {
+// It returns the segments of which pages refer to more than was named. step is told of each share of the work that is done.
+func (c *cleaner) inUse(group []victim, step func(share float64)) (missing []victim, err error) {
 	clear(c.costs)
 	slices.SortFunc(c.found, func(a, b candidate) int {
 		return cmp.Or(cmp.Compare(a.key, b.key), cmp.Compare(a.loc, b.loc))
@@ -227,6 +230,7 @@ func (c *cleaner) inUse(group []victim) (missing []victim, err error) {
 			return nil, err
 		}
 		kept = append(kept, live...)
+		step(float64(to-from) / float64(len(c.found)))
 		from = to
 	}
 	c.found = kept
@@ -373,13 +377,18 @@ func (c *cleaner) copy(plan *cleanPlan) error {
 			}
 		}
 		i += n
-		plan.moved += int64(bytes)
-		p.pace.advance(copyShare * float64(plan.moved) / float64(max(plan.live, plan.moved)))
+		c.advance(plan, float64(bytes)/2)
 		if err := c.breathe(); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// advance notes that so many bytes of the plan are done: half of each is to find out that it is in use.
+func (c *cleaner) advance(plan *cleanPlan, bytes float64) {
+	plan.done += bytes
+	c.p.pace.advance(paceClean, plan.done/max(float64(plan.live), plan.done))
 }
 
 // move copies one block.
@@ -446,12 +455,14 @@ func (c *cleaner) breathe() error {
 	if p.closed.Load() || p.deltaFills() {
 		return errHurried
 	}
+	runtime.Gosched()
 	p.flushIfDue()
 	if p.hurry.Load() == 0 && !p.cycles.wanted() && p.pace.ahead(p.count.logBytes.Load()) {
 		select {
 		case <-p.quit:
 		case <-time.After(cleanPause):
 		}
+		p.pace.rested(cleanPause)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/cstor-go/cstor/internal/pool/label"
 )
@@ -187,10 +188,8 @@ func (p *Pool) freeSegments(dead []uint32) (int, error) {
 		return 0, nil
 	}
 	for _, i := range dead {
-		if !p.opt.NoDiscard && !p.busy() { // discarding much takes long, and writers come first
-			if err := p.seg.discard(i); err != nil {
-				return 0, p.fail(err)
-			}
+		if err := p.discard(i); err != nil {
+			return 0, p.fail(err)
 		}
 	}
 	p.seg.mu.Lock()
@@ -200,4 +199,28 @@ func (p *Pool) freeSegments(dead []uint32) (int, error) {
 	p.seg.mu.Unlock()
 	p.count.segsFreed.Add(uint64(len(dead)))
 	return len(dead), nil
+}
+
+// discardPiece is how much is discarded at once: devices and file systems hold up writes meanwhile.
+const discardPiece = 1 << 20
+
+// discard gives the space of a segment back to the devices, unless it will be written again soon, or much waits to be done.
+func (p *Pool) discard(seg uint32) error {
+	piece := min(p.seg.bytes(), discardPiece)
+	for off := int64(0); off < p.seg.bytes(); off += piece {
+		if p.opt.NoDiscard || p.busy() || p.pace.limit.Load() > 0 {
+			return nil
+		}
+		begin := time.Now()
+		if err := p.seg.discard(seg, off, piece); err != nil {
+			return err
+		}
+		if took := time.Since(begin); took > time.Millisecond && p.hurry.Load() == 0 {
+			select { // whoever waited has a turn
+			case <-p.quit:
+			case <-time.After(took):
+			}
+		}
+	}
+	return nil
 }

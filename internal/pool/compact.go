@@ -91,7 +91,7 @@ func (p *Pool) compactIndex() error {
 func (p *Pool) drainWork() error {
 	s := &p.drain
 	for s.next < len(s.work) {
-		if err := p.drainStep(drainGroup); err != nil {
+		if err := p.drainStep(); err != nil {
 			return err
 		}
 	}

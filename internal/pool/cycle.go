@@ -261,6 +261,7 @@ func (p *Pool) runCycle(whole bool) (*pending, error) {
 	if err := p.drainAll(); err != nil {
 		return nil, err
 	}
+	p.pace.rest()
 	if err := p.drained(); err != nil {
 		return nil, err
 	}
@@ -309,7 +310,6 @@ func (p *Pool) drained() error {
 	if err := p.compactIndex(); err != nil {
 		return p.fail(err)
 	}
-	p.pace.advance(drainShare)
 	return nil
 }
 
@@ -341,9 +341,9 @@ func (p *Pool) drainAll() error {
 			s.mu.Unlock()
 			return err
 		}
-		err := p.drainStep(drainGroup)
+		err := p.drainStep()
 		over := s.next >= len(s.work)
-		p.pace.advance(copyShare + (drainShare-copyShare)*float64(s.next)/float64(len(s.work)+1))
+		p.pace.advance(paceDrain, float64(s.next)/float64(len(s.work)+1))
 		s.mu.Unlock()
 		if err != nil || over {
 			return err

@@ -5,6 +5,8 @@ import (
 	"cmp"
 	"encoding/binary"
 	"fmt"
+	"math"
+	"runtime"
 	"slices"
 
 	"github.com/cstor-go/cstor/internal/block"
@@ -19,20 +21,38 @@ type placedDir struct {
 
 // writeDirectory writes the changed directory blocks of all replicas, then the changed nodes. drain.mu is held.
 func (p *Pool) writeDirectory() error {
-	x := &p.idx.dirs
-	for level := range x.changed {
-		p.idx.mu.Lock()
-		all := x.changed[level]
-		x.changed[level] = nil
-		p.idx.mu.Unlock()
-		slices.SortFunc(all, func(a, b *dirItem) int {
-			return cmp.Or(cmp.Compare(a.r.slot, b.r.slot), cmp.Compare(a.number, b.number))
-		})
-		if err := p.writeDirItems(all); err != nil {
+	for level := range p.idx.dirs.changed {
+		if err := p.writeChanged(level, math.MaxInt); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// relieve writes some of what changed in the directory, in the middle of a drain: first what changed first, which the drain
+// is past. A step of the drain changes no more than it writes. drain.mu is held.
+func (p *Pool) relieve() error {
+	x := &p.idx.dirs
+	if err := p.writeChanged(0, drainGroup); err != nil || !x.crowded() || len(x.changed[0]) > 0 {
+		return err
+	}
+	return p.writeChanged(1, drainGroup/4)
+}
+
+// writeChanged writes the changed directory blocks (level 0) or nodes, at most so many.
+func (p *Pool) writeChanged(level, most int) error {
+	x := &p.idx.dirs
+	p.idx.mu.Lock()
+	n := min(most, len(x.changed[level]))
+	all := x.changed[level][:n]
+	if x.changed[level] = x.changed[level][n:]; len(x.changed[level]) == 0 {
+		x.changed[level] = nil
+	}
+	p.idx.mu.Unlock()
+	slices.SortFunc(all, func(a, b *dirItem) int {
+		return cmp.Or(cmp.Compare(a.r.slot, b.r.slot), cmp.Compare(a.number, b.number))
+	})
+	return p.writeDirItems(all)
 }
 
 func (p *Pool) writeDirItems(all []*dirItem) error {
@@ -48,6 +68,7 @@ func (p *Pool) writeDirItems(all []*dirItem) error {
 		}
 		p.idx.mu.Unlock()
 		placed = placed[:0]
+		runtime.Gosched()
 		return nil
 	}
 	for _, it := range all {

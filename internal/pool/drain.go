@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -10,7 +11,7 @@ import (
 )
 
 // drainState is the work of moving one frozen table into pages. cycle serialises whole cycles (freeze, drain,
-// checkpoint); mu serialises single steps, so that writers can lend a hand in the middle of a cycle.
+// checkpoint); mu is held in each of their steps, and let go in between.
 type drainState struct {
 	cycle sync.Mutex
 	mu    sync.Mutex
@@ -79,22 +80,11 @@ type drained struct {
 	forget bool
 }
 
-// behind reports whether a writer that fills the active table to used of capacity is ahead of the drain, which should
-// be over when three quarters are full.
+// behind reports whether writers that fill the active table to used of capacity are ahead of the drain, which is to be over
+// when three quarters are full. An eighth is for those who write when it has hardly begun.
 func (s *drainState) behind(used, capacity int) bool {
 	total := s.total.Load()
-	return total > 0 && int64(used)*total*4 > s.done.Load()*int64(capacity)*3
-}
-
-// share returns how many chunks a writer of n updates is to rewrite that is ahead of the drain: its part of what is left, so
-// that the drain is over in time and no writer does much more than others.
-func (s *drainState) share(n, used, capacity int) int {
-	const least = 4 // for one write
-	room := capacity/4*3 - used
-	if room < n {
-		room = max(capacity-used, n)
-	}
-	return min(least+n*s.left()/max(room, 1), drainGroup)
+	return total > 0 && int64(used-capacity/8)*total*8 > s.done.Load()*int64(capacity)*5
 }
 
 // freeze makes the active table the one to drain and starts an empty one. cycle and mu are held; the other table is
@@ -142,9 +132,6 @@ func (p *Pool) freeze() {
 	s.total.Store(int64(len(s.work)))
 }
 
-// left returns the number of chunks that the drain under way has yet to rewrite.
-func (s *drainState) left() int { return int(max(s.total.Load()-s.done.Load(), 0)) }
-
 // thaw empties the drained table, so that it can become the active one.
 func (p *Pool) thaw() {
 	s := &p.drain
@@ -166,15 +153,14 @@ func (p *Pool) thaw() {
 // drainGroup is the number of chunks that are drained with one write at most.
 const drainGroup = 64
 
-// drainStep rewrites the next few chunks of the work, about as many as fit into one write and no more than most.
-// drain.mu is held.
-func (p *Pool) drainStep(most int) error {
+// drainStep rewrites the next few chunks of the work, about as many as fit into one write. drain.mu is held.
+func (p *Pool) drainStep() error {
 	s := &p.drain
 	w := &s.writer
 	s.group, s.hist = s.group[:0], s.hist[:0]
 	s.data.gone, s.data.come = s.data.gone[:0], s.data.come[:0]
 	begin := s.next
-	for s.next < len(s.work) && w.room(index.MaxHeads) && s.next-begin < most {
+	for s.next < len(s.work) && w.room(index.MaxHeads) && s.next-begin < drainGroup {
 		if err := p.drainChunk(s.work[s.next]); err != nil { // blocks that are pinned stay so: there is no other drain
 			w.buf, s.cold.buf = w.buf[:0], s.cold.buf[:0]
 			return p.fail(err)
@@ -187,11 +173,11 @@ func (p *Pool) drainStep(most int) error {
 	if err := p.writeGroup(w); err != nil {
 		return err
 	}
-	p.install()
+	p.install(s.next - begin)
 	p.count.pagesWritten.Add(uint64(len(s.group)))
-	s.done.Add(int64(s.next - begin))
+	runtime.Gosched() // a writer that comes back from a system call may wait 10 ms for a processor otherwise
 	if p.idx.dirs.crowded() {
-		return p.writeDirectory()
+		return p.relieve()
 	}
 	return nil
 }
@@ -381,8 +367,8 @@ func (s *drainState) relocate(pg *index.Page, moves []movedBlock) {
 	}
 }
 
-// install makes the written group known and accounts for what it replaces.
-func (p *Pool) install() {
+// install makes the written group known, which is so many chunks of the work, and accounts for what it replaces.
+func (p *Pool) install(chunks int) {
 	s := &p.drain
 	x := &p.idx
 	x.mu.Lock()
@@ -418,6 +404,8 @@ func (p *Pool) install() {
 		g.r.drained(g.block, l)
 		g.block.pins--
 	}
+	s.done.Add(int64(chunks))
+	x.room.Broadcast()
 	x.mu.Unlock()
 	for i := range s.group {
 		if g := &s.group[i]; !g.forget && g.old.page != 0 {

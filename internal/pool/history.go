@@ -365,7 +365,7 @@ func (p *Pool) purgeOld() error {
 			}
 			left -= len(work)
 			for s.work, s.next = append(s.work[:0], work...), 0; s.next < len(s.work); {
-				if err := p.drainStep(drainGroup); err != nil {
+				if err := p.drainStep(); err != nil {
 					return err
 				}
 			}

@@ -77,7 +77,7 @@ func TestHistoryLeavesSparseIndexSegments(t *testing.T) {
 	s := &p.drain
 	s.cold.open = false // a segment is not compacted while it is written to
 	s.victims, s.work, s.next = map[uint32]bool{seg: true}, []uint64{index.Key(r.slot, 0) / block.ChunkBlocks}, 0
-	err := p.drainStep(drainGroup)
+	err := p.drainStep()
 	s.victims, s.work, s.next = nil, nil, 0
 	p.drain.mu.Unlock()
 	p.drain.cycle.Unlock()

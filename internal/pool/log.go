@@ -109,7 +109,7 @@ func (p *Pool) reserveLog(data, header int, replaced func() int64, last bool) er
 	}
 	if start := p.cleanStart(); free-n < start {
 		if what == forUser && p.low() {
-			p.pace.hold(p.count.logBytes.Load(), uint64(max(start-p.keep(forUser), 4)/4*int(p.seg.bytes())))
+			p.pace.hold(p.count.logBytes.Load(), uint64(max(start-p.keep(forUser), 4)/2*int(p.seg.bytes())))
 		}
 		p.wake()
 	}

@@ -138,10 +138,10 @@ func (s *segments) writevAt(bufs [][]byte, addr uint64) error {
 	return nil
 }
 
-// discard gives the space of a segment back to the devices.
-func (s *segments) discard(seg uint32) error {
-	g, off := s.locate(uint64(seg) << s.shift)
-	if err := g.Discard(off, s.bytes()); err != nil {
+// discard gives the space of a piece of a segment, which is whole rows, back to the devices.
+func (s *segments) discard(seg uint32, from, length int64) error {
+	g, off := s.locate(uint64(seg)<<s.shift + uint64(from))
+	if err := g.Discard(off, length); err != nil {
 		return fmt.Errorf("segment %d: %w", seg, err)
 	}
 	return nil

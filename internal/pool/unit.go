@@ -95,42 +95,26 @@ func (r *Replica) isDestroyed() bool {
 	return r.destroyed
 }
 
-// makeEntries reserves room for n entries in the active table. It waits while both tables are full, helping to drain
-// one, and lends a hand in time when draining does not keep pace with writing, so that waiting is rare.
+// makeEntries reserves room for n entries in the active table. While the other one is drained it waits until that is as
+// far as writing is, so that each writer waits a little instead of all of them for the rest of the drain when both
+// tables are full.
 func (p *Pool) makeEntries(n int) error {
 	x := &p.idx
 	x.mu.Lock()
+	defer x.mu.Unlock()
 	for {
 		t := x.tables[x.active]
-		used := t.Len() + x.reserved
-		if used+n <= t.Cap() {
+		used := t.Len() + x.reserved + n
+		if used > x.soft {
+			p.wake()
+		}
+		if n == 0 || used <= t.Cap() && !p.drain.behind(used, t.Cap()) {
 			x.reserved += n
-			behind, chunks := p.drain.behind(used+n, t.Cap()), p.drain.share(n, used, t.Cap())
-			full := used+n > x.soft
-			x.mu.Unlock()
-			if full {
-				p.wake()
-			}
-			if behind && n > 0 {
-				if p.drain.mu.TryLock() {
-					if p.seg.freeCount() < p.seg.reserve() {
-						chunks = drainGroup // each write may be padded to a row
-					}
-					err := p.drainStep(chunks)
-					p.drain.mu.Unlock()
-					if err != nil {
-						p.unreserve(n)
-						return err
-					}
-				}
-			}
 			return nil
 		}
 		if err := p.usable(); err != nil {
-			x.mu.Unlock()
 			return err
 		}
-		p.wake()
 		x.room.Wait()
 	}
 }

@@ -18,10 +18,10 @@ type victim struct {
 // cleanPlan is what one cycle cleans.
 type cleanPlan struct {
 	victims []victim
-	live    int64 // bytes to be moved
-	moved   int64 // of them so far
-	room    int64 // bytes that users may write meanwhile
-	pace    bool  // users are to be held to that
+	live    int64   // bytes to be moved
+	done    float64 // bytes of them so far, of which half is to find them
+	room    int64   // bytes that users may write meanwhile
+	pace    bool    // users are to be held to that
 }
 
 // plan chooses the segments to clean. Each costs its live data to be moved and gives the rest; as many are taken as
