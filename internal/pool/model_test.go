@@ -31,7 +31,7 @@ var (
 var modelFloors = map[string]int{
 	"create": 30, "destroy": 100, "sync": 150, "state": 100, "merge": 250, "apply": 1500, "read": 250, "compare": 85,
 	"cycle": 95, "clean": 100, "look": 29, "reopen": 34, "kill": 43, "power cut": 100,
-	"happenings lost": 49, "refused: no space left in pool": 150, "refused: in use": 100,
+	"happenings lost": 49, "refused: no space left in pool": 30, "refused: in use": 80,
 	"clones made": 53, "clones of clones": 24, "snapshots made": 500, "snapshots deleted under writes": 150, "reads of snapshots": 64,
 	"merges under snapshots": 150, "destroyed with snapshots": 51, "resized": 66,
 	"cleaner moves of shared blocks": 10000, "chunks with history pages seen": 1500,

@@ -78,10 +78,6 @@ func recordWorkload(t *testing.T, l layout, seed uint64, steps int) *recordedWor
 // snapshots, is a prefix of what was done to it that includes everything that was on stable storage by contract. Then
 // it goes on, and the power is cut again. In short tests some of the cuts are left out.
 func TestPowerCut(t *testing.T) {
-	seed := *cutSeed
-	if seed == 0 {
-		seed = rand.Uint64N(1e9)
-	}
 	fates, sparse := *cutFates, 1
 	if *everyOp {
 		fates = max(fates, 40)
@@ -96,6 +92,10 @@ func TestPowerCut(t *testing.T) {
 			steps := *cutSteps
 			if steps == 0 {
 				steps = min(200, max(80, 400/l.devices()))
+			}
+			seed := *cutSeed
+			if seed == 0 {
+				seed = rand.Uint64N(1e9) // another workload for each layout
 			}
 			w := recordWorkload(t, l, seed, steps)
 			t.Logf("-powercut.seed=%d -layout=%s: %d operations of the devices, %d happenings", seed, l.name, w.rec.Len(), len(w.log))
