@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/cstor-go/cstor/internal/pool/disk"
@@ -249,4 +250,33 @@ func (a *assembly) devices() (members []*member, devs []*raid.Device) {
 		members, devs = append(members, m), append(devs, m.dev)
 	}
 	return members, devs
+}
+
+// readRing returns the newest announcement of a checkpoint on devices that missed nothing.
+func (p *Pool) readRing(a *assembly) (best *label.Ring, err error) {
+	var mu sync.Mutex
+	var sources []*member
+	for _, m := range p.members() {
+		if x := a.label.Members[a.label.Index(m.guid)]; m.online() && (!x.Out || a.torn[x.Group]) {
+			sources = append(sources, m)
+		}
+	}
+	p.onDevices("ring", sources, func(m *member) error {
+		r, e := label.ReadRing(m.dev.Disk(), m.size.Load(), a.label.Pool)
+		mu.Lock()
+		defer mu.Unlock()
+		if e != nil {
+			err = e
+		}
+		if r != nil && (best == nil || r.Generation > best.Generation) {
+			best = r
+		}
+		return nil
+	})
+	mu.Lock()
+	defer mu.Unlock()
+	if best == nil && err == nil {
+		err = fmt.Errorf("no checkpoint on any device; its creation was interrupted: %w", ErrDamaged)
+	}
+	return best, err
 }

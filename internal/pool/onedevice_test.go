@@ -107,8 +107,8 @@ func TestCheckpointOnOneDevice(t *testing.T) {
 	}
 }
 
-// TestLabelsOnOneDevice loses power when the labels of a pool that has grown are on one device only, uses the new
-// space, and then loses that device.
+// TestLabelsOnOneDevice loses power when the labels of a pool that has grown are on one device only, uses the new space,
+// and then loses that device.
 func TestLabelsOnOneDevice(t *testing.T) {
 	mems := []*disk.Mem{disk.NewMem("mem0", 18<<20), disk.NewMem("mem1", 18<<20)}
 	opt := Options{SegmentBytes: 256 << 10, Compression: compress.Off, Deadline: time.Minute}

@@ -102,14 +102,14 @@ type Config struct {
 // Options tune a pool. The zero value of each field means a good default; none of them is stored.
 type Options struct {
 	// DeltaEntries is the number of index updates held in memory before they are drained (twice that many fit: one
-	// table fills while the other drains). About 56 bytes each, and about 200 more for each chunk of 512 blocks that has
+	// table fills while the other drains). About 56 bytes each, and about 250 more for each chunk of 512 blocks that has
 	// updates. Default 1<<18.
 	DeltaEntries int
 	// PageCacheBytes bounds the memory for what is kept of the index: of the directory of chunks, at most half of it, and
 	// of pages, which have the rest. What one step of the drain works on, at most 64 chunks, comes on top. Default 64 MiB.
 	PageCacheBytes int64
-	// SegmentBytes is the size of a segment for Create; a power of two between 256 KiB and 64 MiB. Default: 1 to 64
-	// MiB, by the size of the devices. A pool has at most 2 Mi segments, also when it grows.
+	// SegmentBytes is the size of a segment for Create; a power of two between 256 KiB and 64 MiB. Default: by the
+	// size of the devices. A pool has at most 2 Mi segments, also when it grows.
 	SegmentBytes int64
 	// ReadOnlyPercent is the share of the capacity from which on writes fail with ErrReadOnly. Default 100: writes go
 	// on until there is no space.

@@ -3,342 +3,186 @@ package pool
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 
-	"github.com/cstor-go/cstor/internal/block"
-	"github.com/cstor-go/cstor/internal/pool/index"
+	"github.com/cstor-go/cstor/internal/pool/disk"
+	"github.com/cstor-go/cstor/internal/pool/label"
+	"github.com/cstor-go/cstor/internal/pool/raid"
 )
 
-// Check recomputes every counter that the engine keeps from the index itself and reports all that differ: presence
-// and newest version of every chunk, what replicas use, older versions and their history, live bytes of every segment,
-// free segments, blocks that two places refer to. It holds up everything else while it runs. It reads index pages but
-// no data.
-func (p *Pool) Check() error {
-	p.drain.cycle.Lock()
-	defer p.drain.cycle.Unlock()
-	p.commits.wait()
-	p.drain.mu.Lock()
-	defer p.drain.mu.Unlock()
-	p.log.mu.Lock()
-	defer p.log.mu.Unlock()
-	ticket := p.read.enter()
-	defer p.read.leave(ticket)
-	c := &checker{p: p, page: make([]uint64, p.seg.count()), delta: make([]uint64, p.seg.count()), owner: map[index.Loc]string{}}
-	for _, r := range p.idx.bySlot {
-		if r != nil {
-			c.replica(r)
+// Verify proves that a pool whose devices nobody else uses is what the format says, and writes nothing: the labels and
+// rings of all devices agree, the newest checkpoint decodes, the log can be replayed, every block of every replica,
+// index page, directory block and header that is in use has its checksum on every device, copies and parity fit,
+// nothing is in two places or in a free segment, and all accounts are exact. The error says that it could not look. The
+// devices stay the caller's.
+func Verify(devs []disk.Device, opt Options) (*Report, error) {
+	r := &Report{Devices: len(devs)}
+	p, err := openOffline(keepOpen(devs), opt)
+	if err != nil {
+		if !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrChecksum) {
+			return nil, fmt.Errorf("verify: %w", err)
+		}
+		for _, d := range devs {
+			l, e := label.Probe(disk.ReadOnly(d))
+			if e != nil {
+				r.add(Finding{What: FoundLabel, Offset: -1, Block: -1, Lost: true, Text: e.Error()})
+				continue
+			}
+			r.Pool = l.Name
+			r.labels(disk.ReadOnly(d), l, l)
+		}
+		r.add(Finding{What: FoundCheckpoint, Offset: -1, Block: -1, Lost: true, Text: "the pool cannot be opened: " + err.Error()})
+		return r, nil
+	}
+	defer p.Close()
+	r.Pool, r.Replicas, r.Replayed = p.cfg.Name, len(p.idx.byName), len(p.offline.batches)
+	newest := p.labels.now.Load()
+	for _, m := range p.members() {
+		if d := m.dev.Disk(); d != nil {
+			r.member(p, m, d, newest)
+		} else {
+			r.add(Finding{What: FoundDevice, Device: m.dev.Name(), Offset: -1, Block: -1,
+				Text: fmt.Sprintf("is missing in %s; what is on it was not looked at", p.seg.where.Load().groups[m.group].name())})
 		}
 	}
-	for _, e := range p.root {
-		c.page[e.Addr>>p.seg.shift] += uint64(granules(e.Len))
-		c.meta += int64(granules(e.Len))
+	p.audit(r)
+	if broken := r.count(FoundPage, true); broken > 0 {
+		r.note("the accounts cannot be proved: %d index pages are damaged", broken)
+	} else if err := p.Check(); err != nil {
+		for _, e := range parts(err) {
+			r.add(Finding{What: FoundAccounts, Offset: -1, Block: -1, Text: e.Error()})
+		}
 	}
-	c.segments()
-	if len(c.errs) > 0 {
-		return p.wrap("check", errors.Join(c.errs...))
+	for _, m := range p.members() {
+		if m.dev.State() == raid.Out {
+			r.add(Finding{What: FoundDevice, Device: m.dev.Name(), Offset: -1, Block: -1, Text: fmt.Sprintf("was not looked at any more: %v", m.dev.Cause())})
+		}
 	}
-	return nil
+	return r, nil
 }
 
-type checker struct {
-	p     *Pool
-	page  []uint64 // live bytes by segment
-	delta []uint64
-	owner map[index.Loc]string
-	meta  int64
-	errs  []error
-	pg    index.Page
-}
+// notClosed is a device that stays open.
+type notClosed struct{ disk.Device }
 
-func (c *checker) errorf(format string, a ...any) {
-	if len(c.errs) < 20 {
-		c.errs = append(c.errs, fmt.Errorf(format, a...))
+func (notClosed) Close() error { return nil }
+
+func keepOpen(devs []disk.Device) (kept []disk.Device) {
+	for _, d := range devs {
+		kept = append(kept, notClosed{d})
 	}
+	return kept
 }
 
-// refer notes that who refers to a data block. A page and a table may agree on one.
-func (c *checker) refer(loc index.Loc, who string, live []uint64) {
-	if loc.End() > c.p.seg.limit() {
-		c.errorf("%s: location %#x is outside the pool", who, loc)
+// parts returns the errors that were joined into err.
+func parts(err error) []error {
+	for e := err; e != nil; e = errors.Unwrap(e) {
+		if j, ok := e.(interface{ Unwrap() []error }); ok {
+			return j.Unwrap()
+		}
+	}
+	return []error{err}
+}
+
+func (r *Report) count(what string, lost bool) (n int) {
+	for i := range r.Findings {
+		if r.Findings[i].What == what && r.Findings[i].Lost == lost {
+			n++
+		}
+	}
+	return n
+}
+
+// member verifies what a device of a pool says of itself.
+func (r *Report) member(p *Pool, m *member, d disk.Device, newest *label.Label) {
+	l, err := label.Probe(d)
+	if err != nil {
+		r.add(Finding{What: FoundLabel, Device: d.Name(), Offset: -1, Block: -1, Text: err.Error()})
 		return
 	}
-	if o, ok := c.owner[loc]; ok && o != who {
-		c.errorf("location %#x belongs to %s and %s", loc, o, who)
+	r.labels(d, l, newest)
+	if n := m.dev.StaleCount(); n > 0 {
+		units := p.seg.where.Load().groups[m.group].all
+		r.add(Finding{What: FoundDevice, Device: d.Name(), Offset: -1, Block: -1,
+			Text: fmt.Sprintf("missed writes: %d of its %d units are stale until they are resilvered, and were not looked at", n, units)})
 	}
-	if c.p.offline == nil { // the audit finds that without so much memory
-		c.owner[loc] = who
-	}
-	live[c.p.seg.of(loc)] += uint64(loc.Len())
+	r.ring(d, l, p.offline.ring, newest.Members[newest.Index(m.guid)].Out)
 }
 
-func (c *checker) replica(r *Replica) {
-	p := c.p
-	var stored, meta, pages, held, history int64
-	var sum accounts
-	v := new(chunkView)
-	dirs := int64(0)
-	err := p.eachDir(r, func(s *dirSlot, _ uint64) {
-		c.page[s.addr>>p.seg.shift] += uint64(granules(s.size))
-		meta += int64(granules(s.size))
-		dirs++
-	})
-	if err != nil {
-		c.errorf("replica %s: %v", r.name, err)
+// labels verifies the copies of a device's label, the best of which is own.
+func (r *Report) labels(d disk.Device, own, newest *label.Label) {
+	copies := label.Copies(d, own.Size)
+	longer := becameLonger(d, own)
+	intact := 0
+	for i := range copies {
+		if copies[i].Err == nil {
+			intact++
+		}
 	}
-	c.directory(r)
-	var ref chunkRef
-	for n := uint64(0); ; {
-		chunk, next, ok, err := r.next(n, nil, &ref)
-		if n = next; err != nil {
-			c.errorf("replica %s: %v", r.name, err)
-			continue
+	for i := range copies {
+		c := &copies[i]
+		f := Finding{What: FoundLabel, Device: d.Name(), Offset: c.Off, Block: -1}
+		switch l := c.Label; {
+		case c.Err != nil && c.Torn(own):
+			r.note("device %s: copy %d of the label was being written when the power went", d.Name(), i+1)
+		case longer && i >= 2 && errors.Is(c.Err, ErrBlank):
+			r.note("device %s: copy %d of the label is not there yet: its move to the end of a larger device was interrupted", d.Name(), i+1)
+		case c.Err != nil:
+			f.Text = fmt.Sprintf("copy %d of 4: %v; %d copies are intact", i+1, c.Err, intact)
+			r.add(f)
+		case l.Pool != own.Pool || l.Device != own.Device || l.Size != own.Size && l.Generation >= own.Generation:
+			f.Text = fmt.Sprintf("copy %d of 4 is of device %v of pool %v", i+1, l.Device, l.Pool)
+			r.add(f)
+		case l.Generation < own.Generation:
+			r.note("device %s: copy %d of the label is of generation %d, the newest is %d: a change of the labels was interrupted", d.Name(), i+1, l.Generation, own.Generation)
+		case l.Change != own.Change:
+			f.Text = fmt.Sprintf("copy %d of 4 has generation %d and says something else than another copy of it", i+1, l.Generation)
+			r.add(f)
 		}
-		if !ok {
-			break
-		}
-		d := &ref
-		if d.page != 0 {
-			c.page[d.pageAddr()>>p.seg.shift] += uint64(d.pageLen())
-			meta += int64(d.pageLen())
-			pages++
-			var view index.View
-			e, err := p.loadPage(r, chunk, d, &view)
-			if err != nil {
-				c.errorf("replica %s: %v", r.name, err)
+	}
+	switch {
+	case own.Generation < newest.Generation && !newest.Members[max(newest.Index(own.Device), 0)].Out:
+		r.note("device %s: its labels are of generation %d, the newest of the pool is %d: a change of the labels was interrupted", d.Name(), own.Generation, newest.Generation)
+	case own.Generation == newest.Generation && own.Change != newest.Change:
+		r.add(Finding{What: FoundLabel, Device: d.Name(), Offset: -1, Block: -1, Text: fmt.Sprintf("says something else than another device at the same generation %d", own.Generation)})
+	}
+}
+
+// becameLonger reports whether a device has got labels for a larger size than before and no checkpoint since.
+func becameLonger(d disk.Device, own *label.Label) bool {
+	slots := label.Slots(d, own.Size, own.Pool)
+	blank := func(s label.Slot) bool { return errors.Is(s.Err, ErrBlank) }
+	return !slices.ContainsFunc(slots[label.RingSlots:], func(s label.Slot) bool { return !blank(s) }) &&
+		slices.ContainsFunc(slots[:label.RingSlots], func(s label.Slot) bool { return !blank(s) })
+}
+
+// ring verifies the announcements of checkpoints on a device. out says that it may lack some.
+func (r *Report) ring(d disk.Device, l *label.Label, newest *label.Ring, out bool) {
+	slots := label.Slots(d, l.Size, l.Pool)
+	for i := range slots {
+		s := &slots[i]
+		n := uint64(i % label.RingSlots)
+		f := Finding{What: FoundRing, Device: d.Name(), Offset: s.Off, Block: -1}
+		current := n == newest.Generation%label.RingSlots
+		switch {
+		case s.Ring != nil && s.Ring.Generation > newest.Generation:
+			if !out {
+				f.Text = fmt.Sprintf("announces checkpoint %d, but the pool's newest is %d", s.Ring.Generation, newest.Generation)
+				r.add(f)
+			}
+		case s.Ring != nil && s.Ring.Generation == newest.Generation:
+			if fmt.Sprint(s.Ring.Root) != fmt.Sprint(newest.Root) {
+				f.Text = fmt.Sprintf("checkpoint %d is somewhere else than another announcement of it says", newest.Generation)
+				r.add(f)
+			}
+		case current && !out && (s.Ring != nil || errors.Is(s.Err, ErrBlank)):
+			r.note("device %s offset %d: checkpoint %d is not announced here: its announcement was interrupted", d.Name(), s.Off, newest.Generation)
+		case s.Err != nil && !errors.Is(s.Err, ErrBlank):
+			if n == (newest.Generation+1)%label.RingSlots && errors.Is(s.Err, ErrDamaged) {
+				r.note("device %s offset %d: the announcement of checkpoint %d was being written when the power went", d.Name(), s.Off, newest.Generation+1)
 				continue
 			}
-			view.Decode(&c.pg)
-			p.cache.release(e)
-			h, m := c.pageOf(r, chunk, d)
-			held, meta, history = held+h, meta+m, history+m
-		} else {
-			c.pg.Reset(d.tomb)
-			if d.older || d.deep {
-				c.errorf("replica %s chunk %d: older versions without a page", r.name, chunk)
-			}
-		}
-		c.chunk(r, d, chunk, &c.pg, &sum)
-		for t := range p.idx.tables {
-			for n := d.heads[t]; n != 0; n = p.idx.tables[t].At(n).Next {
-				if e := p.idx.tables[t].At(n); e.State() == index.Stored {
-					c.refer(e.Loc(), fmt.Sprintf("%s block %d version %v", r.guid, e.Block(), e.Version()), c.delta)
-					sum.delta += int64(e.Loc().Len())
-				}
-			}
-		}
-		if r.destroyed {
-			continue
-		}
-		if err := r.listOwn(v, chunk); err != nil {
-			c.errorf("replica %s: %v", r.name, err)
-			continue
-		}
-		n := v.page.Stored.Count()
-		stored += int64(n)
-		if p.idx.bitmaps.of(d) != v.page.Stored {
-			c.errorf("replica %s chunk %d: presence is wrong: %d stored, %d known", r.name, chunk, n, p.idx.bitmaps.count(d))
-		}
-		var newest block.Version
-		for _, x := range v.page.Ver {
-			if newest.Less(x) {
-				newest = x
-			}
-		}
-		if d.newest.Less(newest) { // higher is possible, when a rebuild's source is ahead of the live writes
-			c.errorf("replica %s chunk %d: has a block of %v, newest is said to be %v", r.name, chunk, newest, d.newest)
-		}
-	}
-	if !r.destroyed && stored != r.stored {
-		c.errorf("replica %s: %d blocks stored, %d known", r.name, stored, r.stored)
-	}
-	if known := (accounts{r.data, r.delta, r.hidden, r.pending}); sum != known {
-		c.errorf("replica %s: data, delta, hidden, pending are %d bytes, %d known", r.name, sum, known)
-	}
-	if held != r.held || history != r.history {
-		c.errorf("replica %s: %d bytes of older versions, %d known; %d bytes of history, %d known", r.name, held, r.held, history, r.history)
-	}
-	if meta != r.meta || pages != r.pages || dirs != r.dirs {
-		c.errorf("replica %s: %d bytes in %d pages and %d parts of the directory, %d in %d and %d known", r.name, meta, pages, dirs, r.meta, r.pages, r.dirs)
-	}
-}
-
-// directory compares what slots say of directory blocks and nodes with what is in them.
-func (c *checker) directory(r *Replica) {
-	p := c.p
-	same := func(s, sum *dirSlot) bool {
-		return s.newest == sum.newest && s.stored == sum.stored && s.older == sum.older
-	}
-	for i := uint64(0); ; {
-		var node, ok bool
-		if i, node, ok = r.nextDir(i, nil); !ok {
-			return
-		}
-		n, j := nodeOf(i)
-		if err := r.warm(i); err != nil {
-			if i++; node {
-				i = (n + 1) << nodeShift
-			}
-			continue // whoever looks at the chunks says so
-		}
-		p.idx.mu.RLock()
-		if x := &r.dir[n]; x.node != nil {
-			var inBlock, inNode dirSlot
-			if b := x.node.blocks[j]; b != nil && !b.dirty && x.node.slots[j].size > 0 {
-				if p.encodeDir(nil, b, &inBlock); !same(&x.node.slots[j], &inBlock) {
-					c.errorf("replica %s: directory block %d has %+v, is said to have %+v", r.name, i, inBlock, x.node.slots[j])
-				}
-			}
-			if encodeNode(nil, x.node, &inNode); !x.node.dirty && x.size > 0 && j == 0 && !same(&x.dirSlot, &inNode) {
-				c.errorf("replica %s: directory node %d has %+v, is said to have %+v", r.name, n, inNode, x.dirSlot)
-			}
-		}
-		p.idx.mu.RUnlock()
-		i++
-	}
-}
-
-// overlaps reports locations that share bytes without being the same.
-func (c *checker) overlaps() {
-	all := slices.Sorted(maps.Keys(c.owner))
-	for i := 1; i < len(all); i++ {
-		if all[i-1].End() > all[i].Addr() {
-			c.errorf("%#x with %d bytes of %s and %#x of %s overlap", all[i-1].Addr(), all[i-1].Len(), c.owner[all[i-1]], all[i].Addr(), c.owner[all[i]])
-		}
-	}
-}
-
-// accounts are the four sums of account.go.
-type accounts struct{ data, delta, hidden, pending int64 }
-
-// chunk adds what a chunk takes, as its page and the tables have it, to sum.
-func (c *checker) chunk(r *Replica, d *chunkRef, chunk uint64, pg *index.Page, sum *accounts) {
-	p := c.p
-	active := p.idx.active
-	count, data := sizeOf(pg)
-	fresh, replaced := 0, 0
-	for i := range block.ChunkBlocks {
-		key := index.Key(r.slot, chunk*block.ChunkBlocks+uint64(i))
-		visible := true // what is below the tables looked at so far
-		for _, t := range [2]int{active, 1 - active} {
-			if d.heads[t] == 0 {
-				continue
-			}
-			e := p.idx.tables[t].Find(key)
-			known := e != nil && e.State() != index.Dead
-			if known && e.Visible() && e.State() == index.Stored {
-				if visible {
-					fresh++
-				} else {
-					sum.hidden += int64(e.Loc().Len())
-				}
-			}
-			visible = visible && !known && d.disc[t] == 0
-		}
-		if !visible && pg.Stored.Has(i) {
-			replaced++
-		}
-	}
-	if count != int(d.count) || data != d.data || fresh != int(d.fresh) {
-		c.errorf("replica %s chunk %d: page has %d blocks in %d bytes, tables have %d; %d in %d and %d known", r.name, chunk, count, data, fresh, d.count, d.data, d.fresh)
-	}
-	sum.data += int64(data)
-	if count > 0 {
-		sum.pending += int64(replaced) * int64(data) / int64(count)
-	}
-}
-
-// pageOf refers to what the page c.pg of a chunk refers to, and returns the bytes of older versions and of history
-// pages.
-func (c *checker) pageOf(r *Replica, chunk uint64, d *chunkRef) (held, history int64) {
-	p, pg := c.p, &c.pg
-	who := func(o *index.Old) string {
-		return fmt.Sprintf("%s block %d version %v", r.guid, chunk*block.ChunkBlocks+uint64(o.Block), o.Ver)
-	}
-	for n := range block.ChunkBlocks {
-		if o := pg.At(n); o.Stored {
-			c.refer(o.Loc, who(&o), c.page)
-		}
-	}
-	if d.older != (len(pg.Old)+len(pg.Hist) > 0) || d.deep != (len(pg.Hist) > 0) {
-		c.errorf("replica %s chunk %d: %d older versions, %d history pages, flags %t %t", r.name, chunk, len(pg.Old), len(pg.Hist), d.older, d.deep)
-	}
-	next := pg.Ver
-	older := func(old []index.Old) {
-		for i := range old {
-			o := &old[i]
-			if !o.Ver.Less(next[o.Block]) || i > 0 && index.CompareOld(old[i-1], *o) >= 0 {
-				c.errorf("replica %s chunk %d: version %v of block %d is not in order", r.name, chunk, o.Ver, o.Block)
-			}
-			if !r.purge.wanted && !r.destroyed && !r.snaps.show(o.Ver, next[o.Block]) {
-				c.errorf("replica %s chunk %d: version %v of block %d is kept for no snapshot, before %v", r.name, chunk, o.Ver, o.Block, next[o.Block])
-			}
-			next[o.Block] = o.Ver
-			if o.Stored {
-				c.refer(o.Loc, who(o), c.page)
-				held += int64(o.Loc.Len())
-			}
-		}
-	}
-	older(pg.Old)
-	for i := range pg.Hist {
-		h := &pg.Hist[i]
-		c.page[h.Addr()>>p.seg.shift] += uint64(h.Len())
-		history += int64(h.Len())
-		old, err := p.history(r, chunk, h, nil)
-		if err != nil {
-			c.errorf("replica %s: %v", r.name, err)
-			continue
-		}
-		if g := index.Describe(old); g.Lo != h.Lo || g.Hi != h.Hi || g.First != h.First || g.Last != h.Last || g.Count != h.Count {
-			c.errorf("replica %s chunk %d: history page %d is not what its reference says", r.name, chunk, i)
-		}
-		older(old)
-	}
-	return held, history
-}
-
-func (c *checker) segments() {
-	p := c.p
-	p.seg.mu.Lock()
-	defer p.seg.mu.Unlock()
-	if c.meta != p.metaLive {
-		c.errorf("root: %d bytes, %d known", c.meta, p.metaLive)
-	}
-	c.overlaps()
-	free := map[*groupState]int{}
-	for i := range p.seg.kind {
-		if uint64(p.seg.pageLive[i]) != c.page[i] || uint64(p.seg.deltaLive[i]) != c.delta[i] {
-			c.errorf("segment %d: live %d+%d bytes, %d+%d known", i, c.page[i], c.delta[i], p.seg.pageLive[i], p.seg.deltaLive[i])
-		}
-		isFree := p.seg.free[i/64]>>(i%64)&1 != 0
-		if isFree {
-			free[p.seg.where.Load().span(uint32(i)).group]++
-		}
-		if isFree != (p.seg.kind[i] == segFree) || isFree && (c.page[i]+c.delta[i] > 0 || p.seg.pinned[i]) {
-			c.errorf("segment %d: free %t, kind %d, live %d, pinned %t", i, isFree, p.seg.kind[i], c.page[i]+c.delta[i], p.seg.pinned[i])
-		}
-	}
-	data, cache := 0, 0
-	for _, g := range p.seg.where.Load().groups {
-		if g.free != free[g] {
-			c.errorf("%s: %d segments are free, %d known", g.name(), free[g], g.free)
-		}
-		if g.cache {
-			cache += free[g]
-		} else {
-			data += free[g]
-		}
-	}
-	if data != p.seg.nFree || cache != p.seg.nCache {
-		c.errorf("%d+%d segments are free, %d+%d known", data, cache, p.seg.nFree, p.seg.nCache)
-	}
-	if p.log.chain[0] != p.commits.from.seg {
-		c.errorf("the log is kept from segment %d on, a replay begins in %d", p.log.chain[0], p.commits.from.seg)
-	}
-	for _, s := range p.log.chain {
-		if !p.seg.pinned[s] || p.seg.kind[s] != segLog {
-			c.errorf("segment %d of the log: kind %d, pinned %t", s, p.seg.kind[s], p.seg.pinned[s])
+			f.Text = fmt.Sprintf("slot %d: %v", n, s.Err)
+			r.add(f)
 		}
 	}
 }
