@@ -16,15 +16,15 @@ type extent = label.Extent
 // checkpoint writes the directory, the replicas as of drain.from and the segment table, and makes them the state that
 // the next Open begins with, before it returns. The frozen table is drained; cycle and mu are held, and nothing is
 // being committed.
-func (p *Pool) checkpoint() error {
+func (p *Pool) checkpoint() (freed int, err error) {
 	for {
 		c, err := p.prepareCheckpoint()
 		if err != nil {
-			return err
+			return 0, err
 		}
 		p.startCommit(c)
 		if ok, err := c.wait(); ok || err != nil {
-			return err
+			return c.freed, err
 		}
 	}
 }

@@ -80,8 +80,8 @@ func drainedOnce(p *Pool) {
 	waitUntil(p, func() bool { return p.Stats().Drains > drains })
 }
 
-// TestDrainsDuringCommit holds up the flush of a checkpoint: writers fill the tables several times meanwhile, none of
-// them waits, and no other checkpoint is begun. The next cycle after the flush makes one.
+// TestDrainsDuringCommit holds up the flush of a checkpoint: writers fill the tables several times meanwhile, none of them
+// waits, and no other checkpoint is begun. The next cycle after the flush makes one.
 func TestDrainsDuringCommit(t *testing.T) {
 	d := &pausing{Device: disk.NewMem("mem0", 128<<20)}
 	p, err := Create(Stripe(d), Config{Name: "test"}, Options{SegmentBytes: 256 << 10, DeltaEntries: 4096, FlushBytes: 1 << 40})
@@ -112,8 +112,8 @@ func TestDrainsDuringCommit(t *testing.T) {
 	must(t, p.Check())
 }
 
-// TestPowerCutDuringCommit cuts the power at every operation of the devices while checkpoints are committed and the
-// next tables are drained, with changes in between, at each step of the commit.
+// TestPowerCutDuringCommit cuts the power at every operation of the devices while checkpoints are committed and the next
+// tables are drained, with changes in between, at each step of the commit.
 func TestPowerCutDuringCommit(t *testing.T) {
 	seed := *cutSeed
 	if seed == 0 {

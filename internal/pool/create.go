@@ -96,7 +96,7 @@ func create(groups []Group, cfg Config, opt Options) (*Pool, error) {
 	p.drain.mu.Lock()
 	p.freeze()
 	p.thaw()
-	err = p.checkpoint()
+	_, err = p.checkpoint()
 	p.drain.mu.Unlock()
 	if err != nil {
 		return nil, err

@@ -212,9 +212,9 @@ func (p *Pool) cycle() error {
 }
 
 // runCycle cleans when free segments are few, drains the delta into pages, releases destroyed replicas and what deleted
-// snapshots held, makes a checkpoint and frees the segments that nothing refers to any more. It returns the checkpoint,
-// if that is still being committed and the caller is to wait for it: because the cycle is to be whole, or since free
-// segments are few. Otherwise the checkpoint is left to a later cycle while the one before is being committed.
+// snapshots held, makes a checkpoint and frees the segments that nothing refers to any more. It returns the checkpoint, if
+// that is still being committed and the caller is to wait for it: because the cycle is to be whole, or since free segments are
+// few. Otherwise the checkpoint is left to a later cycle while the one before is being committed.
 func (p *Pool) runCycle(whole bool) (*pending, error) {
 	s := &p.drain
 	s.cycle.Lock()
@@ -278,7 +278,7 @@ func (p *Pool) runCycle(whole bool) (*pending, error) {
 		return nil, nil
 	}
 	if p.commitsAlone() {
-		err := p.checkpoint()
+		_, err := p.checkpoint()
 		gain = made()
 		return nil, err
 	}
@@ -313,9 +313,9 @@ func (p *Pool) drained() error {
 	return nil
 }
 
-// measure returns how much there is to be written to: bytes of free segments and of what is left of those that the
-// index and the cleaner fill, and what the log has taken since the pool was opened. What a cycle adds to that is what
-// it has gained, whatever others took meanwhile. No step of a drain is under way.
+// measure returns how much there is to be written to: bytes of free segments and of what is left of those that the index
+// and the cleaner fill, and what the log has taken since the pool was opened. What a cycle adds to that is what it has
+// gained, whatever others took meanwhile. No step of a drain is under way.
 func (p *Pool) measure() int64 {
 	free, _ := p.seg.cacheCount()
 	n := int64(free+p.seg.freeCount()+int(p.count.logSegs.Load())) << p.seg.shift
