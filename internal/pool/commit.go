@@ -196,8 +196,8 @@ func (p *Pool) freeSegments(dead []uint32) (int, error) {
 	for _, i := range dead {
 		p.seg.setFree(i)
 	}
+	p.count.segsFreed.Add(uint64(len(dead))) // before somebody counts what is free
 	p.seg.mu.Unlock()
-	p.count.segsFreed.Add(uint64(len(dead)))
 	return len(dead), nil
 }
 

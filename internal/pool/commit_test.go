@@ -1,12 +1,15 @@
 package pool
 
 import (
+	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/compress"
 	"github.com/cstor-go/cstor/internal/pool/disk"
 	"github.com/cstor-go/cstor/internal/pool/label"
 )
@@ -110,6 +113,73 @@ func TestDrainsDuringCommit(t *testing.T) {
 	}
 	waitUntil(p, func() bool { return p.Stats().Checkpoints >= before.Checkpoints+2 })
 	must(t, p.Check())
+}
+
+// TestGainIsCountedOnce: what a commit frees is the gain of its cycle, not also of one that runs meanwhile; that one has not
+// gained either what the directory takes that it leaves to the next one.
+func TestGainIsCountedOnce(t *testing.T) {
+	for _, left := range []bool{false, true} {
+		t.Run(fmt.Sprint("left=", left), func(t *testing.T) {
+			d := &pausing{Device: disk.NewMem("mem0", 128<<20)}
+			p, err := Create(Stripe(d), Config{Name: "test"}, Options{SegmentBytes: 256 << 10, DeltaEntries: 4096, FlushBytes: 1 << 40, Compression: compress.Off})
+			must(t, err)
+			atRest(p)
+			r, err := p.CreateReplica("v", roomBlocks*block.Size)
+			must(t, err)
+			const sparse = 40
+			n := uint64(0)
+			put := func(b uint64, count int) {
+				n++
+				must(t, r.Apply([]Op{write(b, count, n)}))
+			}
+			for range 2 {
+				for k := range uint64(sparse) {
+					put((k+1)*dirSpan*block.ChunkBlocks, 1)
+				}
+				for b := uint64(0); b < 1024; b += 32 {
+					put(b, 32)
+				}
+				must(t, p.cycle())
+			}
+			for b := uint64(0); b < 1024; b += 32 {
+				put(b, 32)
+			}
+			before, freed, over := p.cycles.gained, p.Stats().SegmentsFreed, make(chan error)
+			begun := false
+			must(t, d.duringCommit(p, func() {
+				if begun {
+					return
+				}
+				begun = true
+				if left {
+					for k := range uint64(sparse) {
+						put((k+1)*dirSpan*block.ChunkBlocks, 1)
+					}
+				}
+				drains := p.Stats().Drains
+				go func() {
+					_, err := p.runCycle(!left)
+					over <- err
+				}()
+				for p.Stats().Drains == drains {
+					runtime.Gosched()
+				}
+				if left {
+					must(t, <-over)
+				}
+			}))
+			if !left {
+				must(t, <-over)
+			}
+			p.commits.wait()
+			if p.Stats().SegmentsFreed == freed {
+				t.Error("nothing was freed")
+			}
+			if n := p.cycles.gained - before; n > 0 {
+				t.Errorf("%d cycles gained", n)
+			}
+		})
+	}
 }
 
 // TestPowerCutDuringCommit cuts the power at every operation of the devices while checkpoints are committed and the next

@@ -185,7 +185,9 @@ func (c *cycleSignal) begin() (n uint64) {
 // finish ends cycle n, which somebody who needs space waited for if it was urgent. The one before may end after it.
 func (c *cycleSignal) finish(n uint64, gained, urgent bool, seq uint64, stop bool) {
 	c.mu.Lock()
-	c.done, c.at = max(c.done, n), seq
+	if n >= c.done {
+		c.done, c.at = n, seq
+	}
 	if gained {
 		c.gained, c.fruitless = c.gained+1, 0
 	} else if urgent {
@@ -274,12 +276,12 @@ func (p *Pool) runCycle(whole bool) (*pending, error) {
 	defer s.mu.Unlock()
 	made := func() int64 { return p.measure() - before + s.settled }
 	if left {
-		gain = made()
+		gain = made() - p.unwritten()
 		return nil, nil
 	}
 	if p.commitsAlone() {
-		_, err := p.checkpoint()
-		gain = made()
+		freed, err := p.checkpoint()
+		gain = made() + int64(freed)<<p.seg.shift
 		return nil, err
 	}
 	c, err := p.prepareCheckpoint()
@@ -314,11 +316,13 @@ func (p *Pool) drained() error {
 }
 
 // measure returns how much there is to be written to: bytes of free segments and of what is left of those that the index
-// and the cleaner fill, and what the log has taken since the pool was opened. What a cycle adds to that is what it has
-// gained, whatever others took meanwhile. No step of a drain is under way.
+// and the cleaner fill, and what the log has taken since the pool was opened, without what commits have freed. What a cycle
+// adds to that, together with what its own commit frees, is what it has gained, whatever others took or freed meanwhile. No
+// step of a drain is under way.
 func (p *Pool) measure() int64 {
-	free, _ := p.seg.cacheCount()
-	n := int64(free+p.seg.freeCount()+int(p.count.logSegs.Load())) << p.seg.shift
+	p.seg.mu.Lock()
+	n := int64(p.seg.nFree+p.seg.nCache+int(p.count.logSegs.Load())-int(p.count.segsFreed.Load())) << p.seg.shift
+	p.seg.mu.Unlock()
 	for _, w := range []*indexWriter{&p.drain.writer, &p.drain.cold} {
 		if w.open {
 			n += p.seg.bytes() - int64(w.at)
@@ -330,6 +334,16 @@ func (p *Pool) measure() int64 {
 		}
 	}
 	return n
+}
+
+// unwritten returns what the drain under way counts as settled although it is still to be written: the directory of a
+// checkpoint that is left to the next cycle, which will count it.
+func (p *Pool) unwritten() int64 {
+	p.idx.mu.RLock()
+	defer p.idx.mu.RUnlock()
+	meta, _, _ := p.meta()
+	left := p.drain.cost.directory()
+	return p.bytesOf(&left, meta)
 }
 
 // drainAll drains the whole frozen table, letting go of the lock between steps.

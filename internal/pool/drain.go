@@ -26,7 +26,7 @@ type drainState struct {
 	clock      uint64          // segments.clock there
 	cost       indexCost       // of the cycle under way; guarded by idx.mu
 	wrote      atomic.Int64    // bytes of the index written since the freeze
-	settled    int64           // bytes of the index that the frozen updates were to take
+	settled    int64           // bytes of the index that the frozen updates, and a checkpoint that was left, were to take
 	moves      []movedBlock    // what the cleaner copied before the freeze, by key
 	nextMove   int             // first of moves that is not of a chunk done
 	images     []image         // the replicas as they were there
@@ -98,12 +98,12 @@ func (p *Pool) freeze() {
 	x.active = 1 - x.active
 	s.from, s.clock = p.log.pos, p.seg.clock.Load()
 	p.log.since = 0
-	left := indexCost{dirs: s.cost.dirs, nodes: s.cost.nodes, more: s.cost.more} // of a checkpoint that was left to this cycle
+	left := s.cost.directory() // of a checkpoint that was left to this cycle
 	s.cost, x.cost[s.frozen] = x.cost[s.frozen], indexCost{}
 	s.cost.pages += int64(x.tables[s.frozen].Len()) * entryCost
+	s.cost.add(left)
 	meta, _, _ := p.meta()
 	s.settled = p.bytesOf(&s.cost, meta)
-	s.cost.add(left)
 	s.cost.add(p.cleaner.cost)
 	p.cleaner.cost = indexCost{}
 	s.cost.root = p.rootCost()

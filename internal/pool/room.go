@@ -44,6 +44,11 @@ func (c *indexCost) sub(o indexCost) {
 	c.more, c.root, c.steps = c.more-o.more, c.root-o.root, c.steps-o.steps
 }
 
+// directory returns the part of the cost that remains when a checkpoint is left to the next cycle.
+func (c *indexCost) directory() indexCost {
+	return indexCost{dirs: c.dirs, nodes: c.nodes, more: c.more}
+}
+
 const (
 	entryCost = 32  // bytes of a page for one update
 	pageCost  = 256 // for the first one of a chunk
