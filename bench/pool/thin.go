@@ -20,7 +20,7 @@ import (
 type thin struct {
 	name string
 	size int64
-	meta *os.File
+	meta disk.Device
 	ids  []byte // by block: number of the pattern plus one; 0: what meta has
 	lazy bool   // in memory, and flushes do nothing: for what only counts, and for waits that are the engine's own
 }
@@ -68,10 +68,16 @@ func newThin(path string, n int64, lazy bool) (*thin, error) {
 	if t.ids, err = unix.Mmap(int(ids.Fd()), 0, int(t.size/block.Size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
 		return nil, fmt.Errorf("map %s: %w", ids.Name(), err)
 	}
-	if t.meta, err = t.scratch(path); err != nil {
+	meta, err := t.scratch(path)
+	if err != nil {
 		return nil, err
 	}
-	return t, t.meta.Truncate(t.size)
+	defer meta.Close()
+	if err := meta.Truncate(t.size); err != nil {
+		return nil, err
+	}
+	t.meta, err = disk.Open(fmt.Sprintf("/proc/self/fd/%d", meta.Fd()), disk.Options{}) // as a pool has it
+	return t, err
 }
 
 // scratch returns a file that nobody else finds.
@@ -102,7 +108,7 @@ func (t *thin) ReadAt(b []byte, off int64) error {
 		for to < len(b) && t.ids[(off+int64(to))/block.Size] == 0 {
 			to += block.Size
 		}
-		if _, err := t.meta.ReadAt(b[at:to], off+int64(at)); err != nil {
+		if err := t.meta.ReadAt(b[at:to], off+int64(at)); err != nil {
 			return err
 		}
 		at = to
@@ -131,7 +137,7 @@ func (t *thin) WritevAt(bufs [][]byte, off int64) error {
 				t.ids[(off+int64(to))/block.Size] = 0
 				to += block.Size
 			}
-			if _, err := t.meta.WriteAt(b[at:to], off+int64(at)); err != nil {
+			if err := t.meta.WritevAt([][]byte{b[at:to]}, off+int64(at)); err != nil {
 				return err
 			}
 			at = to
@@ -141,21 +147,10 @@ func (t *thin) WritevAt(bufs [][]byte, off int64) error {
 	return nil
 }
 
-func (t *thin) Flush() error {
-	if t.lazy {
-		return nil
-	}
-	return unix.Fdatasync(int(t.meta.Fd()))
-}
+func (t *thin) Flush() error { return t.meta.Flush() }
 
 // Discard gives the space of metadata back to the disk.
-func (t *thin) Discard(off, length int64) error {
-	err := unix.Fallocate(int(t.meta.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, length)
-	if errors.Is(err, unix.EOPNOTSUPP) {
-		return nil
-	}
-	return err
-}
+func (t *thin) Discard(off, length int64) error { return t.meta.Discard(off, length) }
 
 func (t *thin) Size() int64  { return t.size }
 func (t *thin) Name() string { return t.name }

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/cstor-go/cstor/internal/pool/label"
 )
@@ -187,40 +186,65 @@ func (p *Pool) freeSegments(dead []uint32) (int, error) {
 	if len(dead) == 0 || !p.read.drain(p.quit) {
 		return 0, nil
 	}
-	for _, i := range dead {
-		if err := p.discard(i); err != nil {
+	// Devices and file systems hold up writes while they discard: when there are any, the space is left until there are none.
+	written := p.flush.stable.Load()
+	kept := 0 // first of those of which it is left
+	for whole := true; kept < len(dead) && whole; {
+		var err error
+		if whole, err = p.discard(dead[kept], written); err != nil {
 			return 0, p.fail(err)
+		}
+		if whole {
+			kept++
 		}
 	}
 	p.seg.mu.Lock()
-	for _, i := range dead {
+	for k, i := range dead {
 		p.seg.setFree(i)
+		if k >= kept && !p.opt.NoDiscard {
+			p.seg.undiscarded[i/64] |= 1 << (i % 64)
+		}
 	}
 	p.count.segsFreed.Add(uint64(len(dead))) // before somebody counts what is free
 	p.seg.mu.Unlock()
 	return len(dead), nil
 }
 
-// discardPiece is how much is discarded at once: devices and file systems hold up writes meanwhile.
+// discardPiece is how much is discarded at once.
 const discardPiece = 1 << 20
 
-// discard gives the space of a segment back to the devices, unless it will be written again soon, or much waits to be done.
-func (p *Pool) discard(seg uint32) error {
+// discard gives the space of a segment back to the devices, while the newest batch is that number.
+func (p *Pool) discard(seg uint32, written uint64) (whole bool, err error) {
 	piece := min(p.seg.bytes(), discardPiece)
 	for off := int64(0); off < p.seg.bytes(); off += piece {
-		if p.opt.NoDiscard || p.busy() || p.pace.limit.Load() > 0 {
-			return nil
+		if p.opt.NoDiscard || p.appended.Load() != written {
+			return false, nil
 		}
-		begin := time.Now()
 		if err := p.seg.discard(seg, off, piece); err != nil {
-			return err
-		}
-		if took := time.Since(begin); took > time.Millisecond && p.hurry.Load() == 0 {
-			select { // whoever waited has a turn
-			case <-p.quit:
-			case <-time.After(took):
-			}
+			return false, err
 		}
 	}
-	return nil
+	return true, nil
+}
+
+// discardFree discards the free segments that were not when they became free, until something is written.
+func (p *Pool) discardFree() {
+	written := p.appended.Load()
+	for whole := true; whole && p.idle.Load() && !p.closed.Load(); {
+		seg, ok := p.seg.takeUndiscarded()
+		if !ok {
+			return
+		}
+		var err error
+		if whole, err = p.discard(seg, written); err != nil {
+			p.fail(err)
+		}
+		p.seg.mu.Lock()
+		p.seg.pinned[seg] = false
+		p.seg.setFree(seg)
+		if !whole {
+			p.seg.undiscarded[seg/64] |= 1 << (seg % 64)
+		}
+		p.seg.mu.Unlock()
+	}
 }

@@ -66,6 +66,9 @@ func (p *Pool) background() {
 			p.pace.end()
 		}
 		p.flushIfDue()
+		if idle {
+			p.discardFree()
+		}
 	}
 }
 

@@ -140,7 +140,7 @@ func (p *Pool) enlarge(spans []label.Span) {
 	n := w.count()
 	s.pageLive, s.deltaLive = extended(s.pageLive, n), extended(s.deltaLive, n)
 	s.kind, s.pinned, s.birth = extended(s.kind, n), extended(s.pinned, n), extended(s.birth, n)
-	s.free = extended(s.free, (n+63)/64)
+	s.free, s.undiscarded = extended(s.free, (n+63)/64), extended(s.undiscarded, (n+63)/64)
 	if s.freed != nil {
 		s.freed = extended(s.freed, (n+63)/64)
 	}

@@ -45,15 +45,17 @@ type segments struct {
 
 	clock atomic.Uint64 // blocks that were ever appended to the log: the cleaner's measure of age
 
-	mu     sync.Mutex // guards the rest, and what the groups know of their free segments
-	kind   []uint8
-	birth  []uint64 // clock when the data of the segment was written, on the average
-	free   []uint64 // bitmap
-	nFree  int      // on groups for data
-	nCache int      // free segments on cache groups
-	turn   int      // group after the one that was allocated from last
-	pinned []bool   // open for writing, or part of the log that a replay would read
-	freed  []uint64 // while somebody walks through segments: those that became free since; nil otherwise
+	mu    sync.Mutex // guards the rest, and what the groups know of their free segments
+	kind  []uint8
+	birth []uint64 // clock when the data of the segment was written, on the average
+	free  []uint64 // bitmap
+	// undiscarded are those of them whose space the devices still have.
+	undiscarded []uint64
+	nFree       int      // on groups for data
+	nCache      int      // free segments on cache groups
+	turn        int      // group after the one that was allocated from last
+	pinned      []bool   // open for writing, or part of the log that a replay would read
+	freed       []uint64 // while somebody walks through segments: those that became free since; nil otherwise
 }
 
 func newSegments(w *space, shift uint) *segments {
@@ -63,7 +65,7 @@ func newSegments(w *space, shift uint) *segments {
 	s.pageLive, s.deltaLive = make([]uint32, n), make([]uint32, n)
 	s.kind, s.pinned = make([]uint8, n), make([]bool, n)
 	s.birth = make([]uint64, n)
-	s.free = make([]uint64, (n+63)/64)
+	s.free, s.undiscarded = make([]uint64, (n+63)/64), make([]uint64, (n+63)/64)
 	return s
 }
 
@@ -163,6 +165,7 @@ func (s *segments) setFree(seg uint32) {
 func (s *segments) take(seg uint32, kind uint8) {
 	if s.kind[seg] == segFree {
 		s.free[seg/64] &^= 1 << (seg % 64)
+		s.undiscarded[seg/64] &^= 1 << (seg % 64)
 		s.addFree(s.where.Load().span(seg).group, -1)
 	}
 	s.kind[seg] = kind
@@ -213,6 +216,21 @@ func (s *segments) allocate(dst []uint32, n int, kind uint8, keep int, cache boo
 		dst = append(dst, seg)
 	}
 	return dst, true
+}
+
+// takeUndiscarded takes a free segment, if there is one, whose space the devices still have, pinned.
+func (s *segments) takeUndiscarded() (seg uint32, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for w, x := range s.undiscarded {
+		if x != 0 {
+			seg = uint32(w*64 + bits.TrailingZeros64(x))
+			s.take(seg, segLog)
+			s.pinned[seg] = true
+			return seg, true
+		}
+	}
+	return 0, false
 }
 
 // lowest returns the lowest free segment of a group, which has one.

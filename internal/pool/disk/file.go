@@ -37,7 +37,14 @@ type file struct {
 
 	mu     sync.RWMutex // held shared during every call, so that Close cannot pull the descriptor away
 	closed bool
+
+	cached  atomic.Int64 // bytes written into the page cache since the kernel was last told to write them out
+	writing atomic.Bool  // it is being told
 }
+
+// cachedMost is how much is left in the page cache before the kernel is told to write it out. It would wait for many
+// seconds, or for a flush, and others who use the device meanwhile would wait for all of it at once.
+const cachedMost = 8 << 20
 
 // Open opens the regular file or block device at path for exclusive use. It wraps ErrBusy when somebody else holds it.
 func Open(path string, opt Options) (Device, error) {
@@ -197,7 +204,20 @@ func (d *file) WritevAt(bufs [][]byte, off int64) error {
 	if err := d.writev(bufs, off); err != nil {
 		return &RequestError{Device: d.name, Op: "write", Off: off, Len: total, Err: err}
 	}
+	if !d.direct && d.cached.Add(total) >= cachedMost && d.writing.CompareAndSwap(false, true) {
+		d.cached.Store(0)
+		go d.writeOut()
+	}
 	return nil
+}
+
+// writeOut begins to write what is in the page cache. It makes nothing stable; errors are for the next Flush to report.
+func (d *file) writeOut() {
+	defer d.writing.Store(false)
+	if d.enter("write out", 0, 0) == nil {
+		defer d.mu.RUnlock()
+		_ = unix.SyncFileRange(d.fd, 0, 0, unix.SYNC_FILE_RANGE_WRITE)
+	}
 }
 
 // writev writes all of bufs, in as few system calls as the kernel accepts.

@@ -1,0 +1,45 @@
+package disk
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// TestWriteOut writes so much that the device tells the kernel to write it out, and goes on meanwhile.
+func TestWriteOut(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "device")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(path, 4*cachedMost); err != nil {
+		t.Fatal(err)
+	}
+	dev, err := Open(path, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := dev.(*file)
+	piece := Buffer(cachedMost / 8)
+	told := false
+	for off := int64(0); off < d.Size(); off += int64(len(piece)) {
+		before := d.cached.Load()
+		if err := d.WritevAt([][]byte{piece}, off); err != nil {
+			t.Fatal(err)
+		}
+		told = told || d.cached.Load() <= before
+	}
+	if !told {
+		t.Fatalf("%d bytes were written, and nobody told the kernel", d.Size())
+	}
+	for begin := time.Now(); d.writing.Load(); {
+		if time.Since(begin) > time.Minute {
+			t.Fatal("it is still being told")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
