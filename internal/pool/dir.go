@@ -81,9 +81,10 @@ type dirBlock struct {
 // dirNode says where nodeSpan consecutive directory blocks are.
 type dirNode struct {
 	dirItem
-	slots  [nodeSpan]dirSlot
-	blocks [nodeSpan]*dirBlock // those in memory
-	loaded int                 // number of them
+	slots     [nodeSpan]dirSlot
+	blocks    [nodeSpan]*dirBlock // those in memory
+	loaded    int                 // number of them
+	unwritten int                 // number of those that are to be written
 }
 
 // dirRoot is what is always in memory for the chunks of a node.

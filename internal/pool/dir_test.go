@@ -59,6 +59,17 @@ func checkCache(t testing.TB, p *Pool) {
 		if it.at != i || it.pins != 0 || it.gone {
 			t.Fatalf("%d: %+v", i, it)
 		}
+		if it.node {
+			n, unwritten := it.r.dir[it.number].node, 0
+			for _, b := range n.blocks {
+				if b != nil && b.dirty {
+					unwritten++
+				}
+			}
+			if n.unwritten != unwritten {
+				t.Fatalf("node %d: %d blocks are to be written, %d known", it.number, unwritten, n.unwritten)
+			}
+		}
 	}
 	if used != c.used || dirty != c.dirty {
 		t.Fatalf("%d bytes, %d of them changed; %d and %d known", used, dirty, c.used, c.dirty)

@@ -46,16 +46,23 @@ func (c *dirCache) change(it *dirItem) {
 	if !it.node {
 		level = 0
 		n, _ := nodeOf(it.number)
-		c.change(&it.r.dir[n].node.dirItem) // it will when the block is somewhere else
+		node := it.r.dir[n].node
+		node.unwritten++
+		c.change(&node.dirItem) // it will when the block is somewhere else
 	}
 	c.changed[level] = append(c.changed[level], it)
 }
 
 // written notes that an item is on the devices as it is in memory, or is not part of the directory any more.
 func (c *dirCache) written(it *dirItem) {
-	if it.dirty {
-		it.dirty = false
-		c.dirty -= it.bytes()
+	if !it.dirty {
+		return
+	}
+	it.dirty = false
+	c.dirty -= it.bytes()
+	if !it.node {
+		n, _ := nodeOf(it.number)
+		it.r.dir[n].node.unwritten--
 	}
 }
 

@@ -30,24 +30,27 @@ func (p *Pool) writeDirectory() error {
 }
 
 // relieve writes some of what changed in the directory, in the middle of a drain: first what changed first, which the drain
-// is past. A step of the drain changes no more than it writes. drain.mu is held.
+// is past. A step of the drain changes no more than that. drain.mu is held.
 func (p *Pool) relieve() error {
-	x := &p.idx.dirs
-	if err := p.writeChanged(0, drainGroup); err != nil || !x.crowded() || len(x.changed[0]) > 0 {
+	if err := p.writeChanged(0, drainGroup); err != nil {
 		return err
 	}
-	return p.writeChanged(1, drainGroup/4)
+	return p.writeChanged(1, drainGroup)
 }
 
-// writeChanged writes the changed directory blocks (level 0) or nodes, at most so many.
+// writeChanged writes the changed directory blocks (level 0), or the nodes of which no block is to be written, at most so
+// many.
 func (p *Pool) writeChanged(level, most int) error {
 	x := &p.idx.dirs
 	p.idx.mu.Lock()
-	n := min(most, len(x.changed[level]))
-	all := x.changed[level][:n]
-	if x.changed[level] = x.changed[level][n:]; len(x.changed[level]) == 0 {
-		x.changed[level] = nil
-	}
+	var all []*dirItem
+	x.changed[level] = slices.DeleteFunc(x.changed[level], func(it *dirItem) bool {
+		take := len(all) < most && (it.gone || !it.node || it.r.dir[it.number].node.unwritten == 0)
+		if take {
+			all = append(all, it)
+		}
+		return take
+	})
 	p.idx.mu.Unlock()
 	slices.SortFunc(all, func(a, b *dirItem) int {
 		return cmp.Or(cmp.Compare(a.r.slot, b.r.slot), cmp.Compare(a.number, b.number))
