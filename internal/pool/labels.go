@@ -173,7 +173,7 @@ func (p *Pool) onDevices(what string, targets []*member, do func(m *member) erro
 		case <-tick.C:
 			ticks++
 			waiting = slices.DeleteFunc(waiting, func(m *member) bool {
-				late := ticks >= hardDeadlines || ticks >= lateDeadlines && p.spared(m)
+				late := ticks >= lateDeadlines && m.dev.FailSpared(fmt.Errorf("%s: %w", what, raid.ErrHung)) || ticks >= hardDeadlines
 				if late {
 					fail(m, raid.ErrHung)
 				}
@@ -182,18 +182,6 @@ func (p *Pool) onDevices(what string, targets []*member, do func(m *member) erro
 		}
 	}
 	return failed
-}
-
-// spared reports whether the group of a device can do without it.
-func (p *Pool) spared(m *member) bool {
-	g := p.seg.where.Load().groups[m.group]
-	n := 0
-	for _, c := range g.Columns() {
-		if slices.ContainsFunc(c.Devices, func(d *raid.Device) bool { return d != m.dev && d.State() == raid.Online }) {
-			n++
-		}
-	}
-	return n >= int(g.row)
 }
 
 // writeRing announces a checkpoint on every device that is online.

@@ -129,6 +129,10 @@ func (d *Device) Stuck() int { return int(d.inflight.Load()) }
 // Fail takes the device out whatever the redundancy left.
 func (d *Device) Fail(cause error) { d.takeOut(cause, true) }
 
+// FailSpared takes the device out if its group has without it all that it has with it. It returns whether the device is
+// out.
+func (d *Device) FailSpared(cause error) bool { return d.takeOut(cause, false) }
+
 // Return puts a device that is Out or Missing back into service on dev, which may be the disk it had. Its stale units
 // stay stale until they are healed. It wraps ErrStuck while the old disk still holds requests.
 func (d *Device) Return(dev disk.Device) error {

@@ -199,6 +199,25 @@ func TestHardLimit(t *testing.T) {
 	})
 }
 
+// TestFailSpared: who gives up on a device does not take it out while another one lacks what it has.
+func TestFailSpared(t *testing.T) {
+	r := newRig(t, shape{Mirror, 2, 1, 1}, newSeed(t), 0)
+	a, b := r.dev[0], r.dev[1]
+	a.SetStale(1)
+	if b.FailSpared(ErrHung) || b.State() != Online {
+		t.Fatal("the last one with a unit went out")
+	}
+	a.ClearStale(1)
+	for range 2 {
+		if !b.FailSpared(ErrHung) || b.State() != Out {
+			t.Fatal("a device that can be spared stayed")
+		}
+	}
+	if a.FailSpared(ErrHung) || a.State() != Online {
+		t.Fatal("the last one went out")
+	}
+}
+
 // TestStripeHangs: a write or flush that the only device never answers cannot be given up, but the device goes out, and
 // what follows fails.
 func TestStripeHangs(t *testing.T) {
