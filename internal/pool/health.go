@@ -59,7 +59,7 @@ func (p *Pool) closeDevices() error {
 	for _, m := range p.members() {
 		if d := m.dev.Disk(); d != nil && !m.online() {
 			out[d] = true
-			stuck[d] = m.dev.Stuck() > 0
+			stuck[d] = m.busy()
 		}
 	}
 	results := make(chan error, len(p.devs))
