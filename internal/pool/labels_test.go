@@ -2,6 +2,7 @@ package pool
 
 import (
 	"bytes"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -140,9 +141,13 @@ func TestMissedDuringCheckpoint(t *testing.T) {
 	}
 	waits, resume := mems[0].HangIf(func(op string, off, _ int64) bool { return op == "write" && off >= 128<<10 && off < 256<<10 })
 	defer resume()
+	before := ringAreas(t, mems[1])[1]
 	done := make(chan error, 1)
 	go func() { done <- q.cycle() }()
 	<-waits // the ring is being written
+	for bytes.Equal(ringAreas(t, mems[1])[1], before) {
+		runtime.Gosched()
+	}
 	mems[1].Inject(disk.Faults{FailOp: 1})
 	must(t, q.Replica("v").Apply([]Op{write(500, 1, 2)}))
 	resume()

@@ -201,7 +201,7 @@ func TestHardLimit(t *testing.T) {
 
 // TestFailSpared: who gives up on a device does not take it out while another one lacks what it has.
 func TestFailSpared(t *testing.T) {
-	r := newRig(t, shape{Mirror, 2, 1, 1}, newSeed(t), 0)
+	r := newRig(t, shape{Mirror, 2, 1, 1}, newSeed(t))
 	a, b := r.dev[0], r.dev[1]
 	a.SetStale(1)
 	if b.FailSpared(ErrHung) || b.State() != Online {
