@@ -94,6 +94,9 @@ func (w *world) checkBlock(b uint64) {
 		z.first, z.last = min(z.first, s.ended), max(z.last, s.begun)
 	}
 	for _, r := range w.app.writes[b] {
+		if i, ok := index[r.id]; ok && r.bound != 0 && zones[i].first != never {
+			zones[i].first = min(zones[i].first, r.bound)
+		}
 		if i, ok := index[r.id]; ok && zones[i].first < r.begun {
 			w.fail("block %d: %d was read before it was written", b, r.id)
 		}

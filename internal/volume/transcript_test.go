@@ -25,7 +25,11 @@ import (
 //	quiet                     the same as run without printing it
 //	cut a                     a's connection is lost with all that is under way
 //	crash a                   a's process starts again with what its disk has
+//	powerloss a to=1.2        the same, and the disk has lost what came after that
 //	kill                      the target is gone; nothing it sent is lost
+//	aside                     the target goes on, but all its connections are lost
+//	back                      the target that is there goes aside, the one that is aside comes back
+//	epochs a b n=300          these replicas were complete through that many epochs
 //	write b content [fua]     propose; discard b; read b; flush
 //	want factor=2 remove=a    tick 1s; step a <message>; member a; members; status
 func TestTranscripts(t *testing.T) {
@@ -46,6 +50,7 @@ func TestTranscripts(t *testing.T) {
 type stage struct {
 	out     strings.Builder
 	core    *Core
+	aside   *Core
 	now     time.Duration
 	members map[string]*actor
 	record  *List
@@ -121,6 +126,34 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 			a := e.members[n]
 			a.m = NewMember(a.m.Report())
 			a.in, a.out, a.pull, a.session = nil, nil, nil, 0
+		}
+	case "powerloss":
+		for _, n := range names {
+			a := e.members[n]
+			r := a.m.Report()
+			r.Last = parseVersion(opt["to"])
+			maps.DeleteFunc(a.blocks, func(_ uint64, c content) bool { return r.Last.Less(c.version) })
+			a.m = NewMember(r)
+			a.in, a.out, a.pull, a.session = nil, nil, nil, 0
+		}
+	case "aside", "back":
+		for _, a := range e.members {
+			a.in, a.out, a.pull = nil, nil, nil
+			a.m.Disconnect(a.session)
+			e.core.Disconnect(e.now, a.session)
+			a.session = 0
+		}
+		e.ready()
+		e.core, e.aside = e.aside, e.core
+	case "epochs":
+		for _, n := range names {
+			r := e.members[n].m.Report()
+			for len(r.State.History) < num("n") {
+				r.State.History = append(r.State.History, EpochStart{Epoch: r.State.History.Epoch() + 1, First: r.Last.N + 1})
+				r.Last = block.Version{Epoch: r.State.History.Epoch(), N: r.Last.N + 1}
+			}
+			r.State.Promised.Epoch = r.Last.Epoch
+			e.members[n].m = NewMember(r)
 		}
 	case "run", "quiet":
 		e.mute = d.Cmd == "quiet"
@@ -418,8 +451,13 @@ func (e *stage) ready() {
 		for range rd.Flushed {
 			e.printf("flushed")
 		}
+		held := block.ErrRetry
+		if rd.Superseded {
+			e.printf("superseded")
+			held = block.ErrSuperseded
+		}
 		for range rd.FlushHeld {
-			e.printf("flush: %v", block.ErrRetry)
+			e.printf("flush: %v", held)
 		}
 		if rd.Restart != "" {
 			e.printf("restart: %s", rd.Restart)
