@@ -21,6 +21,8 @@ func TestCommonPoint(t *testing.T) {
 		{"nothing in common", "1@1", "1.4", "2@1", "2.4", "0.0"},
 		{"one ends before the shared epoch", "1@1,2@6", "1.3", "1@1,2@6", "2.9", "1.3"},
 		{"same epoch, other number", "1@1,2@6", "2.9", "1@1,2@5", "2.9", "1.4"},
+		{"trimmed differently", "2@3,4@6,5@9", "5.12", "1@1,2@3,4@6", "4.7", "4.7"},
+		{"all that they share is trimmed", "4@6,5@9", "5.12", "1@1,2@3", "2.4", "0.0"},
 		{"only the opening operation", "1@1,2@6", "2.6", "1@1,2@6", "2.9", "2.6"},
 	} {
 		a, b := parseHistory(tt.a), parseHistory(tt.b)
