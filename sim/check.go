@@ -21,11 +21,16 @@ func (w *world) checkDisks() {
 	}
 }
 
-// settled reports whether the volume is what was wanted, and healthy.
+// settled reports whether the volume is what was wanted, and healthy, and nothing stands in its way.
 func (w *world) settled() bool {
 	t := w.target
 	if t == nil || !w.operator.idle() {
 		return false
+	}
+	for _, r := range w.replicas {
+		if r.frozen > w.now {
+			return false
+		}
 	}
 	st := t.core.Status()
 	if !st.Serving || st.Pending != nil || len(st.Committed.Members) != w.operator.want.Factor {

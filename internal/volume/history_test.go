@@ -1,6 +1,8 @@
 package volume
 
 import (
+	"encoding/json"
+	"math"
 	"testing"
 
 	"github.com/cstor-go/cstor/internal/block"
@@ -33,6 +35,17 @@ func TestCommonPoint(t *testing.T) {
 		if got := CommonPoint(b, lb, a, la); got != parseVersion(tt.want) {
 			t.Errorf("%s, the other way round: %v, want %s", tt.name, got, tt.want)
 		}
+	}
+}
+
+// TestHistoryFits checks that the largest history leaves most of the 64 KiB of a pool's state record to the rest.
+func TestHistoryFits(t *testing.T) {
+	var s State
+	for range 2 * maxHistory {
+		s.History = s.History.with(EpochStart{Epoch: math.MaxUint64, First: math.MaxUint64, Lossy: true})
+	}
+	if b, err := json.Marshal(s); err != nil || len(b) > 32<<10 {
+		t.Errorf("%d bytes, %v", len(b), err)
 	}
 }
 
