@@ -40,7 +40,8 @@ func (c *Core) admit(p *peer) {
 // (replication rule 26, history H21). It may become incomplete
 //   - when the members in sync are a quorum without it; or
 //   - when the complete members are a quorum without it, and none of these is behind it: then any quorum has a complete
-//     member, and the furthest one of these is as far as anybody was, so that it can be the authority; or
+//     member, and the furthest one of these is as far as any that became incomplete here, so that it can be the
+//     authority; or
 //   - when the volume cannot serve otherwise: the one that is furthest behind, after the one before it has counted, or has
 //     had Settings.Deadline for that.
 //
@@ -51,18 +52,12 @@ func (c *Core) mayJoin(p *peer) bool {
 	if !p.report.State.Complete || !c.listMember(p.guid) || c.satisfies(func(q *peer) bool { return q.state == insync }) {
 		return true
 	}
-	behind, key := false, p.report.Key()
-	for _, q := range c.peers {
-		behind = behind || q != p && c.waitsComplete(q) && c.now >= q.retryAt && q.report.Key().Less(key)
+	behind := func(q *peer) bool { return c.waitsComplete(q) && q.report.Key().Less(p.report.Key()) }
+	if slices.ContainsFunc(c.peers, func(q *peer) bool { return behind(q) && c.now >= q.retryAt }) {
+		return false // that one goes first
 	}
-	if behind {
-		return false // q goes first
-	}
-	delayed := false
-	for _, q := range c.peers {
-		delayed = delayed || q != p && c.waitsComplete(q) && q.report.Key().Less(key)
-	}
-	if !delayed && c.satisfies(func(q *peer) bool { return q != p && (q.state >= catching || c.waitsComplete(q)) }) {
+	stays := func(q *peer) bool { return q != p && (q.state >= catching || c.waitsComplete(q)) }
+	if c.satisfies(stays) && !slices.ContainsFunc(c.peers, behind) {
 		return true
 	}
 	return c.risked == nil || c.risked.state == insync || c.now-c.riskedAt >= c.settings.Deadline
