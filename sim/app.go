@@ -17,6 +17,7 @@ type app struct {
 	depth    int
 	open     int
 	requests []*request
+	lost     []*request // without an answer, or superseded, since the last request that succeeded
 	writes   [blocks][]*request
 	reads    [blocks][]seen
 	final    bool // every block is being read for the last time
@@ -29,7 +30,7 @@ const (
 	reqOpen reqState = iota
 	reqDone
 	reqReleased
-	reqLost // its target died: it may take effect or not
+	reqLost // its target died, or lost the session: it may take effect or not
 )
 
 // request is one request; its id is the content that a write leaves in every block.
@@ -42,6 +43,7 @@ type request struct {
 	state   reqState
 	begun   uint64
 	ended   uint64 // never, unless it succeeded
+	bound   uint64 // if it took effect at all, then before this; zero: not known
 	refused bool   // was never executed
 	again   bool   // proposed to a successor: what is answered with an error may have been executed before
 	got     []uint64
@@ -128,11 +130,16 @@ func (a *app) finish(r *request) {
 }
 
 func (a *app) completed(r *request, err error) {
+	if r.state == reqLost {
+		return // answered to nobody
+	}
 	a.finish(r)
 	switch {
 	case err == nil:
-		r.ended = a.tick()
-		a.w.cover.Completed++
+		a.succeeded(r)
+	case errors.Is(err, block.ErrSuperseded):
+		a.lost = append(a.lost, r)
+		a.w.cover.Retries++
 	case errors.Is(err, block.ErrNoSpace):
 		r.refused = !r.again
 		a.w.cover.NoSpace++
@@ -141,8 +148,20 @@ func (a *app) completed(r *request, err error) {
 	}
 }
 
+// succeeded notes a request's success. The target that answers it has opened the volume: what the targets before were
+// asked has taken effect by now, or never will.
+func (a *app) succeeded(r *request) {
+	r.ended = a.tick()
+	a.w.cover.Completed++
+	for _, l := range a.lost {
+		l.bound = r.ended
+	}
+	a.lost = a.lost[:0]
+}
+
 func (a *app) released(r *request) {
 	switch r.state {
+	case reqLost:
 	case reqDone:
 		r.state = reqReleased
 	default:
@@ -151,6 +170,9 @@ func (a *app) released(r *request) {
 }
 
 func (a *app) read(r *request, err error) {
+	if r.state == reqLost {
+		return
+	}
 	a.finish(r)
 	switch {
 	case errors.Is(err, block.ErrMedium):
@@ -158,8 +180,7 @@ func (a *app) read(r *request, err error) {
 	case err != nil:
 		a.w.cover.Retries++
 	default:
-		r.ended = a.tick()
-		a.w.cover.Completed++
+		a.succeeded(r)
 		for i, content := range r.got {
 			b := r.block + uint64(i)
 			a.reads[b] = append(a.reads[b], seen{content, r.begun, r.ended})
@@ -178,6 +199,7 @@ func (a *app) targetDied() {
 	for _, r := range a.requests {
 		if r.state == reqOpen {
 			r.state = reqLost
+			a.lost = append(a.lost, r)
 			a.open--
 		}
 	}

@@ -21,11 +21,16 @@ func (w *world) checkDisks() {
 	}
 }
 
-// settled reports whether the volume is what was wanted, and healthy.
+// settled reports whether the volume is what was wanted, and healthy, and nothing stands in its way.
 func (w *world) settled() bool {
 	t := w.target
 	if t == nil || !w.operator.idle() {
 		return false
+	}
+	for _, r := range w.replicas {
+		if r.frozen > w.now || r.conn != nil && r.conn.silent > w.now {
+			return false
+		}
 	}
 	st := t.core.Status()
 	if !st.Serving || st.Pending != nil || len(st.Committed.Members) != w.operator.want.Factor {
@@ -94,6 +99,9 @@ func (w *world) checkBlock(b uint64) {
 		z.first, z.last = min(z.first, s.ended), max(z.last, s.begun)
 	}
 	for _, r := range w.app.writes[b] {
+		if i, ok := index[r.id]; ok && r.bound != 0 && zones[i].first != never {
+			zones[i].first = min(zones[i].first, r.bound)
+		}
 		if i, ok := index[r.id]; ok && zones[i].first < r.begun {
 			w.fail("block %d: %d was read before it was written", b, r.id)
 		}

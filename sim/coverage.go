@@ -15,6 +15,8 @@ type Coverage struct {
 	Damaged       uint64
 	Takeovers     uint64 // times that a target began to serve
 	Restarts      uint64
+	SecondTargets uint64 // times that a target went on beside a new one
+	Superseded    uint64 // times that a target found that another one had served
 	Ejections     uint64
 	Suspensions   uint64
 	Resends       uint64
@@ -73,6 +75,7 @@ func (w *world) harvest(t *target) {
 	w.cover.Promotions += n.Promotions
 	w.cover.Interrupted += n.Interrupted
 	w.cover.Divergent += n.Divergent
+	w.cover.Superseded += n.Superseded
 	w.cover.HeldReads += n.HeldReads
 	w.cover.ReadRetries += n.ReadRetries
 	w.cover.Finished += n.Finished

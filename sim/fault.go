@@ -44,6 +44,7 @@ func (w *world) scheduleFaults() {
 		}},
 		{600 * ms, func() { w.strand(some()) }},
 		{1200 * ms, func() { w.partition(2 + w.rng.IntN(3)) }},
+		{400 * ms, w.secondTarget},
 		{500 * ms, func() { w.fill(some()) }},
 		{60 * ms, func() { some().disk.collect() }},
 		{250 * ms, w.act},
@@ -196,6 +197,9 @@ func (w *world) calmDown() {
 			w.spaceChanged(r)
 		}
 		w.after(w.between(0, 50*ms), nil, r.start)
+	}
+	if w.other != nil {
+		w.other.kill()
 	}
 	w.after(w.between(0, 50*ms), nil, w.startTarget)
 }

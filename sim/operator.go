@@ -17,10 +17,11 @@ type operator struct {
 
 func (o *operator) idle() bool { return o.adding == nil && o.leaves == nil }
 
-// act is one decision.
+// act is one decision. There is none in a run with second targets: what one target says that it has adopted binds no
+// other one that goes on, and nothing here defends against that.
 func (w *world) act() {
 	o := &w.operator
-	if w.target == nil || w.record == nil {
+	if w.target == nil || w.record == nil || w.two {
 		return
 	}
 	members := w.target.status.Committed.Members

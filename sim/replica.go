@@ -71,6 +71,9 @@ func (r *replica) dial() {
 		return
 	}
 	t := w.target
+	if w.other != nil && w.chance(0.5) {
+		t = w.other
+	}
 	if t == nil || w.now < r.down {
 		retry()
 		return

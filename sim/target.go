@@ -15,10 +15,11 @@ type target struct {
 	core   *volume.Core
 	conns  map[volume.SessionID]*conn
 	status volume.Status
-	served bool
+	served bool // this core has
+	logins bool // a front end had sessions, since it has served
 }
 
-// startTarget starts a target. There is never more than one.
+// startTarget starts a target unless there is one; only secondTarget leaves another beside it.
 func (w *world) startTarget() {
 	if w.target != nil {
 		return
@@ -39,18 +40,44 @@ func (w *world) startTarget() {
 	}
 }
 
+// secondTarget leaves the target to itself, often frozen for a moment, and starts another. The application has lost its
+// session and goes on with the new one; each replica that connects anew may reach either, until the old one ends.
+func (w *world) secondTarget() {
+	t := w.target
+	if !w.two || t == nil || w.other != nil || !t.logins {
+		return
+	}
+	w.logf("target is left aside")
+	w.cover.SecondTargets++
+	w.other, w.target = t, nil
+	w.app.targetDied()
+	if w.chance(0.5) {
+		w.freeze(&t.process, w.between(0, 300*ms))
+	}
+	w.after(w.between(0, 60*ms), nil, w.startTarget)
+	w.after(w.between(100*ms, 1500*ms), nil, func() {
+		if w.other == t {
+			t.kill()
+		}
+	})
+}
+
 // kill ends the target. What it sent still arrives, followed by the end of the connection.
 func (t *target) kill() {
 	w := t.w
 	w.logf("target killed")
 	w.harvest(t)
 	t.alive = false
-	w.target = nil
 	for _, id := range sortedConns(t.conns) {
 		c := t.conns[id]
 		c.open[atTarget] = false
 		c.hangup(atReplica)
 	}
+	if w.other == t {
+		w.other = nil
+		return
+	}
+	w.target = nil
 	w.app.targetDied()
 }
 
@@ -167,7 +194,7 @@ func (t *target) restart(why string) {
 	}
 	clear(t.conns)
 	for _, r := range w.app.requests {
-		r.again = true
+		r.again = r.again || r.t == t
 	}
 	t.core = t.core.Successor(w.rng.Uint64())
 	t.served = false
@@ -208,11 +235,14 @@ func (t *target) send(s volume.Send) {
 // observe is what the control plane and the checks see of the target.
 func (t *target) observe() {
 	w := t.w
+	if t != w.target {
+		return // nobody looks at it
+	}
 	old := t.status
 	t.status = t.core.Status()
 	st := t.status
 	if st.Serving && !t.served {
-		t.served = true
+		t.served, t.logins = true, true
 		w.cover.Takeovers++
 	}
 	if !st.Serving && st.Holding == "" {
@@ -235,7 +265,7 @@ func (t *target) observe() {
 		}
 	}
 	for _, r := range st.Replicas {
-		if d := w.replica(r.GUID); r.Mode == volume.Healthy && (d == nil || !d.disk.report.State.Complete) {
+		if d := w.replica(r.GUID); !w.two && r.Mode == volume.Healthy && (d == nil || !d.disk.report.State.Complete) {
 			w.fail("%s is shown healthy and is not complete", short(r.GUID))
 		}
 	}

@@ -30,7 +30,9 @@ type world struct {
 
 	settings volume.Settings
 	replicas []*replica // alive or to be started again; destroyed ones leave
-	target   *target    // nil between two of them
+	target   *target    // the newest one, which the application uses; nil between two of them
+	other    *target    // the one before, when it goes on
+	two      bool       // that may happen in this run
 	record   *volume.List
 	operator operator
 	app      app
@@ -161,6 +163,7 @@ func Run(o Options) (Coverage, error) {
 	if w.chance(0.3) {
 		w.settings.HoldLimit = 150 * ms
 	}
+	w.two = w.chance(0.3)
 	factor := []int{1, 2, 3, 3, 3, 5}[w.rng.IntN(6)]
 	w.operator.want = volume.Desired{Founding: factor, Factor: factor}
 	for range factor {

@@ -100,12 +100,14 @@ func runTarget(ctx context.Context, client client.WithWatch, f targetFlags) erro
 	if err != nil {
 		return err
 	}
+	var frontend *iscsi.Server
 	t := target.New(target.Config{
 		Volume: cv.Name, Size: agent.Size(cv), ReplicaListen: replicaPort,
 		Record: &agent.Record{Client: client, Owner: cv}, Desired: agent.Desired(cv), Log: log,
+		DropSessions: func() { frontend.Drop() },
 	})
 	defer t.Close()
-	frontend, err := iscsi.NewServer(iscsi.Config{
+	frontend, err = iscsi.NewServer(iscsi.Config{
 		TargetName: cv.Spec.Iqn, Portal: cv.Spec.TargetPortal, Serial: string(cv.UID), Device: t, Log: log,
 		MaxInFlight: inFlight, Ready: func() error { return serving(t) },
 	})

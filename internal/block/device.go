@@ -38,6 +38,11 @@ var (
 	ErrNoSpace = errors.New("no space left in pool")
 	// ErrRetry completes a request that could not be served within the hold limit; the initiator may try again.
 	ErrRetry = errors.New("volume has no quorum, try again")
+	// ErrSuperseded completes a request that another target may have been asked for in the meantime, and may have served
+	// other requests since. It may have taken effect, but will not after the volume serves again. Whether it is still wanted
+	// only the initiator knows: the front end ends the session, without an answer, so that it logs in again and repeats what
+	// it has not had answered.
+	ErrSuperseded = errors.New("another target has served the volume")
 	// ErrMedium completes a read whose data is damaged on every replica that may serve it.
 	ErrMedium = errors.New("data is damaged on every replica in sync")
 )

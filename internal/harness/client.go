@@ -1,12 +1,14 @@
 package harness
 
 import (
+	"errors"
 	"sync"
 
 	"github.com/cstor-go/cstor/internal/block"
 )
 
-// Client makes single requests of a block.Device and waits for them. It may be used concurrently.
+// Client makes single requests of a block.Device and waits for them. It repeats what was superseded, as an initiator does
+// when it has logged in again. It may be used concurrently.
 type Client struct{ Device block.Device }
 
 var doneChannels = sync.Pool{New: func() any { return make(chan struct{}, 1) }}
@@ -20,11 +22,18 @@ func (Client) Complete(batch []*block.Request) {
 
 func (c Client) do(r *block.Request) error {
 	done := doneChannels.Get().(chan struct{})
+	defer doneChannels.Put(done)
 	r.Client, r.Tag = c, done
-	c.Device.Submit([]*block.Request{r})
-	<-done
-	doneChannels.Put(done)
-	return r.Err
+	for {
+		if r.Op == block.Write {
+			r.Buf = block.WrapBuffer(r.Data)
+		}
+		c.Device.Submit([]*block.Request{r})
+		<-done
+		if !errors.Is(r.Err, block.ErrSuperseded) {
+			return r.Err
+		}
+	}
 }
 
 // Read fills b from off.
@@ -41,9 +50,7 @@ func (c Client) Read(b []byte, off int64) error {
 // Write writes a copy of b at off.
 func (c Client) Write(b []byte, off int64, fua bool) error {
 	data := append([]byte(nil), b...)
-	return c.do(&block.Request{
-		Op: block.Write, FUA: fua, Offset: off, Length: int64(len(b)), Data: data, Buf: block.WrapBuffer(data),
-	})
+	return c.do(&block.Request{Op: block.Write, FUA: fua, Offset: off, Length: int64(len(b)), Data: data})
 }
 
 // Flush makes what was written stable.

@@ -179,10 +179,12 @@ func (s *TargetSpec) run(ctx context.Context, mux *http.ServeMux, control func()
 	if err != nil {
 		return err
 	}
+	var srv *iscsi.Server
 	t := target.New(target.Config{
 		Volume: s.Volume, Size: s.Size, ReplicaListen: l, Record: FileRecord(s.Record), Settings: s.Settings, Desired: s.Desired,
+		DropSessions: func() { srv.Drop() },
 	})
-	srv, err := iscsi.NewServer(iscsi.Config{
+	srv, err = iscsi.NewServer(iscsi.Config{
 		TargetName: s.IQN(), Serial: s.Volume, Device: t,
 		Ready: func() error {
 			if st := t.Status(); !st.Serving {

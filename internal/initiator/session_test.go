@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -218,6 +219,50 @@ func TestReconnect(t *testing.T) {
 	randomIO(t, s, r, 160, func(i int) {
 		if i%8 == 7 {
 			s.Disconnect()
+		}
+	})
+	if n := len(s.Pauses()); n < 3 {
+		t.Errorf("%d reconnects", n)
+	}
+}
+
+// superseding is a device that ends some requests because another target has served them.
+type superseding struct {
+	block.Device
+	every, asked atomic.Int64
+}
+
+func (d *superseding) Submit(batch []*block.Request) {
+	for _, r := range batch {
+		if n := d.every.Load(); n == 0 || d.asked.Add(1)%n != 0 {
+			d.Device.Submit([]*block.Request{r})
+			continue
+		}
+		if r.Op == block.Write {
+			r.Buf.Release()
+		}
+		r.Err = block.ErrSuperseded
+		go r.Client.Complete([]*block.Request{r})
+	}
+}
+
+// TestSuperseded has requests end as superseded, and sessions dropped, under random I/O: the initiator logs in again and
+// repeats what was not answered; nothing fails.
+func TestSuperseded(t *testing.T) {
+	disk := memdisk.NewAsync(diskSize)
+	defer disk.Close()
+	d := &superseding{Device: disk}
+	p := serve(t, d, nil)
+	cfg := p.config()
+	cfg.Reconnect, cfg.RetryInterval = true, time.Millisecond
+	s := dial(t, cfg)
+	d.every.Store(20)
+	randomIO(t, s, newRand(t), 160, func(i int) {
+		switch i {
+		case 20:
+			d.every.Store(0)
+		case 30:
+			p.Drop()
 		}
 	})
 	if n := len(s.Pauses()); n < 3 {

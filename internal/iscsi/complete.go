@@ -2,6 +2,7 @@ package iscsi
 
 import (
 	"bytes"
+	"errors"
 
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/iscsi/pdu"
@@ -31,7 +32,11 @@ func (ss *session) complete(t *task) {
 	if t.req.Op == block.Read && t.req.Err == nil {
 		read, buf = t.req.Data, t.req.Buf
 	}
-	if t.answered || len(t.aborts) > 0 || ss.ended {
+	superseded := errors.Is(t.err, block.ErrSuperseded)
+	if superseded {
+		ss.nc.Close() // only the initiator knows whether it still wants this
+	}
+	if t.answered || len(t.aborts) > 0 || ss.ended || superseded {
 		buf.Release()
 		ss.freeTask(t)
 		return

@@ -202,6 +202,18 @@ func (s *Server) CapacityChanged() {
 	}
 }
 
+// Drop ends the normal session without answering what is in flight. When it returns, nothing that the initiator sent in
+// it, and no login that was answered before, will be submitted any more.
+func (s *Server) Drop() {
+	s.mu.Lock()
+	old := s.current
+	s.mu.Unlock()
+	if old != nil {
+		old.nc.Close()
+		<-old.done
+	}
+}
+
 // Close drops all connections at once. Requests that the device holds complete into nothing.
 func (s *Server) Close() error {
 	s.stopListening()

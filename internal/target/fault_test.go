@@ -9,6 +9,7 @@ import (
 	"net"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/harness"
@@ -104,7 +105,8 @@ func (c *memCluster) startTarget(record string, founding int) (*target.Target, s
 	c.must(err)
 	tgt := target.New(target.Config{
 		Volume: "v", Size: volumeSize, ReplicaListen: l, Record: harness.FileRecord(record),
-		Desired: volume.Desired{Founding: founding, Factor: founding},
+		Desired: volume.Desired{Founding: founding, Factor: founding}, DropSessions: func() {},
+		Settings: volume.Settings{Backoff: 10 * time.Millisecond},
 	})
 	ended := make(chan struct{})
 	go func() { tgt.Serve(context.Background()); close(ended) }()
@@ -239,7 +241,7 @@ func TestDamagedBlocks(t *testing.T) {
 }
 
 // TestAnotherTarget has another target win the replicas from this one under load, which must then claim them again: what
-// was not completed is proposed to the next core, and nothing fails.
+// was not completed ends as superseded, is repeated, and nothing fails.
 func TestAnotherTarget(t *testing.T) {
 	c := newMemCluster(t, 3)
 	m := harness.NewModel(volumeSize)
@@ -265,6 +267,60 @@ func TestAnotherTarget(t *testing.T) {
 		c.run(m, l, 500)
 	}
 	c.finish(m, l)
+}
+
+// asked is one request whose end is told as it is.
+type asked chan error
+
+func (asked) Complete(batch []*block.Request) {
+	for _, r := range batch {
+		r.Tag.(asked) <- r.Err
+	}
+}
+
+// ask submits a write of one byte value to some sectors.
+func ask(d block.Device, value byte, off, n int64) asked {
+	a, data := make(asked, 1), bytes.Repeat([]byte{value}, int(n))
+	d.Submit([]*block.Request{{
+		Op: block.Write, Offset: off, Length: n, Data: data, Buf: block.WrapBuffer(data), Client: a, Tag: a,
+	}})
+	return a
+}
+
+// TestSuperseded leaves requests to a target that has lost its replicas to another one. When it has them back, these end
+// without any effect, also those that were still reading the rest of their blocks: the other target was asked for the
+// same, and for more.
+func TestSuperseded(t *testing.T) {
+	c := newMemCluster(t, 3)
+	other, addr := c.startTarget(filepath.Join(t.TempDir(), "record"), 3)
+	for _, p := range c.pools {
+		c.must(p.srv.Attach(c.spec(p, addr)))
+	}
+	c.must(harness.Eventually(patience, func() (bool, error) {
+		st := other.Status()
+		return st.Serving, fmt.Errorf("%+v", st)
+	}))
+	held := []asked{
+		ask(c.target, 1, 0, 4096),       // a whole block
+		ask(c.target, 1, 8192, 512),     // a part of one
+		ask(c.target, 1, 8192, 4096),    // lined up behind it
+		ask(c.target, 1, 8192+512, 512), // and behind that
+	}
+	newer := bytes.Repeat([]byte{2}, 16384)
+	c.must(harness.Client{Device: other}.Write(newer, 0, false))
+	for _, p := range c.pools {
+		c.must(p.srv.Attach(c.spec(p, c.addr)))
+	}
+	for i, a := range held {
+		if err := <-a; !errors.Is(err, block.ErrSuperseded) {
+			t.Errorf("request %d: %v", i, err)
+		}
+	}
+	got := make([]byte, len(newer))
+	c.must(c.client.Read(got, 0))
+	if !bytes.Equal(got, newer) {
+		t.Error("what the other target completed was overwritten")
+	}
 }
 
 // TestDamagedSource rebuilds a replica from two others, one of which is damaged: the intact one is asked in the end, and

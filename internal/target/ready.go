@@ -31,6 +31,9 @@ func (t *Target) do(rd *volume.Ready) {
 			delete(t.sessions, c.Session)
 		}
 	}
+	if rd.Superseded {
+		t.superseded()
+	}
 	for _, op := range rd.Completed {
 		if st, ok := op.Tag.(*opState); ok {
 			t.wrote(st.write, op.Err)
@@ -51,8 +54,12 @@ func (t *Target) do(rd *volume.Ready) {
 	for _, tag := range rd.Flushed {
 		t.finish(tag.(*block.Request), nil)
 	}
+	held := block.ErrRetry
+	if rd.Superseded {
+		held = block.ErrSuperseded
+	}
 	for _, tag := range rd.FlushHeld {
-		t.finish(tag.(*block.Request), block.ErrRetry)
+		t.finish(tag.(*block.Request), held)
 	}
 	if rd.Record != nil && t.record == nil {
 		l := *rd.Record
@@ -63,10 +70,15 @@ func (t *Target) do(rd *volume.Ready) {
 		t.restart(rd.Restart)
 	}
 	if rd.Status {
-		select {
-		case t.changed <- struct{}{}:
-		default:
-		}
+		t.hint()
+	}
+}
+
+// hint says that Status has changed.
+func (t *Target) hint() {
+	select {
+	case t.changed <- struct{}{}:
+	default:
 	}
 }
 
@@ -78,6 +90,41 @@ func (t *Target) restart(why string) {
 		delete(t.sessions, id)
 	}
 	t.core = t.core.Successor(newNonce())
+}
+
+// superseded ends the requests that are not yet in the core, and the front end's sessions with what may still come from
+// them.
+func (t *Target) superseded() {
+	t.log.Warn("another target has served the volume: ending the initiators' sessions")
+	reading := t.partial[:0]
+	for _, w := range t.partial {
+		w.err = block.ErrSuperseded
+		if w.started {
+			reading = append(reading, w) // the core ends its reads
+		} else {
+			t.propose(0, w)
+		}
+	}
+	clear(t.partial[len(reading):])
+	t.partial = reading
+	if t.cfg.DropSessions == nil || t.closed {
+		return
+	}
+	if t.fences++; t.fences == 1 {
+		t.tasks.Go(t.dropSessions)
+	}
+}
+
+// dropSessions drops the front end's sessions as often as that was asked for, since new ones may have begun.
+func (t *Target) dropSessions() {
+	for more := true; more; {
+		t.cfg.DropSessions()
+		t.mu.Lock()
+		t.fences--
+		more = t.fences > 0
+		t.mu.Unlock()
+	}
+	t.hint()
 }
 
 // sendItem puts one item into its session's stream.

@@ -39,6 +39,11 @@ func (t *Target) Submit(batch []*block.Request) {
 				r.Buf.Release()
 			}
 			t.finish(r, r.Err)
+		case t.fences > 0 && w != nil:
+			w.err = block.ErrSuperseded
+			t.propose(now, w)
+		case t.fences > 0:
+			t.finish(r, block.ErrSuperseded)
 		case w != nil:
 			t.startWrite(now, w)
 		case r.Op == block.Read:

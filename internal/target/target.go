@@ -47,7 +47,10 @@ type Config struct {
 	Record        Record
 	Settings      volume.Settings
 	Desired       volume.Desired
-	Log           *slog.Logger // default: slog.Default()
+	// DropSessions ends the front end's sessions and returns when they submit nothing any more; nil: there are none. It
+	// is called when another target has served the volume meanwhile: what these sessions ask may have been asked there too.
+	DropSessions func()
+	Log          *slog.Logger // default: slog.Default()
 }
 
 // Target serves one volume.
@@ -67,6 +70,7 @@ type Target struct {
 	out      *output       // what is to be done after mu is released
 	partial  []*writeState // requests that read before they write, and those that wait behind them, in order
 	record   *volume.List  // to be written
+	fences   int           // how often the front end's sessions are still to be dropped; nothing they submit is taken until then
 	closed   bool
 
 	Counters Counters
@@ -209,7 +213,11 @@ func (t *Target) Want(d volume.Desired) {
 func (t *Target) Status() volume.Status {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.core.Status()
+	st := t.core.Status()
+	if t.fences > 0 {
+		st.Serving, st.Holding = false, "another target has served the volume: ending the initiators' sessions"
+	}
+	return st
 }
 
 // Changed gives a hint, at most one at a time, that Status has changed.

@@ -34,6 +34,9 @@ func (c *Core) known() (committed List, pending *List) {
 // claim gathers promises until they are a quorum of every list that may bind, chooses the authority among those who
 // gave them, and opens the epoch there (replication rules 10 to 13).
 func (c *Core) claim() {
+	if c.superseded() {
+		return
+	}
 	c.committed, c.pending = c.known()
 	if !c.committed.founded() {
 		c.askRecord()
@@ -41,6 +44,7 @@ func (c *Core) claim() {
 	}
 	if why := c.missing(func(p *peer) bool { return p.state != gone }); why != "" {
 		c.hold("connected", why)
+		c.release()
 		return
 	}
 	highest := c.floor
@@ -72,7 +76,7 @@ func (c *Core) claim() {
 		c.holding = "waiting a moment for the remaining replicas"
 		return
 	}
-	if auth := c.chooseAuthority(); auth != nil {
+	if auth := c.chooseAuthority(); auth != nil && c.holdsStable(auth) {
 		c.openEpoch(auth)
 	}
 }
@@ -233,6 +237,7 @@ func (c *Core) stamped(l List) List {
 // nothing be read, before it is stable there.
 func (c *Core) openEpoch(auth *peer) {
 	c.phase, c.authority = opening, auth
+	c.try(c.promise.Epoch)
 	c.holding = "opening epoch"
 	c.committed = c.stamped(c.committed)
 	if c.pending != nil {

@@ -37,6 +37,7 @@ type Core struct {
 	holding  string // why it is not serving, while it claims
 	recorded List   // the highest committed list that the record or any replica ever showed
 	asked    bool   // Ready.Record was given, Recorded not yet called
+	past     past
 
 	committed List
 	pending   *List // a change under way: every quorum needs both lists
@@ -52,6 +53,8 @@ type Core struct {
 	serving   bool    // the epoch is open and the in-sync set satisfies the lists
 	suspended bool    // a member in sync is silent, and the others are no quorum
 	attempt   uint64  // of the last Join
+	risked    *peer   // the last complete member that was sent a Join, at riskedAt
+	riskedAt  time.Duration
 
 	ring      ring
 	completed uint64   // operations up to this one are acknowledged by the in-sync set
@@ -81,6 +84,7 @@ type Counters struct {
 	Finished    uint64 // pending lists of an earlier target finished
 	Added       uint64
 	Removed     uint64
+	Superseded  uint64 // times that another target was found to have opened the volume
 	HeldReads   uint64 // replies to reads that had to wait for an overlapping operation
 	ReadRetries uint64
 }
@@ -168,13 +172,14 @@ func NewCore(nonce uint64, size int64, s Settings, d Desired) *Core {
 // Successor returns the core that takes over from one that asked for a restart: what was held or not completed is
 // proposed to it again, in the same order, and it claims above every epoch that was seen. Operations that were
 // sequenced but not completed may take effect twice, which nobody can tell from once, since nothing that they overlap
-// was shown meanwhile; one that ends with an error may have taken effect. The shell drops what it has queued for the
-// old core's sessions first, because the operations get new versions.
+// was shown meanwhile; one that ends with an error may have taken effect. If another target has opened the volume
+// since, none of this is so: see superseded. The shell drops what it has queued for the old core's sessions first,
+// because the operations get new versions.
 func (c *Core) Successor(nonce uint64) *Core {
 	s := NewCore(nonce, c.size, c.settings, c.desired)
 	s.now, s.ticked = c.now, c.ticked
 	s.floor = max(c.floor, c.promise.Epoch)
-	s.recorded = c.recorded
+	s.recorded, s.past = c.recorded, c.past
 	for n := c.ring.low; n < c.ring.next; n++ {
 		switch op := c.ring.at(n); {
 		case op.Kind == OpOpen:
@@ -191,6 +196,7 @@ func (c *Core) Successor(nonce uint64) *Core {
 	s.out.ReadsDone = append(s.out.ReadsDone, c.out.ReadsDone...)
 	s.out.Flushed = append(s.out.Flushed, c.out.Flushed...)
 	s.out.FlushHeld = append(s.out.FlushHeld, c.out.FlushHeld...)
+	s.out.Superseded = c.out.Superseded
 	for _, p := range c.peers {
 		s.reads = append(s.reads, p.reads...)
 	}
@@ -230,6 +236,9 @@ func (c *Core) Connect(now time.Duration, id SessionID, r Register) {
 		c.drop(p, why)
 		c.sweep()
 		return
+	}
+	if c.now < c.past.until {
+		c.letGo(func(q *peer) bool { return q == p })
 	}
 	c.poke()
 }

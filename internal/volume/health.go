@@ -116,16 +116,16 @@ func (c *Core) answerHeld() {
 			}
 		}
 	}
-	c.reads = c.giveUp(c.reads, late)
-	c.answered = c.giveUp(c.answered, late)
+	c.reads = c.giveUp(c.reads, late, block.ErrRetry)
+	c.answered = c.giveUp(c.answered, late, block.ErrRetry)
 }
 
-// giveUp answers the late ones of reads and returns the others.
-func (c *Core) giveUp(reads []*ReadOp, late func(time.Duration) bool) []*ReadOp {
+// giveUp answers the late ones of reads with err and returns the others.
+func (c *Core) giveUp(reads []*ReadOp, late func(time.Duration) bool, err error) []*ReadOp {
 	keep := reads[:0]
 	for _, r := range reads {
 		if late(r.since) {
-			r.Err = block.ErrRetry
+			r.Err = err
 			c.out.ReadsDone = append(c.out.ReadsDone, r)
 		} else {
 			keep = append(keep, r)

@@ -6,28 +6,28 @@ import (
 	"github.com/cstor-go/cstor/internal/block"
 )
 
+// maxHistory is how many epochs a History keeps, the newest ones: a State has to fit into one record of a pool's log.
+const maxHistory = 256
+
 // CommonPoint returns the last version that two replicas share: up to it both hold the same operations, after it at
 // least one of them went another way. a and b are what was applied under the histories ha and hb up to lastA and
-// lastB. The zero Version means that they share nothing.
+// lastB. The zero Version means that they share nothing, or that a History goes back too far to tell: everything has
+// to be compared.
 //
-// An epoch is opened by one target only and at one number, so that equal entries mean one stream; of the last entry
-// that is equal they share what both have of it (replication rule 27).
+// An epoch is opened by one target only, on one replica, and at one number, and all who have its entry have it from
+// there together with everything before it. So equal entries mean one stream; of the newest that is equal they share
+// what both have of it (replication rule 27). Entries that were trimmed only make the common point older than it is.
 func CommonPoint(ha History, lastA block.Version, hb History, lastB block.Version) block.Version {
-	var common block.Version
-	for i := range min(len(ha), len(hb)) {
-		if ha[i] != hb[i] {
-			break
+	for i := len(ha) - 1; i >= 0; i-- {
+		j := slices.Index(hb, ha[i])
+		if j < 0 {
+			continue
 		}
-		n := min(ha.end(i, lastA), hb.end(i, lastB))
-		if n < ha[i].First {
-			break // one of them ends before this epoch
-		}
-		common = block.Version{Epoch: ha[i].Epoch, N: n}
-		if n < ha.end(i, lastA) || n < hb.end(i, lastB) {
-			break // one goes on in this epoch, the other does not
+		if n := min(ha.end(i, lastA), hb.end(j, lastB)); n >= ha[i].First { // else one of them ends before this epoch
+			return block.Version{Epoch: ha[i].Epoch, N: n}
 		}
 	}
-	return common
+	return block.Version{}
 }
 
 // end returns the number of the last operation of the i-th epoch when last is the last one of all.
@@ -46,5 +46,8 @@ func (h History) Epoch() uint64 {
 	return h[len(h)-1].Epoch
 }
 
-// with returns a copy of h with one more entry.
-func (h History) with(e EpochStart) History { return append(slices.Clip(h), e) }
+// with returns a copy of h with one more entry, trimmed.
+func (h History) with(e EpochStart) History { return append(slices.Clip(h), e).trimmed() }
+
+// trimmed returns the newest entries of h.
+func (h History) trimmed() History { return h[max(len(h)-maxHistory, 0):] }

@@ -1,6 +1,8 @@
 package volume
 
 import (
+	"encoding/json"
+	"math"
 	"testing"
 
 	"github.com/cstor-go/cstor/internal/block"
@@ -21,6 +23,8 @@ func TestCommonPoint(t *testing.T) {
 		{"nothing in common", "1@1", "1.4", "2@1", "2.4", "0.0"},
 		{"one ends before the shared epoch", "1@1,2@6", "1.3", "1@1,2@6", "2.9", "1.3"},
 		{"same epoch, other number", "1@1,2@6", "2.9", "1@1,2@5", "2.9", "1.4"},
+		{"trimmed differently", "2@3,4@6,5@9", "5.12", "1@1,2@3,4@6", "4.7", "4.7"},
+		{"all that they share is trimmed", "4@6,5@9", "5.12", "1@1,2@3", "2.4", "0.0"},
 		{"only the opening operation", "1@1,2@6", "2.6", "1@1,2@6", "2.9", "2.6"},
 	} {
 		a, b := parseHistory(tt.a), parseHistory(tt.b)
@@ -31,6 +35,17 @@ func TestCommonPoint(t *testing.T) {
 		if got := CommonPoint(b, lb, a, la); got != parseVersion(tt.want) {
 			t.Errorf("%s, the other way round: %v, want %s", tt.name, got, tt.want)
 		}
+	}
+}
+
+// TestHistoryFits checks that the largest history leaves most of the 64 KiB of a pool's state record to the rest.
+func TestHistoryFits(t *testing.T) {
+	var s State
+	for range 2 * maxHistory {
+		s.History = s.History.with(EpochStart{Epoch: math.MaxUint64, First: math.MaxUint64, Lossy: true})
+	}
+	if b, err := json.Marshal(s); err != nil || len(b) > 32<<10 {
+		t.Errorf("%d bytes, %v", len(b), err)
 	}
 }
 

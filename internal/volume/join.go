@@ -29,10 +29,43 @@ func (c *Core) admit(p *peer) {
 		if c.resendable(p) {
 			c.counters.Resends++
 			c.resend(p)
-		} else if source := c.pickSource(p); source != nil {
+		} else if source := c.pickSource(p); source != nil && c.mayJoin(p) {
 			c.join(p, source)
 		}
 	}
+}
+
+// mayJoin reports whether p may become incomplete now. The furthest of the complete members is what is left of the
+// volume when the others are lost, so a member that is complete, though it lags, is worth keeping until others are
+// (replication rule 26, history H21). It may become incomplete
+//   - when the members in sync are a quorum without it; or
+//   - when the complete members are a quorum without it, and none of these is behind it: then any quorum has a complete
+//     member, and the furthest one of these is as far as any that became incomplete here, so that it can be the
+//     authority; or
+//   - when the volume cannot serve otherwise: the one that is furthest behind, after the one before it has counted, or has
+//     had Settings.Deadline for that.
+//
+// The last case makes that there is always progress: as long as nothing is served and a source is there, one more
+// member begins its rebuild after each such time, whatever became of the others, until none is left that could. An
+// incomplete replica or one that is no member has nothing to lose and never waits, nor does anybody wait for one.
+func (c *Core) mayJoin(p *peer) bool {
+	if !p.report.State.Complete || !c.listMember(p.guid) || c.satisfies(func(q *peer) bool { return q.state == insync }) {
+		return true
+	}
+	behind := func(q *peer) bool { return c.waitsComplete(q) && q.report.Key().Less(p.report.Key()) }
+	if slices.ContainsFunc(c.peers, func(q *peer) bool { return behind(q) && c.now >= q.retryAt }) {
+		return false // that one goes first
+	}
+	stays := func(q *peer) bool { return q != p && (q.state >= catching || c.waitsComplete(q)) }
+	if c.satisfies(stays) && !slices.ContainsFunc(c.peers, behind) {
+		return true
+	}
+	return c.risked == nil || c.risked.state == insync || c.now-c.riskedAt >= c.settings.Deadline
+}
+
+// waitsComplete reports whether p is a complete member that is connected and not on its way to be in sync.
+func (c *Core) waitsComplete(p *peer) bool {
+	return (p.state == connected || p.state == promised) && p.report.State.Complete && c.listMember(p.guid)
 }
 
 // resendable reports whether p holds a beginning of this target's stream, and all that it lacks is still here. Before
@@ -45,7 +78,7 @@ func (c *Core) resendable(p *peer) bool {
 	if last.Epoch == c.promise.Epoch {
 		return slices.Equal(s.History, c.history)
 	}
-	return last == c.before && slices.Equal(s.History, c.history[:len(c.history)-1])
+	return last == c.before && slices.Equal(s.History.with(c.history[len(c.history)-1]), c.history)
 }
 
 // resend streams to p from behind what it holds. It counts when it has flushed (replication rule 24).
@@ -94,6 +127,9 @@ func (c *Core) join(p, source *peer) {
 	last := block.Version{Epoch: c.promise.Epoch, N: source.acked}
 	if key := p.report.Key(); p.report.State.Complete && CommonPoint(p.report.State.History, key, c.history, last) != key {
 		c.counters.Divergent++
+	}
+	if p.report.State.Complete && c.listMember(p.guid) {
+		c.risked, c.riskedAt = p, c.now
 	}
 	p.attempt, p.source, p.progress = c.attempt, source, Progress{}
 	c.become(p, joining)

@@ -328,8 +328,9 @@ func (m *Member) MayServe(p Promise, from block.Version) error {
 	return nil
 }
 
-// persist puts a copy of the State into rd.
+// persist puts a copy of the State into rd. A history that grew too long under an older program is trimmed.
 func (m *Member) persist(rd *MemberReady) {
+	m.report.State.History = m.report.State.History.trimmed()
 	s := m.report.State
 	rd.State = &s
 	rd.Applied = m.report.Last

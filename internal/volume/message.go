@@ -139,7 +139,7 @@ type Op struct {
 	Sums    []uint32      // OpWrite: block.Sum of each
 	Buf     *block.Buffer // owns Data; the core never looks at it
 	Tag     any           // the shell's own
-	Err     error         // set when it is in Ready.Completed: nil, block.ErrNoSpace or block.ErrRetry
+	Err     error         // set when it is in Ready.Completed: nil, block.ErrNoSpace, ErrRetry or ErrSuperseded
 
 	completed bool          // reported in Ready.Completed
 	since     time.Duration // when it was proposed
@@ -172,9 +172,13 @@ type Ready struct {
 	Reads     []ReadSend
 	ReadsDone []*ReadOp // show Err or the data received
 	Flushed   []any     // tags of Flush calls that are done
-	FlushHeld []any     // tags of Flush calls that waited for a quorum longer than Settings.HoldLimit: answer block.ErrRetry
+	FlushHeld []any     // tags of Flush calls that waited for a quorum longer than Settings.HoldLimit: answer block.ErrRetry, or ErrSuperseded
 	Record    *List     // founding: write this list into the volume's record by compare-and-swap, then call Recorded
 	Status    bool      // Status() changed in a way that is worth reporting
+	// Superseded says that another target has opened the volume since this one served. All that was asked before ends with
+	// block.ErrSuperseded: what the core held, in this Ready, and what the shell has not yet handed to it, now. Deal with it
+	// before Completed and ReadsDone.
+	Superseded bool
 	// Restart is not empty when this core can go no further: close every session, replace the core by its Successor,
 	// and let the replicas connect again. It does nothing more itself.
 	Restart string

@@ -46,7 +46,7 @@ type EpochStart struct {
 	Lossy bool   `json:"lossy,omitempty"` // opened without proof that nothing flushed was lost; not set so far
 }
 
-// History is the epochs that a replica's operations came from, oldest first.
+// History is the epochs that a replica's operations came from, oldest first; the newest maxHistory of them.
 type History []EpochStart
 
 // State is what a replica persists for replication, as one record of its pool's log, always replaced as a whole.

@@ -170,6 +170,7 @@ func (c *Core) count(p *peer) {
 	p.avoid = nil
 	if c.phase == opening {
 		c.phase = open
+		c.opened()
 	}
 	c.poke()
 	c.advance()
@@ -210,13 +211,13 @@ func (c *Core) advance() {
 
 // completeStable completes what waits for everything up to stable to be on stable storage.
 func (c *Core) completeStable(stable uint64) {
-	done := 0
+	done, told := 0, uint64(0)
 	for _, n := range c.fua {
 		if n > stable {
 			break
 		}
 		c.finish(c.ring.at(n), nil)
-		c.flushed = max(c.flushed, n)
+		told = n
 		done++
 	}
 	c.fua = c.fua[:copy(c.fua, c.fua[done:])]
@@ -226,12 +227,14 @@ func (c *Core) completeStable(stable uint64) {
 			break
 		}
 		c.out.Flushed = append(c.out.Flushed, f.tag)
-		c.flushed = max(c.flushed, f.n)
+		told = max(told, f.n)
 		done++
 	}
+	c.flushed = max(c.flushed, told)
 	if done > 0 {
 		c.flushes = c.flushes[:copy(c.flushes, c.flushes[done:])]
 	}
+	c.past.stable = max(c.past.stable, told)
 }
 
 // finished returns the number up to which every operation is completed, those that must be stable included.
@@ -307,7 +310,7 @@ func (c *Core) Ready() *Ready {
 	}
 	r := c.out
 	if len(r.Sends)+len(r.Closes)+len(r.Completed)+len(r.Released)+len(r.Reads)+len(r.ReadsDone)+
-		len(r.Flushed)+len(r.FlushHeld) == 0 && r.Record == nil && !r.Status && r.Restart == "" {
+		len(r.Flushed)+len(r.FlushHeld) == 0 && r.Record == nil && !r.Status && r.Restart == "" && !r.Superseded {
 		return nil
 	}
 	c.out = &c.outs[0]

@@ -58,6 +58,10 @@ func listText(l List) string {
 
 func historyText(h History) string {
 	var s []string
+	if n := len(h); n > 8 {
+		s = []string{fmt.Sprintf("%d entries,", n), fmt.Sprintf("%d@%d", h[0].Epoch, h[0].First), "..."}
+		h = h[n-2:]
+	}
 	for _, e := range h {
 		s = append(s, fmt.Sprintf("%d@%d", e.Epoch, e.First))
 	}

@@ -1,11 +1,9 @@
 package volume
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
-	"sort"
 	"strconv"
 	"strings"
 	"testing"
@@ -25,7 +23,11 @@ import (
 //	quiet                     the same as run without printing it
 //	cut a                     a's connection is lost with all that is under way
 //	crash a                   a's process starts again with what its disk has
+//	powerloss a to=1.2        the same, and the disk has lost what came after that
 //	kill                      the target is gone; nothing it sent is lost
+//	aside                     the target goes on, but all its connections are lost
+//	back                      the target that is there goes aside, the one that is aside comes back
+//	epochs a b n=300          these replicas were complete through that many epochs
 //	write b content [fua]     propose; discard b; read b; flush
 //	want factor=2 remove=a    tick 1s; step a <message>; member a; members; status
 func TestTranscripts(t *testing.T) {
@@ -46,6 +48,7 @@ func TestTranscripts(t *testing.T) {
 type stage struct {
 	out     strings.Builder
 	core    *Core
+	aside   *Core
 	now     time.Duration
 	members map[string]*actor
 	record  *List
@@ -121,6 +124,34 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 			a := e.members[n]
 			a.m = NewMember(a.m.Report())
 			a.in, a.out, a.pull, a.session = nil, nil, nil, 0
+		}
+	case "powerloss":
+		for _, n := range names {
+			a := e.members[n]
+			r := a.m.Report()
+			r.Last = parseVersion(opt["to"])
+			maps.DeleteFunc(a.blocks, func(_ uint64, c content) bool { return r.Last.Less(c.version) })
+			a.m = NewMember(r)
+			a.in, a.out, a.pull, a.session = nil, nil, nil, 0
+		}
+	case "aside", "back":
+		for _, a := range e.members {
+			a.in, a.out, a.pull = nil, nil, nil
+			a.m.Disconnect(a.session)
+			e.core.Disconnect(e.now, a.session)
+			a.session = 0
+		}
+		e.ready()
+		e.core, e.aside = e.aside, e.core
+	case "epochs":
+		for _, n := range names {
+			r := e.members[n].m.Report()
+			for len(r.State.History) < num("n") {
+				r.State.History = append(r.State.History, EpochStart{Epoch: r.State.History.Epoch() + 1, First: r.Last.N + 1})
+				r.Last = block.Version{Epoch: r.State.History.Epoch(), N: r.Last.N + 1}
+			}
+			r.State.Promised.Epoch = r.Last.Epoch
+			e.members[n].m = NewMember(r)
 		}
 	case "run", "quiet":
 		e.mute = d.Cmd == "quiet"
@@ -252,232 +283,4 @@ func (e *stage) print(rd MemberReady) {
 	if rd.Close != "" {
 		e.printf("close: %s", rd.Close)
 	}
-}
-
-// run delivers until nothing is left, one frame of each stream in turn.
-func (e *stage) run(names []string, until string) {
-	if len(names) == 0 {
-		names = slices.Collect(maps.Keys(e.members))
-	}
-	sort.Strings(names)
-	for again := true; again; {
-		again = false
-		for _, n := range names {
-			a := e.members[n]
-			for _, q := range []*[]func(){&a.in, &a.out} {
-				if len(*q) > 0 {
-					f := (*q)[0]
-					*q = (*q)[1:]
-					f()
-					again = true
-					if lines := strings.Split(strings.TrimSpace(e.out.String()), "\n"); until != "" && strings.Contains(lines[len(lines)-1], until) {
-						return
-					}
-				}
-			}
-			if a.pull != nil && e.doPull(a) {
-				again = true
-			}
-		}
-	}
-}
-
-// toTarget queues what a replica says.
-func (a *actor) toTarget(e *stage, what string, f func()) {
-	session := a.session
-	a.out = append(a.out, func() {
-		if e.core != nil && session == a.session {
-			if what != "" {
-				e.printf("%s: %s", a.name, what)
-			}
-			f()
-			e.ready()
-		}
-	})
-}
-
-func (e *stage) carryOut(a *actor, rd MemberReady) {
-	for _, m := range rd.Messages {
-		session := a.session
-		a.toTarget(e, text(m), func() { e.core.Step(e.now, session, m) })
-	}
-	if rd.Pull != nil {
-		a.pull = rd.Pull
-	}
-	if rd.StopPull {
-		a.pull = nil
-	}
-	if rd.Close != "" {
-		e.printf("%s: closes: %s", a.name, rd.Close)
-		a.in, a.out, a.pull = nil, nil, nil
-		a.m.Disconnect(a.session)
-		if e.core != nil {
-			e.core.Disconnect(e.now, a.session)
-			e.ready()
-		}
-	}
-}
-
-func (e *stage) ack(a *actor, stable bool) {
-	n, session := a.m.Report().Last.N, a.session
-	var s uint64
-	what := fmt.Sprintf("ack %d", n)
-	if stable && !a.hung {
-		s = n
-		what += " stable"
-	}
-	a.toTarget(e, what, func() { e.core.Ack(e.now, session, n, s) })
-}
-
-// operations is the shell of a replica.
-func (e *stage) operations(a *actor, session SessionID, ops []Op) {
-	stable := false
-	for i := range ops {
-		op := &ops[i]
-		if op.Kind == OpOpen {
-			rd := a.m.Open(session, op)
-			e.carryOut(a, rd)
-			stable = true
-			continue
-		}
-		if err := a.m.Check(session, op.Version, 1); err != nil {
-			e.carryOut(a, MemberReady{Close: err.Error()})
-			return
-		}
-		c := content{version: op.Version, data: op.Tag.(string)}
-		a.blocks[op.Block] = c
-		a.m.Applied(op.Version)
-		stable = stable || op.FUA
-	}
-	e.ack(a, stable)
-}
-
-func (e *stage) doPull(a *actor) bool {
-	p, src := a.pull, e.members[a.pull.Source.Name]
-	err := src.m.MayServe(p.Promise, p.From)
-	if err == nil && src.damaged {
-		err = errors.New("checksum mismatch")
-	}
-	switch {
-	case err == ErrNotYet:
-		return false
-	case err != nil:
-		a.pull = nil
-		e.carryOut(a, a.m.PullFailed(p.Attempt, err.Error()))
-		return true
-	}
-	scan := src.m.Report().Last
-	all := maps.Clone(a.blocks)
-	maps.Copy(all, src.blocks)
-	for b := range all {
-		switch block.Resolve(a.blocks[b].version, src.blocks[b].version, scan) {
-		case block.Take:
-			a.blocks[b] = src.blocks[b]
-		case block.Drop:
-			delete(a.blocks, b)
-		}
-	}
-	a.pull = nil
-	e.printf("%s: pulls from %s at %v", a.name, src.name, scan)
-	e.carryOut(a, a.m.Rebuilt(p.Attempt))
-	return true
-}
-
-func (e *stage) actorOf(id SessionID) *actor {
-	for _, a := range e.members {
-		if a.session == id {
-			return a
-		}
-	}
-	return nil
-}
-
-// ready is the shell of the target.
-func (e *stage) ready() {
-	for rd := e.core.Ready(); rd != nil; rd = e.core.Ready() {
-		for _, s := range rd.Sends {
-			e.send(s)
-		}
-		for _, x := range rd.Closes {
-			if a := e.actorOf(x.Session); a != nil {
-				e.printf("target closes %s: %s", a.name, x.Reason)
-				a.in = append(a.in, func() {
-					a.m.Disconnect(x.Session)
-				})
-			}
-		}
-		for _, op := range rd.Completed {
-			e.printf("done: %v=%v %v", op.Block, op.Tag, errText(op.Err))
-		}
-		for _, s := range rd.Reads {
-			e.sendRead(s)
-		}
-		for _, r := range rd.ReadsDone {
-			e.printf("read: %d is %q %v", r.Block, *r.Tag.(*string), errText(r.Err))
-		}
-		for range rd.Flushed {
-			e.printf("flushed")
-		}
-		for range rd.FlushHeld {
-			e.printf("flush: %v", block.ErrRetry)
-		}
-		if rd.Restart != "" {
-			e.printf("restart: %s", rd.Restart)
-		}
-		if rd.Record != nil {
-			if e.record == nil {
-				e.record = rd.Record
-			}
-			e.core.Recorded(e.now, *e.record)
-		}
-	}
-}
-
-func errText(err error) string {
-	if err == nil {
-		return "ok"
-	}
-	return err.Error()
-}
-
-func (e *stage) send(s Send) {
-	a := e.actorOf(s.Session)
-	if a == nil {
-		return
-	}
-	switch {
-	case s.Message != nil:
-		a.in = append(a.in, func() {
-			e.printf("target to %s: %s", a.name, text(s.Message))
-			e.carryOut(a, a.m.Step(s.Session, s.Message))
-		})
-	case s.Ops != nil:
-		var ops []Op
-		for _, op := range s.Ops {
-			ops = append(ops, *op)
-		}
-		a.in = append(a.in, func() {
-			e.printf("target to %s: operations %v to %v", a.name, ops[0].Version, ops[len(ops)-1].Version)
-			e.operations(a, s.Session, ops)
-		})
-	default:
-		a.in = append(a.in, func() {
-			e.printf("target to %s: flush up to %d", a.name, s.Flush)
-			e.ack(a, true)
-		})
-	}
-}
-
-func (e *stage) sendRead(s ReadSend) {
-	a := e.actorOf(s.Session)
-	a.in = append(a.in, func() {
-		if err := a.m.MayRead(s.Session); err != nil {
-			return
-		}
-		data := a.blocks[s.Read.Block].data
-		a.toTarget(e, fmt.Sprintf("reads %q", data), func() {
-			*s.Read.Tag.(*string) = data
-			e.core.ReadReply(e.now, s.Session, s.Read, nil)
-		})
-	})
 }

@@ -1,0 +1,128 @@
+package volume
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/cstor-go/cstor/internal/block"
+)
+
+// past is what a target did and told its front end, over all its cores. It decides what its next core may do.
+type past struct {
+	history History  // of the order as it last opened it, or found that another target had: its epoch is the newest known
+	tried   []uint64 // epochs that it tried to open since, which a replica may have or not; the newest ones
+	stable  uint64   // operations of that order up to this one were reported stable
+
+	opened time.Duration // when it last opened an epoch
+	delay  time.Duration // how long it stood back last
+	until  time.Duration // it stands back until then; zero when it has opened an epoch since
+}
+
+// maxTried bounds past.tried. An epoch that is forgotten counts as another target's, which is the safe side.
+const maxTried = 64
+
+// try notes that an epoch is about to be opened.
+func (c *Core) try(epoch uint64) {
+	c.past.tried = append(c.past.tried, epoch)
+	c.past.tried = slices.Clone(c.past.tried[max(len(c.past.tried)-maxTried, 0):])
+}
+
+// opened notes that the epoch is open.
+func (c *Core) opened() {
+	c.past.history, c.past.tried, c.past.opened, c.past.until = c.history, nil, c.now, 0
+}
+
+// newer returns a replica that has an epoch which another target opened since this one last opened one, nil if none has:
+// the one with the newest.
+func (c *Core) newer() (newest *peer) {
+	known := c.past.history.Epoch()
+	if known == 0 {
+		return nil // it never served, so that nobody has asked it for anything
+	}
+	for _, p := range c.peers {
+		h := p.report.State.History
+		if p.state == gone || newest != nil && h.Epoch() <= newest.report.State.History.Epoch() {
+			continue
+		}
+		if slices.ContainsFunc(h, func(e EpochStart) bool { return e.Epoch > known && !slices.Contains(c.past.tried, e.Epoch) }) {
+			newest = p
+		}
+	}
+	return newest
+}
+
+// superseded reports whether another target has opened the volume since this one did, or did so a moment ago.
+//
+// Whatever was asked before may have been asked of the other target again, and may have been overwritten there since. So
+// everything held ends, and nothing of it is ever proposed: an operation is in the order of one target's epochs only,
+// after which no other target's came, or it is in none. The shell ends what it has not yet proposed itself.
+//
+// The other target may be alive. Two that both claimed at once would take the volume from each other for ever; so this
+// one lets the replicas go, and claims only after a delay that doubles every time, up to the point where the two change
+// so rarely that each of them gets something done.
+func (c *Core) superseded() bool {
+	if p := c.newer(); p != nil {
+		const shortest, longest = 10, 320 // times Settings.Backoff
+		if c.now-c.past.opened > 10*longest*c.settings.Backoff {
+			c.past.delay = 0
+		}
+		c.past.delay = min(max(2*c.past.delay, shortest*c.settings.Backoff), longest*c.settings.Backoff)
+		c.past.until = c.now + c.past.delay
+		c.past.history, c.past.stable = p.report.State.History, 0
+		c.counters.Superseded++
+		c.endHeld()
+		c.letGo(func(*peer) bool { return true })
+	}
+	if c.now >= c.past.until {
+		return false
+	}
+	c.holding = fmt.Sprintf("another target opened epoch %d of the volume: waiting %v before claiming it back", c.past.history.Epoch(), c.past.delay)
+	return true
+}
+
+// endHeld ends everything that waits, with block.ErrSuperseded.
+func (c *Core) endHeld() {
+	c.out.Superseded = true
+	for _, op := range c.held {
+		c.refuse(op, block.ErrSuperseded)
+	}
+	c.held = nil
+	for _, f := range c.flushes {
+		c.out.FlushHeld = append(c.out.FlushHeld, f.tag)
+	}
+	c.flushes = nil
+	all := func(time.Duration) bool { return true }
+	c.reads = c.giveUp(c.reads, all, block.ErrSuperseded)
+	c.answered = c.giveUp(c.answered, all, block.ErrSuperseded)
+}
+
+// letGo drops replicas, so that they may connect to the other target.
+func (c *Core) letGo(which func(*peer) bool) {
+	for _, p := range c.peers {
+		if p.state != gone && which(p) {
+			c.drop(p, fmt.Sprintf("another target opened epoch %d", c.past.history.Epoch()))
+		}
+	}
+}
+
+// release lets replicas go that have waited for a quorum here since this target was superseded: the others may well be
+// connected to the other target.
+func (c *Core) release() {
+	if c.past.until != 0 {
+		c.letGo(func(p *peer) bool { return c.now-p.since > c.past.delay })
+	}
+}
+
+// holdsStable reports whether auth holds everything that was reported stable. A replica that was part of the in-sync set
+// does, unless a device lies about flushes or went back in time; then going on would lose it without anybody knowing.
+func (c *Core) holdsStable(auth *peer) bool {
+	told := block.Version{Epoch: c.past.history.Epoch(), N: c.past.stable}
+	has := CommonPoint(c.past.history, told, auth.report.State.History, auth.report.Last).N
+	if has >= told.N {
+		return true
+	}
+	c.holding = fmt.Sprintf("flushed data is missing: operations up to %d were reported stable, and %s, the furthest replica that answers, has them up to %d only; "+
+		"waiting for a replica that has them all (to go on without them, restart the target)", told.N, c.name(auth.guid), has)
+	return false
+}
