@@ -16,7 +16,7 @@ import (
 
 // thin is a device that is larger than the disk it is on. Blocks of data that it recognises, since they are one of a
 // few patterns, take a byte each; everything else, which is all that the engine writes for itself, is kept in a sparse
-// file. Both are in files, so that the device does not add to the memory that only this process uses.
+// file. Neither adds to the memory that only this process uses.
 type thin struct {
 	name string
 	size int64
@@ -57,7 +57,7 @@ func patternOf(b []byte) int {
 
 func newThin(path string, n int64, lazy bool) (*thin, error) {
 	t := &thin{name: path, size: n &^ (1<<20 - 1), lazy: lazy}
-	ids, err := t.scratch(path + ".ids")
+	ids, err := inMemory(path + ".ids") // a fault in a page of a file on disk would wait for its journal
 	if err != nil {
 		return nil, err
 	}
@@ -83,17 +83,21 @@ func newThin(path string, n int64, lazy bool) (*thin, error) {
 // scratch returns a file that nobody else finds.
 func (t *thin) scratch(path string) (*os.File, error) {
 	if t.lazy {
-		fd, err := unix.MemfdCreate("thin", unix.MFD_CLOEXEC)
-		if err != nil {
-			return nil, fmt.Errorf("file in memory: %w", err)
-		}
-		return os.NewFile(uintptr(fd), path), nil
+		return inMemory(path)
 	}
 	f, err := os.Create(path)
 	if err == nil {
 		os.Remove(path)
 	}
 	return f, err
+}
+
+func inMemory(name string) (*os.File, error) {
+	fd, err := unix.MemfdCreate("thin", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("file in memory: %w", err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
 }
 
 func (t *thin) ReadAt(b []byte, off int64) error {

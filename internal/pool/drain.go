@@ -80,11 +80,16 @@ type drained struct {
 	forget bool
 }
 
-// behind reports whether writers that fill the active table to used of capacity are ahead of the drain, which is to be over
-// when three quarters are full. An eighth is for those who write when it has hardly begun.
-func (s *drainState) behind(used, capacity int) bool {
+// behind returns how far writers that fill the active table to used of capacity are ahead of the drain, which is to be over
+// when three quarters are full; an eighth is for those who write when it has hardly begun. Up to 1 they are to be slowed
+// down, so that there is something left for the time when the drain itself waits for a device; from then on they have to wait.
+func (s *drainState) behind(used, capacity int) float64 {
 	total := s.total.Load()
-	return total > 0 && int64(used-capacity/8)*total*8 > s.done.Load()*int64(capacity)*5
+	if total == 0 {
+		return 0
+	}
+	eighth := float64(capacity) / 8
+	return float64(used)/eighth - 1 - 5*float64(s.done.Load())/float64(total)
 }
 
 // freeze makes the active table the one to drain and starts an empty one. cycle and mu are held; the other table is

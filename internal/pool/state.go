@@ -3,6 +3,7 @@ package pool
 import (
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/compress"
@@ -70,9 +71,10 @@ type indexState struct {
 	room     *sync.Cond // with mu: there may be room in the active table
 	tables   [2]*index.Table
 	active   int
-	reserved int          // entries that appends under way may add to the active table
-	cost     [2]indexCost // of what is in the tables, until it is frozen
-	held     indexCost    // of chunks that appends under way may add to it
+	reserved int           // entries that appends under way may add to the active table
+	slow     time.Duration // what writers are to wait for the drain and have not waited yet
+	cost     [2]indexCost  // of what is in the tables, until it is frozen
+	held     indexCost     // of chunks that appends under way may add to it
 	bitmaps  bitmaps
 	dirs     dirCache
 	live     int          // chunks of all Replica.live

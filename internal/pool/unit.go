@@ -2,6 +2,7 @@ package pool
 
 import (
 	"sync"
+	"time"
 )
 
 var sumScratch = sync.Pool{New: func() any { s := make([]uint32, 0, 1024); return &s }}
@@ -95,20 +96,32 @@ func (r *Replica) isDestroyed() bool {
 	return r.destroyed
 }
 
-// makeEntries reserves room for n entries in the active table. While the other one is drained it waits until that is as
-// far as writing is, so that each writer waits a little instead of all of them for the rest of the drain when both
-// tables are full.
+// makeEntries reserves room for n entries in the active table. While the other one is drained it slows writers down in
+// proportion to how far they are ahead of that, so that each waits a little instead of all of them for the rest of the drain
+// when both tables are full.
 func (p *Pool) makeEntries(n int) error {
 	x := &p.idx
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	for {
+	for slowed := false; ; {
 		t := x.tables[x.active]
 		used := t.Len() + x.reserved + n
 		if used > x.soft {
 			p.wake()
 		}
-		if n == 0 || used <= t.Cap() && !p.drain.behind(used, t.Cap()) {
+		behind := p.drain.behind(used, t.Cap())
+		if behind > 0 && behind < 1 && !slowed {
+			slowed = true
+			if x.slow += time.Duration(behind * float64(n) * float64(slowEntry)); x.slow >= leastSlow {
+				d := min(x.slow, mostSlow)
+				x.slow = 0
+				x.mu.Unlock()
+				time.Sleep(d)
+				x.mu.Lock()
+				continue
+			}
+		}
+		if n == 0 || used <= t.Cap() && behind < 1 {
 			x.reserved += n
 			return nil
 		}
@@ -118,6 +131,12 @@ func (p *Pool) makeEntries(n int) error {
 		x.room.Wait()
 	}
 }
+
+const (
+	slowEntry = 125 * time.Microsecond // what an entry waits at most for the drain
+	leastSlow = time.Millisecond       // what is waited at once
+	mostSlow  = 4 * time.Millisecond
+)
 
 func (p *Pool) unreserve(n int) {
 	if n == 0 {
