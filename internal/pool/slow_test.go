@@ -2,6 +2,7 @@ package pool
 
 import (
 	"runtime"
+	"sync"
 	"testing"
 
 	"github.com/cstor-go/cstor/internal/block"
@@ -16,6 +17,8 @@ func TestWritersKeepToTheDrain(t *testing.T) {
 	r, err := p.CreateReplica("v", chunks*block.ChunkBlocks*block.Size)
 	must(t, err)
 	p.drain.cycle.Lock() // the background comes to nothing meanwhile
+	unlock := sync.OnceFunc(p.drain.cycle.Unlock)
+	t.Cleanup(unlock)
 	n := uint64(0)
 	for c := range uint64(chunks) { // one update of each chunk
 		n++
@@ -59,6 +62,6 @@ func TestWritersKeepToTheDrain(t *testing.T) {
 	<-over
 	must(t, failed)
 	must(t, p.drained())
-	p.drain.cycle.Unlock()
+	unlock()
 	must(t, p.Close())
 }
