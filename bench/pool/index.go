@@ -123,7 +123,7 @@ func (b *bench) updateIndex(e *engine, w *writer, base int64, what string) (l li
 	l.aim, l.met = "≤ 512 MiB, ≤ 1 %, ≤ 5 ms", used <= indexMemory && onDisk <= 0.01 && x.longest <= 5*time.Millisecond
 	l.note = fmt.Sprintf("%s of memory, index %.2f %% of the data, %d of %d batches over 5 ms (99.9 %%: %s ms), %d drains; %s",
 		size(used), 100*onDisk, over, len(stalls), milliseconds(stalls[len(stalls)*999/1000]), e.p.Stats().Drains-drains, probed)
-	b.say("index: %s: %s", what, l.note)
+	b.say("index: %s: longest %s ms, %s", what, milliseconds(x.longest), l.note)
 	return l, nil
 }
 
