@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/index"
@@ -22,6 +23,7 @@ type drainState struct {
 	next       int             // first of work that is not done
 	total      atomic.Int64    // chunks of the frozen table; 0: it is drained
 	done       atomic.Int64    // of them
+	began      atomic.Int64    // when, in nanoseconds
 	from       logPos          // everything before is in the frozen table or in pages
 	clock      uint64          // segments.clock there
 	cost       indexCost       // of the cycle under way; guarded by idx.mu
@@ -92,6 +94,13 @@ func (s *drainState) behind(used, capacity int) float64 {
 	return float64(used)/eighth - 1 - 5*float64(s.done.Load())/float64(total)
 }
 
+// pace returns how many nanoseconds the drain has taken so far for what makes room for one update, so that those who take
+// as long for each keep to it.
+func (s *drainState) pace(capacity int) float64 {
+	done := float64(s.done.Load()) * float64(capacity) * 5 / 8
+	return float64(time.Now().UnixNano()-s.began.Load()) * float64(s.total.Load()) / max(done, 1)
+}
+
 // freeze makes the active table the one to drain and starts an empty one. cycle and mu are held; the other table is
 // empty.
 func (p *Pool) freeze() {
@@ -134,6 +143,7 @@ func (p *Pool) freeze() {
 	slices.Sort(s.work)
 	s.work = slices.Compact(s.work)
 	s.done.Store(0)
+	s.began.Store(time.Now().UnixNano())
 	s.total.Store(int64(len(s.work)))
 }
 

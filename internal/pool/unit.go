@@ -112,7 +112,7 @@ func (p *Pool) makeEntries(n int) error {
 		behind := p.drain.behind(used, t.Cap())
 		if behind > 0 && behind < 1 && !slowed {
 			slowed = true
-			if x.slow += time.Duration(behind * float64(n) * float64(slowEntry)); x.slow >= leastSlow {
+			if x.slow += time.Duration(4 * behind * float64(n) * p.drain.pace(t.Cap())); x.slow >= leastSlow {
 				d := min(x.slow, mostSlow)
 				x.slow = 0
 				x.mu.Unlock()
@@ -133,8 +133,7 @@ func (p *Pool) makeEntries(n int) error {
 }
 
 const (
-	slowEntry = 125 * time.Microsecond // what an entry waits at most for the drain
-	leastSlow = time.Millisecond       // what is waited at once
+	leastSlow = time.Millisecond // what is waited at once
 	mostSlow  = 4 * time.Millisecond
 )
 
