@@ -46,13 +46,6 @@ func (c *pending) wait() (ok bool, err error) {
 	return !c.void, c.err
 }
 
-// busy reports whether a checkpoint is being committed.
-func (w *committer) busy() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.running
-}
-
 // due reports whether a checkpoint was left to the next cycle, and that can make it.
 func (w *committer) due() bool {
 	w.mu.Lock()
