@@ -14,8 +14,8 @@ import (
 // more than a quarter of Options.DeltaEntries blocks (a discarded chunk counts as one), in which case it may be the
 // first ones; and whether an OpSnapshot, OpDeleteSnapshot or OpResize is there does not depend on what precedes or
 // follows it in the call, other than by their order. Data is borrowed during the call. It wraps ErrNoSpace
-// (ErrReadOnly) when there is no room for all of it, and then nothing is applied; ErrFailed, ErrClosed, ErrNotFound
-// after DestroyReplica, ErrTooLarge, ErrExists for a snapshot's name, ErrInUse for a snapshot with clones.
+// when there is no room for all of it, and then nothing is applied; ErrFailed, ErrClosed, ErrNotFound after
+// DestroyReplica, ErrTooLarge, ErrExists for a snapshot's name, ErrInUse for a snapshot with clones.
 func (r *Replica) Apply(ops []Op) error {
 	if err := r.apply(ops); err != nil {
 		return r.wrap("apply", err)
@@ -333,6 +333,18 @@ func (p *Pool) indexOps(r *Replica, ops []Op, own []uint32) {
 // SetState replaces the replica's state record (at most MaxState bytes) and Applied together. Both, and everything
 // applied before, are on stable storage when it returns.
 func (r *Replica) SetState(state []byte, applied block.Version) error {
+	if err := r.PutState(state, applied); err != nil {
+		return err
+	}
+	if err := r.p.Sync(); err != nil {
+		return r.wrap("set state", err)
+	}
+	return nil
+}
+
+// PutState is SetState for those who call Sync themselves: until then a crash may bring back the record that was there
+// before, but none of what is applied afterwards without this one.
+func (r *Replica) PutState(state []byte, applied block.Version) error {
 	p := r.p
 	if len(state) > MaxState {
 		return r.wrap("set state", fmt.Errorf("%d bytes: %w", len(state), ErrTooLarge))
@@ -343,9 +355,6 @@ func (r *Replica) SetState(state []byte, applied block.Version) error {
 	err := p.unit(r, 0, blocksFor(len(state)), wal.RecordLen+4, func() error {
 		return p.add(&rec, state, 0)
 	}, func() { r.state, r.applied = state, applied })
-	if err == nil {
-		err = p.Sync()
-	}
 	if err != nil {
 		return r.wrap("set state", err)
 	}

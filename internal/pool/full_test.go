@@ -130,12 +130,35 @@ func TestReadOnlyLimit(t *testing.T) {
 	p, _ := newMemPool(t, 32<<20, Options{SegmentBytes: 256 << 10, ReadOnlyPercent: 50})
 	r, err := p.CreateReplica("v", 64<<20)
 	must(t, err)
-	n, err := fillUp(r, fill)
-	if !errors.Is(err, ErrReadOnly) || !errors.Is(err, ErrNoSpace) || !p.Stats().ReadOnly {
-		t.Fatal(err, p.Stats())
+	n := uint64(1)
+	for ; n < 400 && !p.Stats().ReadOnly; n++ {
+		must(t, r.Apply([]Op{write(n*20, 20, n)}))
 	}
+	must(t, r.Apply([]Op{write(n*20, 20, n)})) // has its place in the order
+	piece := func(b uint64, stored bool) *Chunk {
+		c := &Chunk{Index: b / block.ChunkBlocks, Scan: ver(n), First: 0, Count: block.ChunkBlocks}
+		r.ChunkVersions(c.Index, &c.Versions)
+		i := b % block.ChunkBlocks
+		c.Versions[i], c.Stored[i] = ver(n), stored
+		if stored {
+			c.DataOf, c.Data = []uint16{uint16(i)}, fill(1, n)
+			c.Sums[i] = block.Sum(c.Data)
+		}
+		return c
+	}
+	n++
+	if _, err = r.Merge(piece(0, true)); !errors.Is(err, ErrReadOnly) || !errors.Is(err, ErrNoSpace) {
+		t.Fatal("a merge that adds data:", err, p.Stats())
+	}
+	_, err = r.Merge(piece(40, false))
+	must(t, err)
 	must(t, r.Apply([]Op{discard(0, 1000, n)}))
-	must(t, r.Apply([]Op{write(0, 1, n+1)}))
+	if p.Stats().ReadOnly {
+		t.Fatal("still read-only:", p.Stats())
+	}
+	_, err = r.Merge(piece(2, true))
+	must(t, err)
+	must(t, p.Check())
 }
 
 // TestUpdatesLeaveRoomForTheirPages fills a small pool with the headers of updates that take no data, each of another

@@ -73,6 +73,11 @@ func (r *Replica) merge(c *Chunk) (res MergeResult, err error) {
 	if err := r.list(v, c.Index); err != nil { // brings the page into memory before the log is locked
 		return res, err
 	}
+	if len(c.DataOf) > 0 {
+		if err := p.mayAdd(); err != nil {
+			return res, err
+		}
+	}
 	// begin may wait for segments to be freed, which waits for readers.
 	p.read.leave(ticket)
 	pk := getPacker()

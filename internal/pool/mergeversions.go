@@ -266,8 +266,11 @@ func (r *Replica) mergeVersions(c *Chunk) (res MergeResult, err error) {
 		var replaced func() int64
 		if blocks > 0 {
 			replaced = func() int64 { return 0 }
+			err = p.mayAdd()
 		}
-		err = p.begin(r, need, blocks, header, replaced)
+		if err == nil {
+			err = p.begin(r, need, blocks, header, replaced)
+		}
 		ticket = p.read.enter()
 		if err != nil {
 			return res, err

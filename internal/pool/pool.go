@@ -30,8 +30,8 @@ var (
 	// ErrNoSpace is wrapped by errors of operations that need more space than the pool has. Nothing of such an
 	// operation is applied.
 	ErrNoSpace = block.ErrNoSpace
-	// ErrReadOnly is wrapped by errors of writes to a pool that is fuller than Options.ReadOnlyPercent. It is an
-	// ErrNoSpace too.
+	// ErrReadOnly is wrapped by errors of Merge when it adds data to a pool that is fuller than Options.ReadOnlyPercent.
+	// It is an ErrNoSpace too.
 	ErrReadOnly error = readOnlyError{}
 	// ErrFailed is wrapped by every error of a pool that could not write or flush: what it had in flight may be lost,
 	// so it takes no more changes until it is opened again. Reads go on.
@@ -111,8 +111,9 @@ type Options struct {
 	// SegmentBytes is the size of a segment for Create; a power of two between 256 KiB and 64 MiB. Default: by the
 	// size of the devices. A pool has at most 2 Mi segments, also when it grows.
 	SegmentBytes int64
-	// ReadOnlyPercent is the share of the capacity from which on writes fail with ErrReadOnly. Default 100: writes go
-	// on until there is no space.
+	// ReadOnlyPercent is the share of the capacity from which on Stats says ReadOnly and Merge adds no data. Apply goes on
+	// until there is no space: what it is given has its place in the volume's order already, and whoever gives places
+	// stops when the pool is read-only. Default 100: no such limit.
 	ReadOnlyPercent int
 	// CheckpointBytes is the amount of log after which a checkpoint is made; it bounds replay. Default 1 GiB.
 	CheckpointBytes int64

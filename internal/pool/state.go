@@ -94,7 +94,7 @@ type counters struct {
 	openNanos                                                         int64
 }
 
-// Replica is one volume's data in a pool. Apply, Merge and SetState of one replica must not be called concurrently with
+// Replica is one volume's data in a pool. Apply, Merge and SetState (or PutState) of one replica must not be called concurrently with
 // another Apply or SetState of the same replica; Merge may be called concurrently with Apply, and everything else with
 // everything.
 type Replica struct {

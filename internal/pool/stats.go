@@ -19,6 +19,16 @@ func (p *Pool) readOnly() bool {
 	return p.opt.ReadOnlyPercent < 100 && p.allocated() >= p.capacity()/100*int64(p.opt.ReadOnlyPercent)
 }
 
+// mayAdd returns ErrReadOnly when the pool is above its limit and nothing may be added that can wait.
+func (p *Pool) mayAdd() error {
+	p.idx.mu.RLock()
+	defer p.idx.mu.RUnlock()
+	if p.readOnly() {
+		return ErrReadOnly
+	}
+	return nil
+}
+
 // Stats returns the pool's counters.
 func (p *Pool) Stats() Stats {
 	c := &p.count

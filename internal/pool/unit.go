@@ -30,13 +30,6 @@ func (p *Pool) begin(r *Replica, entries, data, header int, replaced func() int6
 		if err == nil && r != nil && r.isDestroyed() {
 			err = ErrNotFound
 		}
-		if err == nil && write {
-			p.idx.mu.RLock()
-			if p.readOnly() {
-				err = ErrReadOnly
-			}
-			p.idx.mu.RUnlock()
-		}
 		if err == nil {
 			if err = p.reserveLog(data, header, replaced, last); err == nil {
 				p.log.beginUnit()

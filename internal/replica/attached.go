@@ -25,7 +25,7 @@ type attached struct {
 	ended  chan struct{} // when run has returned
 
 	// mu guards the member and, with it, the order of what changes the replica's state: it is held while operations are
-	// applied and while state is made durable.
+	// applied and while state is put into the log, but never while a device is flushed.
 	mu      sync.Mutex
 	member  *volume.Member
 	session *session // nil: not connected
@@ -117,7 +117,8 @@ func (a *attached) connect() error {
 	return s.run()
 }
 
-// do does what the member wants, for session s if there is one. a.mu is held.
+// do does what the member wants, for session s. State goes into the log at once, before anything that is applied later;
+// what relies on it is said when a flush has made it stable, for which nobody waits here. a.mu is held.
 func (a *attached) do(s *session, ready volume.MemberReady) error {
 	if ready.StopPull || ready.Pull != nil {
 		a.stopPull()
@@ -127,17 +128,15 @@ func (a *attached) do(s *session, ready volume.MemberReady) error {
 		if err != nil {
 			return fmt.Errorf("%w: %w", errPool, err)
 		}
-		if err := a.r.SetState(b, ready.Applied); err != nil {
+		if err := a.r.PutState(b, ready.Applied); err != nil {
 			return fmt.Errorf("%w: %w", errPool, err)
 		}
-		if s != nil {
-			s.persisted(ready.Applied)
-		}
+		s.restate(ready.Applied)
 	}
-	for _, m := range ready.Messages {
-		if s != nil {
-			s.send(m)
-		}
+	if len(ready.Messages) == 1 && ready.Messages[0] == volume.Message(volume.Pong{}) {
+		s.send(volume.Pong{})
+	} else if ready.State != nil || len(ready.Messages) > 0 {
+		a.server.flusher.say(s, ready.State != nil, ready.Messages)
 	}
 	if ready.Pull != nil {
 		a.startPull(*ready.Pull)

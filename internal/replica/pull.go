@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -20,7 +21,12 @@ const (
 	mostPause   = 20 * time.Millisecond // between chunks
 	notYetLimit = 30 * time.Second      // for how long a source may not have applied the join point
 	staleLimit  = 100                   // how often one chunk is asked for again because live writes overtook it
+	roomLook    = 200 * time.Millisecond
+	roomRetry   = 30 * time.Second // without room one chunk is asked for again, which also keeps the source's connection
+	roomStalled = 5 * time.Second  // the same when there seems to be room and yet nothing could be merged
 )
+
+var errNoRoom = fmt.Errorf("the pool is full: %w", pool.ErrNoSpace)
 
 // pull makes a rebuilding replica's chunks equal to the source's. One goroutine runs it; the replica's live stream goes
 // on beside it, and the pool's Merge decides block by block which of the two is right. What was merged stays: a pull
@@ -52,6 +58,9 @@ func (a *attached) startPull(what volume.Pull) {
 		defer cancel()
 		err := p.run(ctx)
 		close(p.done)
+		if err == nil {
+			err = a.server.cfg.Pool.Sync() // nobody who stops the pull waits for that
+		}
 		p.finish(err)
 	})
 }
@@ -91,7 +100,7 @@ func (p *pull) finish(err error) {
 	p.s.out.Flush()
 }
 
-// run pulls until everything is equal and stable.
+// run pulls until everything is equal.
 func (p *pull) run(ctx context.Context) error {
 	src, err := p.dial(ctx)
 	if err != nil {
@@ -110,10 +119,7 @@ func (p *pull) run(ctx context.Context) error {
 	if err := p.transfer(ctx, src, chunks); err != nil {
 		return err
 	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	return p.a.server.cfg.Pool.Sync()
+	return ctx.Err()
 }
 
 // dial connects to the source, again and again while it has not applied the join point.
@@ -147,6 +153,9 @@ func (p *pull) transfer(ctx context.Context, src *peer, chunks []uint64) error {
 		started = time.Now()
 		told    = started
 		todo    = chunks
+		waiting []uint64 // for room in the pool
+		merged  = -1     // count.done when that was waited for last
+		room    = newRoom(p.a.server)
 	)
 	ask := func(index uint64) error {
 		if !r.ChunkVersions(index, &have) {
@@ -156,7 +165,19 @@ func (p *pull) transfer(ctx context.Context, src *peer, chunks []uint64) error {
 		return src.ask(index, &have)
 	}
 	p.tell(count, 0)
-	for len(todo) > 0 || len(asked) > 0 {
+	for len(todo)+len(asked)+len(waiting) > 0 {
+		if err := room.check(); err != nil {
+			return err
+		}
+		if len(todo)+len(asked) == 0 {
+			n, err := p.waitRoom(ctx, room, count, time.Since(started), merged == count.done)
+			if err != nil {
+				return err
+			}
+			merged = count.done
+			n = min(n, len(waiting))
+			todo, waiting = waiting[:n:n], waiting[n:]
+		}
 		for len(todo) > 0 && len(asked) < pullWindow {
 			if err := ask(todo[0]); err != nil {
 				return err
@@ -184,6 +205,9 @@ func (p *pull) transfer(ctx context.Context, src *peer, chunks []uint64) error {
 				return err
 			}
 			continue
+		case errors.Is(err, pool.ErrNoSpace):
+			waiting = append(waiting, index)
+			continue
 		case err != nil:
 			return fmt.Errorf("merge chunk %d: %w", index, err)
 		}
@@ -198,8 +222,53 @@ func (p *pull) transfer(ctx context.Context, src *peer, chunks []uint64) error {
 	return nil
 }
 
-// merge makes the pool's chunk equal to the source's, piece by piece, and returns the bytes of data stored.
+// waitRoom waits for room in the pool and returns how many chunks to ask for then. stalled says that none could be merged
+// since it was called last.
+func (p *pull) waitRoom(ctx context.Context, room *room, count progress, elapsed time.Duration, stalled bool) (chunks int, err error) {
+	count.waitingFor = "room in the pool, which is full or above its read-only limit"
+	for waited := time.Duration(0); waited < roomRetry; waited += roomLook {
+		if waited%time.Second == 0 {
+			p.tell(count, elapsed)
+		}
+		if !pause(ctx, roomLook) {
+			return 0, ctx.Err()
+		}
+		if err := room.check(); err != nil {
+			return 0, err
+		}
+		if full := room.server.full.Load(); !full && !stalled {
+			return math.MaxInt, nil
+		} else if !full && waited >= roomStalled {
+			break
+		}
+	}
+	return 1, nil
+}
+
+// room bounds what the live stream of a replica that rebuilds takes of the reserve of a full pool, which is for what other
+// replicas' targets have in flight: the volume's writes go on, unlike those of a volume that counts on the pool.
+type room struct {
+	server *Server
+	least  int64 // bytes that must stay free
+}
+
+func newRoom(s *Server) *room {
+	stats := s.cfg.Pool.Stats()
+	return &room{s, min(s.reserve(stats.Capacity)/2, stats.Free/4*3)}
+}
+
+func (r *room) check() error {
+	if r.server.full.Load() && r.server.cfg.Pool.Stats().Free < r.least {
+		return errNoRoom
+	}
+	return nil
+}
+
+// merge makes the pool's chunk equal to the source's, piece by piece, and returns the bytes of data stored. While the pool
+// is full, pieces that bring data are left out, and the error wraps pool.ErrNoSpace; those that only remove something make
+// room.
 func (p *pull) merge(c *pool.Chunk) (stored int64, err error) {
+	var full error
 	piece := &p.piece
 	piece.Index, piece.Scan, piece.Sums, piece.Stored = c.Index, c.Scan, c.Sums, c.Stored
 	for first, data := 0, 0; first < block.ChunkBlocks; first += pieceBlocks {
@@ -211,7 +280,10 @@ func (p *pull) merge(c *pool.Chunk) (stored int64, err error) {
 		data = end
 		n, err := p.mergePiece(c, first)
 		stored += n
-		if err != nil {
+		switch {
+		case errors.Is(err, pool.ErrNoSpace):
+			full = err
+		case err != nil:
 			return stored, err
 		}
 	}
@@ -219,7 +291,7 @@ func (p *pull) merge(c *pool.Chunk) (stored int64, err error) {
 		// Not from here: a live stream may be waiting for this pull to end.
 		p.a.server.tasks.Go(p.a.server.tellSpace)
 	}
-	return stored, nil
+	return stored, full
 }
 
 // mergePiece merges the blocks of a chunk from first on, whose data is in p.piece. Blocks outside of the piece are
@@ -244,6 +316,9 @@ func (p *pull) mergePiece(c *pool.Chunk, first int) (stored int64, err error) {
 	}
 	if same {
 		return 0, nil
+	}
+	if len(piece.DataOf) > 0 && p.a.server.full.Load() {
+		return 0, errNoRoom
 	}
 	res, err := p.store.Merge(piece)
 	return res.Bytes, err

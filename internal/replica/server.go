@@ -149,6 +149,7 @@ func (s *Server) Attach(spec Spec) error {
 	s.mu.Lock()
 	s.replicas[spec.Name] = a
 	s.mu.Unlock()
+	s.checkSpace() // the first session tells it
 	s.tasks.Go(a.run)
 	s.hint()
 	return nil
@@ -217,8 +218,9 @@ func (s *Server) attached() []*attached {
 	return all
 }
 
-// The pool counts as full when less than its reserve is free, so that what is in flight at that moment still finds room: an
-// operation that was sequenced can only be sent again until there is. Each volume's front end has at most 64 MiB under way.
+// The pool counts as full when it is above its read-only limit, which the engine keeps rebuilds to but not what was
+// sequenced, or when less than its reserve is free, so that what is in flight at that moment still finds room: an operation
+// that was sequenced can only be sent again until there is. Each volume's front end has at most 64 MiB under way.
 const (
 	reserveBytes   = 32 << 20
 	reserveEach    = 64 << 20 // for each replica
@@ -229,6 +231,13 @@ const (
 // reserve returns the bytes below which a pool of that capacity, with so many replicas, counts as full.
 func reserve(capacity int64, replicas int) int64 {
 	return min(reserveBytes+int64(max(replicas, 1))*reserveEach, capacity/reserveDivisor)
+}
+
+// reserve returns the bytes below which this server's pool, of that capacity, counts as full.
+func (s *Server) reserve(capacity int64) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return reserve(capacity, len(s.replicas))
 }
 
 // watchSpace notices space that was given back.
@@ -252,9 +261,7 @@ func (s *Server) wrote(n int64) bool {
 // checkSpace reports whether the pool became full, or stopped being it.
 func (s *Server) checkSpace() bool {
 	stats := s.cfg.Pool.Stats()
-	s.mu.Lock()
-	reserve := reserve(stats.Capacity, len(s.replicas))
-	s.mu.Unlock()
+	reserve := s.reserve(stats.Capacity)
 	full := s.full.Load()
 	switch {
 	case stats.ReadOnly || stats.Free < reserve:
@@ -265,7 +272,7 @@ func (s *Server) checkSpace() bool {
 	if s.full.Swap(full) == full {
 		return false
 	}
-	s.log.Warn("pool space", "full", full, "free", stats.Free, "capacity", stats.Capacity)
+	s.log.Warn("pool space", "full", full, "readOnly", stats.ReadOnly, "free", stats.Free, "capacity", stats.Capacity)
 	return true
 }
 

@@ -16,7 +16,14 @@ import (
 const (
 	outboxLimit = 256 << 20 // bytes waiting for the target, after which the session ends
 	outboxPause = 16 << 20  // bytes waiting for the target, above which no more of its requests are read
+
+	// A target that serves lets every replica hear of it once a second; after so many looks at a session that waits to hear
+	// anything the target is gone, or frozen, and another may be there.
+	silenceLook  = 200 * time.Millisecond
+	silenceLooks = 15
 )
+
+var errSilent = errors.New("nothing was heard of the target for 3 s")
 
 // session is one connection to the target.
 type session struct {
@@ -28,7 +35,8 @@ type session struct {
 	applied atomic.Uint64 // number of the last operation applied
 	stable  atomic.Uint64 // number up to which everything is stable
 
-	failed    atomic.Pointer[error] // of a flush
+	waiting   atomic.Int64          // looks since it waits for the target to send something, plus one; 0: it does not
+	failed    atomic.Pointer[error] // why it was ended from elsewhere
 	lastApply atomic.Int64          // when operations were applied last, nanoseconds of the wall clock
 
 	// The rest belongs to the goroutine of run.
@@ -81,7 +89,10 @@ func (s *session) send(m volume.Message) {
 // run reads and does what the target sends until the connection ends.
 func (s *session) run() error {
 	s.reader = wire.NewReader(s.conn)
+	ended := make(chan struct{})
+	go s.watch(ended)
 	err := s.loop()
+	close(ended)
 	if sent := s.out.Err(); sent != nil && !errors.Is(sent, net.ErrClosed) {
 		err = sent
 	}
@@ -91,22 +102,52 @@ func (s *session) run() error {
 	}
 	s.out.Close()
 	s.reader.Close()
+	s.end()
 	if failed := s.failed.Load(); failed != nil {
 		err = *failed
 	}
+	return err
+}
+
+// end returns when nothing of the session goes on: what the next one tells of the replica is stable.
+func (s *session) end() {
 	a := s.a
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	a.stopPull()
 	a.session = nil
 	a.member.Disconnect(s.id)
 	a.show()
-	return err
+	a.mu.Unlock()
+	a.server.flusher.drain(s)
+}
+
+// watch ends the session when the target is silent. It counts how often it found nothing instead of looking at a clock: if it
+// was this process that did not run, that was one look; and what the session spends with the disk does not count.
+func (s *session) watch(ended <-chan struct{}) {
+	look := time.NewTicker(silenceLook)
+	defer look.Stop()
+	for {
+		select {
+		case <-ended:
+			return
+		case <-look.C:
+		}
+		if n := s.waiting.Load(); n > silenceLooks {
+			s.failed.Store(&errSilent)
+			s.out.Close()
+			return
+		} else if n > 0 {
+			s.waiting.CompareAndSwap(n, n+1)
+		}
+	}
 }
 
 func (s *session) loop() error {
 	for {
-		if err := s.reader.Fill(); err != nil {
+		s.waiting.Store(1)
+		err := s.reader.Fill()
+		s.waiting.Store(0)
+		if err != nil {
 			return err
 		}
 		for {
@@ -231,7 +272,8 @@ func (s *session) applyBatch(first, last block.Version) error {
 	return nil
 }
 
-// open applies the operation that opens an epoch: the new history is stable before it is acknowledged.
+// open applies the operation that opens an epoch. It is acknowledged as stable when the new history is, on which the target
+// waits before the replica counts.
 func (s *session) open(f *wire.Frame) error {
 	var op volume.Op
 	if _, err := f.Op(&op, nil); err != nil {
@@ -246,12 +288,6 @@ func (s *session) open(f *wire.Frame) error {
 	}
 	s.acked = true
 	return nil
-}
-
-// persisted tells that state was made stable, and with it everything up to applied. a.mu is held.
-func (s *session) persisted(applied block.Version) {
-	s.applied.Store(applied.N)
-	s.stable.Store(applied.N)
 }
 
 // isEnd tells an ordinary end of a connection.

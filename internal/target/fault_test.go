@@ -24,6 +24,7 @@ import (
 type memPool struct {
 	name string
 	dev  *disk.Mem
+	slow *slowDevice // around dev, below the pool as long as it is not reopened
 	pool *pool.Pool
 	srv  *replica.Server
 	addr string
@@ -38,11 +39,21 @@ type memCluster struct {
 	client harness.Client
 	pools  []*memPool
 	seed   uint64
+
+	settings volume.Settings // of targets started from now on
+	flush    time.Duration   // what a flush takes on pools made from now on
+	limit    int             // read-only limit, likewise
 }
 
 func newMemCluster(t *testing.T, pools int) *memCluster {
 	t.Helper()
-	c := &memCluster{t: t, seed: rand.Uint64()}
+	return startMemCluster(&memCluster{t: t}, pools)
+}
+
+func startMemCluster(c *memCluster, pools int) *memCluster {
+	t := c.t
+	t.Helper()
+	c.seed = rand.Uint64()
 	t.Logf("seed %d", c.seed)
 	c.target, c.addr = c.startTarget(filepath.Join(t.TempDir(), "record"), pools)
 	c.client = harness.Client{Device: c.target}
@@ -64,8 +75,10 @@ func (c *memCluster) addPool() {
 	i := len(c.pools)
 	p := &memPool{name: fmt.Sprintf("pool-%d", i), dev: disk.NewMem(fmt.Sprint("mem", i), 512<<20)}
 	var err error
-	p.pool, err = pool.Create(pool.Stripe(p.dev), pool.Config{Name: p.name, Owner: p.name}, pool.Options{})
+	p.slow = &slowDevice{Mem: p.dev}
+	p.pool, err = pool.Create(pool.Stripe(p.slow), pool.Config{Name: p.name, Owner: p.name}, pool.Options{ReadOnlyPercent: c.limit})
 	c.must(err)
+	p.slow.flush.Store(int64(c.flush))
 	c.pools = append(c.pools, p)
 	c.serve(p)
 }
@@ -103,10 +116,12 @@ func (c *memCluster) startTarget(record string, founding int) (*target.Target, s
 	c.t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	c.must(err)
+	settings := c.settings
+	settings.Backoff = 10 * time.Millisecond
 	tgt := target.New(target.Config{
 		Volume: "v", Size: volumeSize, ReplicaListen: l, Record: harness.FileRecord(record),
 		Desired: volume.Desired{Founding: founding, Factor: founding}, DropSessions: func() {},
-		Settings: volume.Settings{Backoff: 10 * time.Millisecond},
+		Settings: settings,
 	})
 	ended := make(chan struct{})
 	go func() { tgt.Serve(context.Background()); close(ended) }()
@@ -171,6 +186,12 @@ func (c *memCluster) finish(m *harness.Model, l *harness.Load) {
 		c.t.Errorf("%d requests failed", failed)
 	}
 	c.must(m.Verify(c.client))
+	c.compareAll()
+}
+
+// compareAll checks that all replicas are equal.
+func (c *memCluster) compareAll() {
+	c.t.Helper()
 	for _, p := range c.pools[1:] {
 		_, err := replica.Compare(context.Background(), c.pools[0].addr, "v-"+c.pools[0].name, p.addr, "v-"+p.name)
 		c.must(err)

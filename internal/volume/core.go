@@ -140,9 +140,12 @@ type peer struct {
 	moved     time.Duration // when it last answered something that it owed, or began to owe
 	readMoved time.Duration // the same for reads
 	flushed   time.Duration // the same for what has to be stable
-	owes      int           // messages that want an answer
-	pinged    bool
+	owes      int           // messages that want an answer, which has to be stable first
+	owed      time.Duration // when it last gave one, or began to owe
+	patience  time.Duration // for what has to be stable, if more than the settings say: see expired
+	pinged    bool          // since pingedAt nothing came
 	pingedAt  time.Duration
+	pingSent  time.Duration // the last one
 }
 
 type flush struct {
@@ -226,7 +229,7 @@ func (c *Core) Connect(now time.Duration, id SessionID, r Register) {
 		c.close(p, "replica connected again")
 	}
 	*p = peer{guid: p.guid, report: r.Report, session: id, state: connected, since: now, error: p.error,
-		avoid: p.avoid, retryAt: p.retryAt, backoff: p.backoff, reads: p.reads[:0], heard: now, moved: now, readMoved: now}
+		avoid: p.avoid, retryAt: p.retryAt, backoff: p.backoff, patience: p.patience, reads: p.reads[:0], heard: now, moved: now, readMoved: now}
 	c.out.Status = true
 	c.noteList(r.Report.State.Committed)
 	if c.phase == claiming {
@@ -263,23 +266,22 @@ func (c *Core) Step(now time.Duration, id SessionID, m Message) {
 	if _, ok := m.(Pong); ok {
 		return
 	}
-	p.moved = now
 	switch m := m.(type) {
 	case Promised:
-		p.answer()
+		c.answer(p)
 		if m.Promise == c.promise && p.state == connected {
 			p.report = m.Report
 			c.noteList(m.Report.State.Committed)
 			c.become(p, promised)
 		}
 	case Refused:
-		p.answer()
+		c.answer(p)
 		c.refused(p, m.Promised)
 	case Founded:
-		p.answer()
+		c.answer(p)
 		c.onFounded(p)
 	case JoinReady:
-		p.answer()
+		c.answer(p)
 		c.joinReady(p, m.Attempt)
 	case Progress:
 		if m.Attempt == p.attempt && p.state >= pulling {
@@ -292,13 +294,15 @@ func (c *Core) Step(now time.Duration, id SessionID, m Message) {
 	case JoinFailed:
 		c.joinFailed(p, m)
 	case Promoted:
-		p.answer()
+		c.answer(p)
 		c.onPromoted(p, m.Attempt)
 	case ListSet:
-		p.answer()
+		c.answer(p)
 		c.listSet(p, m)
 	case Space:
-		p.full = m.Full
+		if p.full != m.Full {
+			p.full, c.out.Status = m.Full, true
+		}
 	case Failed:
 		p.error = m.Reason
 		c.close(p, "replica failed: "+m.Reason)

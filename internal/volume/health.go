@@ -15,7 +15,7 @@ func (c *Core) Tick(now time.Duration) {
 		// It was this process that was away: nobody had a chance to be heard.
 		for _, p := range c.peers {
 			p.heard, p.moved, p.readMoved, p.pingedAt = p.heard+away, p.moved+away, p.readMoved+away, p.pingedAt+away
-			p.flushed += away
+			p.flushed, p.owed = p.flushed+away, p.owed+away
 		}
 	}
 	c.now, c.ticked = now, now
@@ -26,9 +26,9 @@ func (c *Core) Tick(now time.Duration) {
 		}
 		if c.silent(p) {
 			suspended = c.eject(p) || suspended
-		} else if !p.pinged && now-p.heard >= c.settings.PingEvery {
-			p.pinged, p.pingedAt = true, now
-			c.send(p, Ping{})
+		}
+		if p.state != gone {
+			c.ping(p)
 		}
 	}
 	if suspended != c.suspended {
@@ -40,12 +40,48 @@ func (c *Core) Tick(now time.Duration) {
 	c.checkStuck()
 }
 
-// silent reports whether p owes an answer for too long. Flushes have a deadline of their own, and whatever else p
-// answers meanwhile does not help: a device may take long for one, or hang in it while writes to memory go on.
+// pingAnyway is after how many Settings.PingEvery a replica is pinged that is heard all the time, or has a ping to answer: it
+// wants to hear of us, too.
+const pingAnyway = 4
+
+// ping asks p for a sign of life when nothing came from it for a while, and shows it ours.
+func (c *Core) ping(p *peer) {
+	every := c.settings.PingEvery
+	if p.pinged || c.now-p.heard < every {
+		every *= pingAnyway
+	}
+	if c.now-p.pingSent < every {
+		return
+	}
+	if !p.pinged {
+		p.pinged, p.pingedAt = true, c.now
+	}
+	p.pingSent = c.now
+	c.send(p, Ping{})
+}
+
+// silent reports whether p owes an answer for too long. What has to be stable first has a deadline of its own, and
+// whatever else p answers meanwhile does not help: a device may take long for a flush, or hang in it while writes to memory
+// go on.
 func (c *Core) silent(p *peer) bool {
 	d := c.settings.Deadline
-	return p.flushing() && c.now-p.flushed > c.settings.FlushDeadline ||
-		p.waits() && c.now-p.moved > d || len(p.reads) > 0 && c.now-p.readMoved > d || p.pinged && c.now-p.pingedAt > d
+	return c.expired(p) || p.waits() && c.now-p.moved > d || len(p.reads) > 0 && c.now-p.readMoved > d || p.pinged && c.now-p.pingedAt > d
+}
+
+// mostPatience is how many times Settings.FlushDeadline a replica may come to have.
+const mostPatience = 6
+
+// expired reports whether p takes too long to make something stable: what it was asked to flush, or the state that an answer
+// relies on. A replica whose session ended for that has twice the time when it comes back, or one whose device is just slow
+// would never get through a takeover; it loses that again as it is quick.
+func (c *Core) expired(p *peer) bool {
+	d := max(c.settings.FlushDeadline, p.patience)
+	return p.flushing() && c.now-p.flushed > d || p.owes > 0 && c.now-p.owed > d
+}
+
+// took notes how long p took to make something stable.
+func (c *Core) took(p *peer, since time.Duration) {
+	p.patience = min(max(p.patience-p.patience/8, 2*(c.now-since)), mostPatience*c.settings.FlushDeadline)
 }
 
 // eject ends the session of a silent replica, unless the in-sync set would be too small without it: then everything is
@@ -53,6 +89,9 @@ func (c *Core) silent(p *peer) bool {
 func (c *Core) eject(p *peer) (suspended bool) {
 	if p.state == insync && !c.satisfies(func(q *peer) bool { return q.state == insync && q != p }) {
 		return true
+	}
+	if c.expired(p) {
+		p.patience = min(2*max(c.settings.FlushDeadline, p.patience), mostPatience*c.settings.FlushDeadline)
 	}
 	c.close(p, "silent for too long")
 	return false

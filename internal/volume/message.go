@@ -81,7 +81,8 @@ type (
 		Committed List
 		Pending   *List
 	}
-	// Space tells that the pool has no room for more allocating writes, or has it again.
+	// Space tells that the pool has no room for more allocating writes, or has it again. Those that were sequenced before
+	// the target hears of it still find room.
 	Space struct{ Full bool }
 	// Failed says that the replica cannot go on (device error, gap in the stream) before it closes the session.
 	Failed struct{ Reason string }

@@ -54,6 +54,15 @@ func (a *actor) toTarget(e *stage, what string, f func()) {
 }
 
 func (e *stage) carryOut(a *actor, rd MemberReady) {
+	if session := a.session; a.hung && rd.State != nil {
+		a.after = append(a.after, func() {
+			if session == a.session {
+				rd.State = nil
+				e.carryOut(a, rd)
+			}
+		})
+		return
+	}
 	for _, m := range rd.Messages {
 		session := a.session
 		a.toTarget(e, text(m), func() { e.core.Step(e.now, session, m) })

@@ -38,7 +38,7 @@ func (c *Core) Status() Status {
 		}
 		s.Replicas = append(s.Replicas, Replica{
 			GUID: p.guid, ReplicaID: p.report.ReplicaID, Name: p.report.Name, Member: c.committed.Has(p.guid),
-			Mode: m, Applied: p.acked, Since: p.since, Progress: p.progress, LastError: p.error,
+			Mode: m, Applied: p.acked, Since: p.since, Progress: p.progress, LastError: p.problem(),
 		})
 	}
 	for _, g := range c.committed.Members {
@@ -47,6 +47,17 @@ func (c *Core) Status() Status {
 		}
 	}
 	return s
+}
+
+// problem says what is wrong with a replica, "" if nothing is.
+func (p *peer) problem() string {
+	switch {
+	case p.full && p.state >= catching:
+		return "its pool has no room for more, or is above its read-only limit: the volume refuses writes until that has changed"
+	case p.full && p.streaming():
+		return "its pool has no room for more, or is above its read-only limit: the rebuild waits until that has changed"
+	}
+	return p.error
 }
 
 // holdingNow says why the volume cannot serve.

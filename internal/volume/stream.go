@@ -10,10 +10,15 @@ import (
 func (p *peer) streaming() bool { return p.state >= pulling }
 
 // answer notes that a message was answered.
-func (p *peer) answer() { p.owes = max(p.owes-1, 0) }
+func (c *Core) answer(p *peer) {
+	if p.owes > 0 {
+		c.took(p, p.owed)
+		p.owes, p.owed = p.owes-1, c.now
+	}
+}
 
-// waits reports whether p owes an answer, flushes aside.
-func (p *peer) waits() bool { return p.owes > 0 || p.streaming() && p.acked < p.sent }
+// waits reports whether p owes that something is applied.
+func (p *peer) waits() bool { return p.streaming() && p.acked < p.sent }
 
 // flushing reports whether p owes that something is stable. What it has to flush for itself while it rebuilds keeps
 // nobody waiting.
@@ -21,7 +26,7 @@ func (p *peer) flushing() bool {
 	return p.streaming() && (p.stable < p.mark || p.required && p.stable < p.fua)
 }
 
-// begin is called before something is sent that p has to answer.
+// begin is called before something is sent that p has to apply.
 func (c *Core) begin(p *peer) {
 	if !p.waits() {
 		p.moved = c.now
@@ -40,7 +45,9 @@ func (c *Core) send(p *peer, m Message) {
 	c.emit(p)
 	switch m.(type) {
 	case Claim, Found, Join, Promote, SetList:
-		c.begin(p)
+		if p.owes == 0 {
+			p.owed = c.now
+		}
 		p.owes++
 	}
 	c.out.Sends = append(c.out.Sends, Send{Session: p.session, Message: m})
@@ -91,11 +98,12 @@ func (c *Core) Propose(now time.Duration, op *Op) {
 	c.sequence(op)
 }
 
-// sequence gives an operation its place in the volume's order.
+// sequence gives an operation its place in the volume's order. Writes are refused while a replica that counts, or is about
+// to, has no room: redundancy is not given up for space, and such a replica must stay to get the discards that make room.
 func (c *Core) sequence(op *Op) {
 	if op.Kind == OpWrite {
 		for _, p := range c.peers {
-			if p.full && p.state == insync {
+			if p.full && p.state >= catching {
 				c.refuse(op, block.ErrNoSpace)
 				return
 			}
@@ -140,6 +148,9 @@ func (c *Core) Ack(now time.Duration, id SessionID, applied, stable uint64) {
 		p.moved = now
 	}
 	if stable > p.stable {
+		if p.flushing() {
+			c.took(p, p.flushed)
+		}
 		p.flushed = now
 	}
 	p.acked, p.stable = max(p.acked, applied), max(p.stable, stable)

@@ -67,6 +67,7 @@ type actor struct {
 	in, out []func()
 	pull    *Pull
 	hung    bool
+	after   []func() // what it will do when it is not hung any more
 	damaged bool
 }
 
@@ -198,9 +199,18 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 		}
 		e.core.Want(e.now, w)
 		e.ready()
-	case "hang": // what a replica has applied does not become stable any more
+	case "hang": // what a replica has applied does not become stable any more, until resume
 		for _, n := range names {
 			e.members[n].hung = true
+		}
+	case "resume":
+		for _, n := range names {
+			a := e.members[n]
+			a.hung = false
+			for _, f := range a.after {
+				f()
+			}
+			a.after = nil
 		}
 	case "damage": // nobody can rebuild from the replica any more
 		for _, n := range names {
