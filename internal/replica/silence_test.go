@@ -8,52 +8,113 @@ import (
 	"github.com/cstor-go/cstor/internal/wire"
 )
 
-// TestSilentTarget has a target accept a replica's connection and then be frozen, as its kernel still acknowledges what
-// comes: the replica dials again, since another target may be there, once it has heard nothing for a while.
-func TestSilentTarget(t *testing.T) {
-	s, _ := newTestServer(t)
+// fakeTarget is the other end of a replica's session.
+type fakeTarget struct {
+	t    *testing.T
+	conn net.Conn
+	r    *wire.Reader
+}
+
+// attachTo attaches a replica to a listener of the test's.
+func attachTo(t *testing.T, s *Server) net.Listener {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	t.Cleanup(func() { l.Close() })
 	if err := s.Attach(Spec{Name: "r", Target: l.Addr().String(), Size: 64 << 20}); err != nil {
 		t.Fatal(err)
 	}
-	frozen, err := l.Accept()
+	return l
+}
+
+// accept waits for the replica's next session and its first message.
+func accept(t *testing.T, l net.Listener) *fakeTarget {
+	t.Helper()
+	conn, err := l.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer frozen.Close()
-	b, err := wire.AppendMessage(nil, volume.Ping{})
+	f := &fakeTarget{t, conn, wire.NewReader(conn)}
+	t.Cleanup(func() { conn.Close(); f.r.Close() })
+	if m, ok := f.next().(volume.Register); !ok {
+		t.Fatalf("the first message is %T", m)
+	}
+	return f
+}
+
+func (f *fakeTarget) send(m volume.Message) {
+	f.t.Helper()
+	b, err := wire.AppendMessage(nil, m)
+	if err == nil {
+		_, err = f.conn.Write(b)
+	}
 	if err != nil {
-		t.Fatal(err)
+		f.t.Fatal(err)
 	}
-	if _, err := frozen.Write(b); err != nil { // the last that is heard of it
-		t.Fatal(err)
-	}
-	next, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer next.Close()
-	r := wire.NewReader(next)
-	defer r.Close()
+}
+
+// next returns the next message; acknowledgements are passed over.
+func (f *fakeTarget) next() volume.Message {
+	f.t.Helper()
 	for {
-		f, ok, err := r.Next()
+		frame, ok, err := f.r.Next()
+		if err == nil && !ok {
+			err = f.r.Fill()
+		}
 		if err != nil {
-			t.Fatal(err)
+			f.t.Fatal(err)
 		}
-		if ok {
-			if m, err := f.Message(); err != nil {
-				t.Fatal(err)
-			} else if _, ok := m.(volume.Register); !ok {
-				t.Fatalf("the first message is %T", m)
-			}
-			return
+		if !ok || frame.Type == wire.TypeAck {
+			continue
 		}
-		if err := r.Fill(); err != nil {
-			t.Fatal(err)
+		m, err := frame.Message()
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		return m
+	}
+}
+
+// TestSilentTarget has a target be frozen, as its kernel still acknowledges what comes: the replica dials again once it has
+// heard nothing for a while, since another target may be there.
+func TestSilentTarget(t *testing.T) {
+	s, _ := newTestServer(t)
+	l := attachTo(t, s)
+	frozen := accept(t, l)
+	frozen.send(volume.Ping{})
+	if _, ok := frozen.next().(volume.Pong); !ok {
+		t.Fatal("a ping is not answered")
+	}
+	accept(t, l)
+}
+
+// TestPingsDuringFlush has the device's flush hang while a promise is made stable: it is given only afterwards, and pings are
+// answered meanwhile.
+func TestPingsDuringFlush(t *testing.T) {
+	s, dev := newTestServer(t)
+	l := attachTo(t, s)
+	target := accept(t, l)
+	_, resume := dev.HangIf(func(op string, _, _ int64) bool { return op == "flush" })
+	defer resume()
+	promise := volume.Promise{Epoch: 7, Nonce: 1}
+	target.send(volume.Claim{Promise: promise})
+	for range 3 {
+		target.send(volume.Ping{})
+		if _, ok := target.next().(volume.Pong); !ok {
+			t.Fatal("a ping during a flush is not what is answered first")
+		}
+	}
+	target.send(volume.Claim{Promise: promise}) // changes nothing, and relies on what is not stable all the same
+	target.send(volume.Ping{})
+	if _, ok := target.next().(volume.Pong); !ok {
+		t.Fatal("a ping during a flush is not what is answered first")
+	}
+	resume()
+	for range 2 {
+		if m, ok := target.next().(volume.Promised); !ok || m.Promise != promise {
+			t.Fatalf("%T", m)
 		}
 	}
 }
