@@ -179,7 +179,8 @@ func (p *Pool) freeSegments(dead []uint32) (int, error) {
 	if len(dead) == 0 || !p.read.drain(p.quit) {
 		return 0, nil
 	}
-	// Devices and file systems hold up writes while they discard: when there are any, the space is left until there are none.
+	// Devices and file systems hold up writes while they discard: when there are any, or somebody waits, the space is left
+	// until the pool is at rest.
 	written := p.flush.stable.Load()
 	kept := 0 // first of those of which it is left
 	for whole := true; kept < len(dead) && whole; {
@@ -206,11 +207,11 @@ func (p *Pool) freeSegments(dead []uint32) (int, error) {
 // discardPiece is how much is discarded at once.
 const discardPiece = 1 << 20
 
-// discard gives the space of a segment back to the devices, while the newest batch is that number.
+// discard gives the space of a segment back to the devices, while the newest batch is that number and nobody waits.
 func (p *Pool) discard(seg uint32, written uint64) (whole bool, err error) {
 	piece := min(p.seg.bytes(), discardPiece)
 	for off := int64(0); off < p.seg.bytes(); off += piece {
-		if p.opt.NoDiscard || p.appended.Load() != written {
+		if p.opt.NoDiscard || p.appended.Load() != written || p.closed.Load() || p.cycles.wanted() || p.pace.limit.Load() > 0 {
 			return false, nil
 		}
 		if err := p.seg.discard(seg, off, piece); err != nil {
@@ -220,11 +221,11 @@ func (p *Pool) discard(seg uint32, written uint64) (whole bool, err error) {
 	return true, nil
 }
 
-// discardFree discards the free segments that were not when they became free, until something is written.
+// discardFree discards the free segments that were not when they became free, until something is written or is to be done.
 func (p *Pool) discardFree() {
 	written := p.appended.Load()
-	for whole := true; whole && p.idle.Load() && !p.closed.Load(); {
-		seg, ok := p.seg.takeUndiscarded()
+	for whole := true; whole && p.idle.Load() && len(p.kick) == 0; {
+		seg, ok := p.seg.takeUndiscarded(p.cleanStart())
 		if !ok {
 			return
 		}

@@ -318,6 +318,7 @@ func (p *Pool) Close() error {
 	p.running.Store(false)
 	p.log.mu.Lock() // appends under way are over, later ones see closed
 	p.log.mu.Unlock()
+	p.pace.end() // for who was slowed down meanwhile
 	err := p.failure()
 	if err == nil {
 		err = p.cycle()

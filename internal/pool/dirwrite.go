@@ -26,6 +26,9 @@ func (p *Pool) writeDirectory() error {
 			return err
 		}
 	}
+	if n := len(p.idx.dirs.changed[1]); n > 0 {
+		return fmt.Errorf("%d nodes of the directory cannot be written: blocks of them are unwritten and unknown", n)
+	}
 	return nil
 }
 

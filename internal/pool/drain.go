@@ -157,9 +157,9 @@ func (p *Pool) thaw() {
 			r.layered[s.frozen] = false
 		}
 	}
+	s.total.Store(0) // those who wait for the drain look again
 	p.idx.room.Broadcast()
 	p.idx.mu.Unlock()
-	s.total.Store(0)
 	s.work, s.next = s.work[:0], 0
 	s.moves, s.nextMove = s.moves[:0], 0
 	p.cleaner.drained()

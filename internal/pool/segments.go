@@ -218,10 +218,13 @@ func (s *segments) allocate(dst []uint32, n int, kind uint8, keep int, cache boo
 	return dst, true
 }
 
-// takeUndiscarded takes a free segment, if there is one, whose space the devices still have, pinned.
-func (s *segments) takeUndiscarded() (seg uint32, ok bool) {
+// takeUndiscarded takes a free segment, if there is one, whose space the devices still have, pinned. So many remain free.
+func (s *segments) takeUndiscarded(keep int) (seg uint32, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.nFree <= keep {
+		return 0, false
+	}
 	for w, x := range s.undiscarded {
 		if x != 0 {
 			seg = uint32(w*64 + bits.TrailingZeros64(x))

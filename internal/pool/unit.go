@@ -105,7 +105,8 @@ func (p *Pool) makeEntries(n int) error {
 		behind := p.drain.behind(used, t.Cap())
 		if behind > 0 && behind < 1 && !slowed {
 			slowed = true
-			if x.slow += time.Duration(4 * behind * float64(n) * p.drain.pace(t.Cap())); x.slow >= leastSlow {
+			x.slow += time.Duration(min(4*behind*float64(n)*p.drain.pace(t.Cap()), float64(mostSlow)))
+			if x.slow >= leastSlow {
 				d := min(x.slow, mostSlow)
 				x.slow = 0
 				x.mu.Unlock()
@@ -136,6 +137,7 @@ func (p *Pool) unreserve(n int) {
 	}
 	p.idx.mu.Lock()
 	p.idx.reserved -= n
+	p.idx.room.Broadcast()
 	p.idx.mu.Unlock()
 }
 
