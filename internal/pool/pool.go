@@ -138,13 +138,14 @@ type Options struct {
 
 // Stats is a snapshot of a pool's counters. Sizes are bytes.
 type Stats struct {
-	Capacity  int64 // devices less labels and reserve
-	Allocated int64 // live data and live metadata, whatever the cleaner has done yet
-	Free      int64 // Capacity - Allocated, less what an index of sparse chunks needs to be written again
-	Replicas  int
-	ReadOnly  bool
-	Health    string // HealthOnline, HealthDegraded or HealthFaulted
-	Failure   string // why Health is not ONLINE
+	Capacity   int64 // devices less labels and reserve
+	Allocated  int64 // live data and live metadata, whatever the cleaner has done yet
+	Free       int64 // Capacity - Allocated, less what an index of sparse chunks needs to be written again
+	Replicas   int
+	ReadOnly   bool   // BelowLimit is not above 0
+	BelowLimit int64  // what may come before the pool is above its read-only limit; math.MaxInt64 without one
+	Health     string // HealthOnline, HealthDegraded or HealthFaulted
+	Failure    string // why Health is not ONLINE
 
 	Segments     int // of the whole pool
 	FreeSegments int

@@ -1,6 +1,9 @@
 package pool
 
-import "time"
+import (
+	"math"
+	"time"
+)
 
 // capacity returns the bytes that data and index can take.
 func (p *Pool) capacity() int64 { return int64(p.seg.dataCount()-p.seg.reserve()) << p.seg.shift }
@@ -14,10 +17,16 @@ func (p *Pool) allocated() int64 {
 	return n
 }
 
-// readOnly reports whether the pool is above its limit. The index lock is held.
-func (p *Pool) readOnly() bool {
-	return p.opt.ReadOnlyPercent < 100 && p.allocated() >= p.capacity()/100*int64(p.opt.ReadOnlyPercent)
+// belowLimit returns how many bytes may come before the pool is above its limit. The index lock is held.
+func (p *Pool) belowLimit() int64 {
+	if p.opt.ReadOnlyPercent >= 100 {
+		return math.MaxInt64
+	}
+	return p.capacity()/100*int64(p.opt.ReadOnlyPercent) - p.allocated()
 }
+
+// readOnly reports whether the pool is above its limit. The index lock is held.
+func (p *Pool) readOnly() bool { return p.belowLimit() <= 0 }
 
 // mayAdd returns ErrReadOnly when the pool is above its limit and nothing may be added that can wait.
 func (p *Pool) mayAdd() error {
@@ -47,7 +56,8 @@ func (p *Pool) Stats() Stats {
 	p.idx.mu.RLock()
 	s.DirectoryBytes, s.DirectoryReads, s.LiveChunks = p.idx.dirs.used, p.idx.dirs.reads, p.idx.live
 	s.CacheBytes += s.DirectoryBytes
-	s.Allocated, s.Replicas, s.ReadOnly = p.allocated(), len(p.idx.byName), p.readOnly()
+	s.Allocated, s.Replicas = p.allocated(), len(p.idx.byName)
+	s.BelowLimit, s.ReadOnly = p.belowLimit(), p.readOnly()
 	s.Free = max(0, s.Capacity-s.Allocated-p.spare())
 	p.idx.mu.RUnlock()
 	free, _ := p.seg.cacheCount()

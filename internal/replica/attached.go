@@ -148,13 +148,16 @@ func (a *attached) do(s *session, ready volume.MemberReady) error {
 	return nil
 }
 
-// tell sends a message that is not the member's, if there is a session.
-func (a *attached) tell(m volume.Message) {
+// tellSpace tells the target, if there is a session, whether there is room for more. The last that a session says is what
+// holds, since it is looked at and said under mu.
+func (a *attached) tellSpace() {
 	a.mu.Lock()
 	s := a.session
+	if s != nil {
+		s.send(volume.Space{Full: a.server.full.Load()})
+	}
 	a.mu.Unlock()
 	if s != nil {
-		s.send(m)
 		s.out.Flush()
 	}
 }

@@ -149,7 +149,9 @@ func (s *Server) Attach(spec Spec) error {
 	s.mu.Lock()
 	s.replicas[spec.Name] = a
 	s.mu.Unlock()
-	s.checkSpace() // the first session tells it
+	if s.checkSpace() { // its share of the reserve counts from now on
+		s.tellSpace()
+	}
 	s.tasks.Go(a.run)
 	s.hint()
 	return nil
@@ -266,7 +268,7 @@ func (s *Server) checkSpace() bool {
 	switch {
 	case stats.ReadOnly || stats.Free < reserve:
 		full = true
-	case stats.Free > reserve+reserve/4:
+	case stats.Free > reserve+reserve/4 && stats.BelowLimit > reserve/16:
 		full = false
 	}
 	if s.full.Swap(full) == full {
@@ -279,7 +281,7 @@ func (s *Server) checkSpace() bool {
 // tellSpace tells all targets whether there is room for more.
 func (s *Server) tellSpace() {
 	for _, a := range s.attached() {
-		a.tell(volume.Space{Full: s.full.Load()})
+		a.tellSpace()
 	}
 }
 
