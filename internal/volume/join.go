@@ -63,9 +63,11 @@ func (c *Core) mayJoin(p *peer) bool {
 	return c.risked == nil || c.risked.state == insync || c.now-c.riskedAt >= c.settings.Deadline
 }
 
-// waitsComplete reports whether p is a complete member that is connected and not on its way to be in sync.
+// waitsComplete reports whether p is a complete member that has promised, or has yet had Settings.Deadline for that, and is not
+// on its way to be in sync. One whose device hangs keeps nobody waiting.
 func (c *Core) waitsComplete(p *peer) bool {
-	return (p.state == connected || p.state == promised) && p.report.State.Complete && c.listMember(p.guid)
+	asked := p.state == connected && (p.owes == 0 || c.now-p.owed < c.settings.Deadline)
+	return (asked || p.state == promised) && p.report.State.Complete && c.listMember(p.guid)
 }
 
 // resendable reports whether p holds a beginning of this target's stream, and all that it lacks is still here. Before
