@@ -29,11 +29,15 @@ func (c *Core) admit(p *peer) {
 		if c.resendable(p) {
 			c.counters.Resends++
 			c.resend(p)
-		} else if source := c.pickSource(p); source != nil && c.mayJoin(p) {
+		} else if source := c.pickSource(p); source != nil && !c.keepForRoom(p) && c.mayJoin(p) {
 			c.join(p, source)
 		}
 	}
 }
+
+// keepForRoom reports whether p, which is complete, stays so because it could not become it again: its pool has no room for a
+// rebuild, and the volume serves without it.
+func (c *Core) keepForRoom(p *peer) bool { return p.full && c.serving && p.report.State.Complete }
 
 // mayJoin reports whether p may become incomplete now. The furthest of the complete members is what is left of the
 // volume when the others are lost, so a member that is complete, though it lags, is worth keeping until others are

@@ -56,6 +56,8 @@ func (p *peer) problem() string {
 		return "its pool has no room for more, or is above its read-only limit: the volume refuses writes until that has changed"
 	case p.full && p.streaming():
 		return "its pool has no room for more, or is above its read-only limit: the rebuild waits until that has changed"
+	case p.full && p.state == promised && p.report.State.Complete:
+		return "its pool has no room for more, or is above its read-only limit: it is not rebuilt until that has changed, while the volume can serve without it"
 	}
 	return p.error
 }
