@@ -132,6 +132,7 @@ type peer struct {
 	source   *peer
 	avoid    *peer // the source of the attempt that failed
 	progress Progress
+	pulled   time.Duration // when progress moved last
 	retryAt  time.Duration
 	backoff  time.Duration
 
@@ -285,6 +286,9 @@ func (c *Core) Step(now time.Duration, id SessionID, m Message) {
 		c.joinReady(p, m.Attempt)
 	case Progress:
 		if m.Attempt == p.attempt && p.state >= pulling {
+			if m.Done != p.progress.Done || m.ChunksDone != p.progress.ChunksDone {
+				p.pulled = now
+			}
 			p.progress = m
 			c.out.Status = true
 		}

@@ -47,7 +47,7 @@ func (c *Core) keepForRoom(p *peer) bool { return p.full && c.serving && p.repor
 //     member, and the furthest one of these is as far as any that became incomplete here, so that it can be the
 //     authority; or
 //   - when the volume cannot serve otherwise: the one that is furthest behind, after the one before it has counted, or has
-//     had Settings.Deadline for that.
+//     had its time for that: see riskedGoesOn.
 //
 // The last case makes that there is always progress: as long as nothing is served and a source is there, one more
 // member begins its rebuild after each such time, whatever became of the others, until none is left that could. An
@@ -64,7 +64,22 @@ func (c *Core) mayJoin(p *peer) bool {
 	if c.satisfies(stays) && !slices.ContainsFunc(c.peers, behind) {
 		return true
 	}
-	return c.risked == nil || c.risked.state == insync || c.now-c.riskedAt >= c.settings.Deadline
+	return !c.riskedGoesOn()
+}
+
+// mostRisked is for how many times Settings.Deadline a member that gets on with its rebuild is waited for.
+const mostRisked = 10
+
+// riskedGoesOn reports whether the last complete member that became incomplete may count soon: it has had less than
+// Settings.Deadline, or gets on with its rebuild. It tells of its progress once a second.
+func (c *Core) riskedGoesOn() bool {
+	p := c.risked
+	if p == nil || p.state == insync {
+		return false
+	}
+	had, deadline := c.now-c.riskedAt, c.settings.Deadline
+	moves := p.state > pulling || p.state == pulling && c.now-p.pulled < 2*deadline
+	return had < deadline || moves && had < mostRisked*deadline
 }
 
 // waitsComplete reports whether p is a complete member that has promised, or has yet had Settings.Deadline for that, and is not
@@ -156,6 +171,7 @@ func (c *Core) joinReady(p *peer, attempt uint64) {
 	}
 	p.report.State.Complete = false
 	p.sent, p.acked, p.stable, p.mark, p.fua = c.last(), c.last(), 0, 0, 0
+	p.pulled = c.now
 	c.send(p, Stream{Attempt: attempt, From: block.Version{Epoch: c.promise.Epoch, N: p.sent}})
 	c.become(p, pulling)
 }

@@ -119,6 +119,9 @@ func (e *stage) operations(a *actor, session SessionID, ops []Op) {
 }
 
 func (e *stage) doPull(a *actor) bool {
+	if a.hung {
+		return false // it would be told only when it is stable
+	}
 	p, src := a.pull, e.members[a.pull.Source.Name]
 	err := src.m.MayServe(p.Promise, p.From)
 	if err == nil && src.damaged {

@@ -28,6 +28,7 @@ import (
 //	aside                     the target goes on, but all its connections are lost
 //	back                      the target that is there goes aside, the one that is aside comes back
 //	epochs a b n=300          these replicas were complete through that many epochs
+//	progress c chunks=1       c tells how far its pull is; hang, resume, damage, space: see there
 //	write b content [fua]     propose; discard b; read b; flush
 //	want factor=2 remove=a    tick 1s; step a <message>; member a; members; status
 func TestTranscripts(t *testing.T) {
@@ -216,6 +217,10 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 		for _, n := range names {
 			e.members[n].damaged = true
 		}
+	case "progress": // of a pull
+		a := e.members[names[0]]
+		e.core.Step(e.now, a.session, Progress{Attempt: a.pull.Attempt, ChunksDone: uint64(num("chunks"))})
+		e.ready()
 	case "space":
 		e.core.Step(e.now, e.members[names[0]].session, Space{Full: slices.Contains(names, "full")})
 		e.ready()
