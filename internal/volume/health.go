@@ -73,9 +73,12 @@ const mostPatience = 6
 
 // expired reports whether p takes too long to make something stable: what it was asked to flush, or the state that an answer
 // relies on. A replica whose session ended for that has twice the time when it comes back, or one whose device is just slow
-// would never get through a takeover; it loses that again as it is quick.
+// would never get through a takeover; it loses that again as it is quick, and has none while it counts and can be spared.
 func (c *Core) expired(p *peer) bool {
-	d := max(c.settings.FlushDeadline, p.patience)
+	d := c.settings.FlushDeadline
+	if p.state != insync || c.needed(p) {
+		d = max(d, p.patience)
+	}
 	return p.flushing() && c.now-p.flushed > d || p.owes > 0 && c.now-p.owed > d
 }
 
@@ -84,10 +87,15 @@ func (c *Core) took(p *peer, since time.Duration) {
 	p.patience = min(max(p.patience-p.patience/8, 2*(c.now-since)), mostPatience*c.settings.FlushDeadline)
 }
 
+// needed reports whether the members in sync are no quorum without p.
+func (c *Core) needed(p *peer) bool {
+	return !c.satisfies(func(q *peer) bool { return q.state == insync && q != p })
+}
+
 // eject ends the session of a silent replica, unless the in-sync set would be too small without it: then everything is
 // suspended, and goes on where it was when it answers (replication rules 20 and 21).
 func (c *Core) eject(p *peer) (suspended bool) {
-	if p.state == insync && !c.satisfies(func(q *peer) bool { return q.state == insync && q != p }) {
+	if p.state == insync && c.needed(p) {
 		return true
 	}
 	if c.expired(p) {
