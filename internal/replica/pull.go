@@ -155,7 +155,6 @@ func (p *pull) transfer(ctx context.Context, src *peer, chunks []uint64) error {
 		todo    = chunks
 		waiting []uint64 // for room in the pool
 		merged  = -1     // count.done when that was waited for last
-		room    = newRoom(p.a.server)
 	)
 	ask := func(index uint64) error {
 		if !r.ChunkVersions(index, &have) {
@@ -166,11 +165,11 @@ func (p *pull) transfer(ctx context.Context, src *peer, chunks []uint64) error {
 	}
 	p.tell(count, 0)
 	for len(todo)+len(asked)+len(waiting) > 0 {
-		if err := room.check(); err != nil {
+		if err := p.a.server.mayStream(); err != nil {
 			return err
 		}
 		if len(todo)+len(asked) == 0 {
-			n, err := p.waitRoom(ctx, room, count, time.Since(started), merged == count.done)
+			n, err := p.waitRoom(ctx, count, time.Since(started), merged == count.done)
 			if err != nil {
 				return err
 			}
@@ -224,7 +223,7 @@ func (p *pull) transfer(ctx context.Context, src *peer, chunks []uint64) error {
 
 // waitRoom waits for room in the pool and returns how many chunks to ask for then. stalled says that none could be merged
 // since it was called last.
-func (p *pull) waitRoom(ctx context.Context, room *room, count progress, elapsed time.Duration, stalled bool) (chunks int, err error) {
+func (p *pull) waitRoom(ctx context.Context, count progress, elapsed time.Duration, stalled bool) (chunks int, err error) {
 	count.waitingFor = "room in the pool, which is full or above its read-only limit"
 	for waited := time.Duration(0); waited < roomRetry; waited += roomLook {
 		if waited%time.Second == 0 {
@@ -233,35 +232,16 @@ func (p *pull) waitRoom(ctx context.Context, room *room, count progress, elapsed
 		if !pause(ctx, roomLook) {
 			return 0, ctx.Err()
 		}
-		if err := room.check(); err != nil {
+		if err := p.a.server.mayStream(); err != nil {
 			return 0, err
 		}
-		if full := room.server.full.Load(); !full && !stalled {
+		if full := p.a.server.full.Load(); !full && !stalled {
 			return math.MaxInt, nil
 		} else if !full && waited >= roomStalled {
 			break
 		}
 	}
 	return 1, nil
-}
-
-// room bounds what the live stream of a replica that rebuilds takes of the reserve of a full pool, which is for what other
-// replicas' targets have in flight: the volume's writes go on, unlike those of a volume that counts on the pool.
-type room struct {
-	server *Server
-	least  int64 // bytes that must stay free
-}
-
-func newRoom(s *Server) *room {
-	stats := s.cfg.Pool.Stats()
-	return &room{s, min(s.reserve(stats.Capacity)/2, stats.Free/4*3)}
-}
-
-func (r *room) check() error {
-	if r.server.full.Load() && r.server.cfg.Pool.Stats().Free < r.least {
-		return errNoRoom
-	}
-	return nil
 }
 
 // merge makes the pool's chunk equal to the source's, piece by piece, and returns the bytes of data stored. While the pool

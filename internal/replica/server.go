@@ -69,6 +69,7 @@ type Server struct {
 	tasks   sync.WaitGroup
 
 	full      atomic.Bool  // the pool has no room for more
+	least     atomic.Int64 // while it has none: see mayStream
 	unchecked atomic.Int64 // bytes written since space was looked at
 
 	changing sync.Mutex // held by Attach and Detach, which wait for sessions to end
@@ -267,6 +268,9 @@ func (s *Server) checkSpace() bool {
 	full := s.full.Load()
 	switch {
 	case stats.ReadOnly || stats.Free < reserve:
+		if !full {
+			s.least.Store(min(reserve/2, stats.Free/4*3))
+		}
 		full = true
 	case stats.Free > reserve+reserve/4 && stats.BelowLimit > reserve/16:
 		full = false
@@ -276,6 +280,16 @@ func (s *Server) checkSpace() bool {
 	}
 	s.log.Warn("pool space", "full", full, "readOnly", stats.ReadOnly, "free", stats.Free, "capacity", stats.Capacity)
 	return true
+}
+
+// mayStream bounds what the live streams of replicas that rebuild take of the reserve of a full pool, which is for what other
+// replicas' targets have in flight: the volumes' writes go on, unlike those of a volume that counts on the pool. Half of the
+// reserve, or three quarters of what was left as the pool became full, stay free, however often a rebuild begins again.
+func (s *Server) mayStream() error {
+	if s.full.Load() && s.cfg.Pool.Stats().Free < s.least.Load() {
+		return errNoRoom
+	}
+	return nil
 }
 
 // tellSpace tells all targets whether there is room for more.

@@ -208,6 +208,12 @@ func (s *session) take(f *wire.Frame) (err error) {
 		if err != nil {
 			return err
 		}
+		if j, ok := m.(volume.Join); ok {
+			if err := s.a.server.mayStream(); err != nil {
+				s.send(volume.JoinFailed{Attempt: j.Attempt, Reason: err.Error()}) // it stays what it is, and nothing is streamed
+				return nil
+			}
+		}
 		s.a.mu.Lock()
 		defer s.a.mu.Unlock()
 		return s.a.do(s, s.a.member.Step(s.id, m))

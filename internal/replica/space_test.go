@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"math"
 	"math/rand/v2"
 	"runtime"
 	"sync"
@@ -111,5 +112,39 @@ func TestSpaceHysteresis(t *testing.T) {
 	}
 	if !s.checkSpace() || s.full.Load() {
 		t.Errorf("still full well below the limit: %+v", s.cfg.Pool.Stats())
+	}
+}
+
+// TestJoinWithoutRoom has replicas use up their share of a full pool's reserve: a rebuild does not begin, before anything is
+// streamed for it and before the replica becomes incomplete, and asking again does not make the share larger.
+func TestJoinWithoutRoom(t *testing.T) {
+	s, _ := newTestServer(t)
+	target := accept(t, attachTo(t, s))
+	use(t, s, "other", 16)
+	stats := s.cfg.Pool.Stats()
+	s.cfg.Pool.SetReadOnlyPercent(int(stats.Allocated * 100 / stats.Capacity))
+	if !s.checkSpace() {
+		t.Fatalf("not full: %+v", s.cfg.Pool.Stats())
+	}
+	if err := s.mayStream(); err != nil {
+		t.Fatal(err)
+	}
+	target.send(volume.Claim{Promise: volume.Promise{Epoch: 7, Nonce: 1}})
+	if m, ok := target.next().(volume.Promised); !ok {
+		t.Fatalf("%T", m)
+	}
+	s.least.Store(math.MaxInt64) // all of the share is used up
+	for attempt := range uint64(2) {
+		s.checkSpace()
+		target.send(volume.Join{Attempt: attempt + 1, Size: 64 << 20})
+		if m, ok := target.next().(volume.JoinFailed); !ok || m.Attempt != attempt+1 {
+			t.Fatalf("%+v", m)
+		}
+	}
+	s.cfg.Pool.SetReadOnlyPercent(100)
+	s.checkSpace()
+	target.send(volume.Join{Attempt: 3, Size: 64 << 20})
+	if m, ok := target.next().(volume.JoinReady); !ok {
+		t.Fatalf("%T", m)
 	}
 }
