@@ -35,7 +35,7 @@ type session struct {
 	applied atomic.Uint64 // number of the last operation applied
 	stable  atomic.Uint64 // number up to which everything is stable
 
-	waiting   atomic.Int64          // looks since it waits for the target to send something, plus one; 0: it does not
+	waiting   atomic.Int64          // looks since it waits for the target to send or take something, plus one; 0: it does not
 	failed    atomic.Pointer[error] // why it was ended from elsewhere
 	lastApply atomic.Int64          // when operations were applied last, nanoseconds of the wall clock
 
@@ -133,7 +133,7 @@ func (s *session) watch(ended <-chan struct{}) {
 		case <-look.C:
 		}
 		if n := s.waiting.Load(); n > silenceLooks {
-			s.failed.Store(&errSilent)
+			s.failed.CompareAndSwap(nil, &errSilent)
 			s.out.Close()
 			return
 		} else if n > 0 {
@@ -170,7 +170,9 @@ func (s *session) loop() error {
 			s.ack()
 		}
 		s.out.Flush()
-		s.out.Wait(outboxPause)
+		s.waiting.Store(1)
+		s.out.Wait(outboxPause, func() { s.waiting.Store(1) }) // a target that takes something is there
+		s.waiting.Store(0)
 	}
 }
 

@@ -80,6 +80,7 @@ func (f *fakeTarget) next() volume.Message {
 // TestSilentTarget has a target be frozen, as its kernel still acknowledges what comes: the replica dials again once it has
 // heard nothing for a while, since another target may be there.
 func TestSilentTarget(t *testing.T) {
+	t.Parallel()
 	s, _ := newTestServer(t)
 	l := attachTo(t, s)
 	frozen := accept(t, l)
@@ -88,6 +89,48 @@ func TestSilentTarget(t *testing.T) {
 		t.Fatal("a ping is not answered")
 	}
 	accept(t, l)
+}
+
+// TestTargetTakesNothing has a target be frozen that a lot is to be sent to: that takes no longer to notice.
+func TestTargetTakesNothing(t *testing.T) {
+	t.Parallel()
+	s, _ := newTestServer(t)
+	l := attachTo(t, s)
+	frozen := accept(t, l)
+	a := s.find("r")
+	a.mu.Lock()
+	a.session.out.Append(make([]byte, 64<<20), nil)
+	a.mu.Unlock()
+	frozen.send(volume.Ping{})
+	accept(t, l)
+	if got := a.status().LastError; got != errSilent.Error() {
+		t.Errorf("the session ended with %q", got)
+	}
+}
+
+// TestSilenceAfterFailure checks that a session that ends for a failed pool is not taken for one whose target is silent: the
+// replica does not dial again.
+func TestSilenceAfterFailure(t *testing.T) {
+	t.Parallel()
+	s, _ := newTestServer(t)
+	l := attachTo(t, s)
+	accept(t, l)
+	a := s.find("r")
+	a.mu.Lock()
+	a.session.failed.Store(&errPool)
+	a.mu.Unlock()
+	again := make(chan struct{})
+	go func() {
+		if conn, err := l.Accept(); err == nil {
+			conn.Close()
+			close(again)
+		}
+	}()
+	select {
+	case <-a.ended:
+	case <-again:
+		t.Error("the replica dials again")
+	}
 }
 
 // TestPingsDuringFlush has the device's flush hang while a promise is made stable: it is given only afterwards, and pings are

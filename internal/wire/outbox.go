@@ -160,12 +160,14 @@ func (o *Outbox) grow(n int) {
 	}
 }
 
-// Wait blocks while more than n bytes are queued and the outbox works.
-func (o *Outbox) Wait(n int) {
+// Wait blocks while more than n bytes are queued and the outbox works. It calls moved, which must be quick, whenever some were
+// written meanwhile.
+func (o *Outbox) Wait(n int, moved func()) {
 	o.mu.Lock()
 	o.waiters++
 	for o.bytes > n && o.err == nil {
 		o.drained.Wait()
+		moved()
 	}
 	o.waiters--
 	o.mu.Unlock()
@@ -222,7 +224,7 @@ func (o *Outbox) send(do func(uintptr) bool) bool {
 		n := o.sent
 		rest = advance(rest, n)
 		o.mu.Lock()
-		if o.bytes -= n; o.waiters > 0 {
+		if o.bytes -= n; n > 0 && o.waiters > 0 {
 			o.drained.Broadcast()
 		}
 		if err != nil {

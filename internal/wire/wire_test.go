@@ -304,7 +304,7 @@ func TestOutbox(t *testing.T) {
 			t.Fatal("a reference was not released")
 		}
 	}
-	o.Wait(0)
+	o.Wait(0, func() {})
 }
 
 // TestOutboxOverflow ends the connection of a peer that does not read, and gives all memory back.
