@@ -348,9 +348,14 @@ func (p *Pool) purgeOld() error {
 				}
 				if len(work) == 0 {
 					p.idx.mu.Lock()
+					later := len(r.gone) > 0 // this cycle keeps what they show
+					r.purge.again = r.purge.again || later
 					r.purge.over()
-					wanted = r.purge.wanted
+					wanted = r.purge.wanted && !later
 					p.idx.mu.Unlock()
+					if later {
+						p.wake()
+					}
 				}
 			}
 			if busy && wanted {

@@ -147,6 +147,7 @@ func (r *Replica) indexPoint(rec *wal.Record) {
 		}
 	case wal.DeleteSnapshot, wal.DropSnapshot:
 		if i >= 0 {
+			r.gone = append(r.gone, r.snaps[i])
 			r.snaps = r.snaps.without(i)
 			r.purge.restart()
 		}
@@ -156,6 +157,17 @@ func (r *Replica) indexPoint(rec *wal.Record) {
 	if rec.Kind != wal.TakeSnapshot && rec.Kind != wal.DropSnapshot {
 		r.applied = rec.Version
 	}
+}
+
+// shownBy returns the snapshots whose versions a drain keeps: also those that were deleted since its freeze. What came
+// since, which the pages do not have yet, may have uncovered versions that they showed, and counts on them: a merge
+// takes newer ones away. The index lock is held.
+func (r *Replica) shownBy() snapshots {
+	snaps := r.snaps
+	for _, x := range r.gone {
+		snaps = snaps.with(x)
+	}
+	return snaps
 }
 
 // clones returns the names of the clones of a snapshot, of any if name is empty. The index lock is held.

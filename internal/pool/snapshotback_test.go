@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/compress"
 	"github.com/cstor-go/cstor/internal/pool/disk"
 )
 
@@ -85,4 +86,64 @@ func TestSnapshotComesBack(t *testing.T) {
 	look(q, "opened again")
 	must(t, q.cycle())
 	look(q, "drained")
+}
+
+// TestDeletedDuringDrain merges a chunk while a drain is under way, which takes a version away that covered another one,
+// and deletes the snapshot that showed that one so far: a later snapshot does now, in what the drain does not know yet.
+func TestDeletedDuringDrain(t *testing.T) {
+	at := func(epoch, n uint64) block.Version { return block.Version{Epoch: epoch, N: n} }
+	write := func(v block.Version) Op {
+		return Op{Kind: OpWrite, Version: v, Block: 0, Count: 1, Data: fill(1, v.N)}
+	}
+	snap := func(v block.Version, name string) Op { return Op{Kind: OpSnapshot, Version: v, Name: name} }
+	sp, _ := newMemPool(t, 64<<20, Options{Compression: compress.Off})
+	src, err := sp.CreateReplica("v", block.ChunkBlocks*block.Size)
+	must(t, err)
+	p, _ := newMemPool(t, 64<<20, Options{Compression: compress.Off})
+	dst, err := p.CreateReplica("v", block.ChunkBlocks*block.Size)
+	must(t, err)
+	for _, r := range []*Replica{src, dst} {
+		must(t, r.Apply([]Op{write(at(1, 1)), snap(at(1, 2), "a"), write(at(1, 3)), snap(at(1, 4), "b")}))
+	}
+	must(t, src.Apply([]Op{snap(at(2, 5), "c"), write(at(2, 6))}))
+	must(t, dst.Apply([]Op{write(at(1, 5))})) // a tail that never was
+	must(t, dst.SetState([]byte("incomplete"), src.Applied()))
+	_, err = dst.SetSnapshots(src.Snapshots())
+	must(t, err)
+	must(t, p.cycle())
+
+	p.drain.cycle.Lock()
+	p.drain.mu.Lock()
+	p.freeze()
+	p.drain.mu.Unlock()
+	have, err := dst.Versions(0, nil)
+	must(t, err)
+	var c Chunk
+	must(t, src.ReadVersions(0, 0, block.ChunkBlocks, have, &c))
+	_, err = dst.Merge(&c)
+	must(t, err)
+	for _, r := range []*Replica{src, dst} {
+		must(t, r.Apply([]Op{{Kind: OpDeleteSnapshot, Version: at(2, 7), Name: "b"}}))
+	}
+	must(t, p.drainAll())
+	must(t, p.drained())
+	p.drain.cycle.Unlock()
+	want, err := src.Versions(0, nil)
+	must(t, err)
+	for range 2 {
+		got, err := dst.Versions(0, nil)
+		must(t, err)
+		if !slices.Equal(want, got) {
+			t.Fatalf("versions %v instead of %v", got, want)
+		}
+		must(t, p.cycle())
+		must(t, p.Check())
+	}
+	must(t, src.Apply([]Op{{Kind: OpDeleteSnapshot, Version: at(2, 8), Name: "c"}}))
+	must(t, dst.Apply([]Op{{Kind: OpDeleteSnapshot, Version: at(2, 8), Name: "c"}}))
+	must(t, p.cycle())
+	if n := dst.held; n != block.Size {
+		t.Errorf("%d bytes of older versions are left, of one block", n)
+	}
+	must(t, p.Check())
 }

@@ -127,6 +127,7 @@ type Replica struct {
 	pace compress.Pace
 
 	snaps   snapshots
+	gone    snapshots // deleted since the freeze of the last drain
 	purge   purge
 	layered [2]bool // the table has more than the newest version of some block
 
