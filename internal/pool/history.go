@@ -339,6 +339,7 @@ func (p *Pool) purgeOld() error {
 			wanted := r.purge.wanted
 			if wanted && !busy {
 				r.purge.begun = true
+				r.purge.again = r.purge.again || len(r.gone) > 0 // what they show is kept by this cycle
 			}
 			p.idx.mu.Unlock()
 			if wanted && !busy {
@@ -348,14 +349,9 @@ func (p *Pool) purgeOld() error {
 				}
 				if len(work) == 0 {
 					p.idx.mu.Lock()
-					later := len(r.gone) > 0 // this cycle keeps what they show
-					r.purge.again = r.purge.again || later
 					r.purge.over()
-					wanted = r.purge.wanted && !later
+					wanted = r.purge.wanted && len(r.gone) == 0
 					p.idx.mu.Unlock()
-					if later {
-						p.wake()
-					}
 				}
 			}
 			if busy && wanted {
