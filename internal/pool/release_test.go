@@ -44,9 +44,7 @@ func TestInterruptedDestroy(t *testing.T) {
 	}
 	must(t, p.cycle())
 	p.drain.cycle.Lock()
-	p.idx.mu.Lock()
-	p.idx.soft = -1 // the active table asks for attention all the time
-	p.idx.mu.Unlock()
+	neverAtEase(p)
 	p.drain.cycle.Unlock()
 	must(t, p.DestroyReplica("v"))
 	must(t, p.cycle())

@@ -60,7 +60,8 @@ const (
 func (r *Replica) costOf(c uint64, d *chunkRef, alone bool) indexCost {
 	p := r.p
 	x := indexCost{pages: int64(d.pageLen()) + pageCost, more: dirCost, steps: 3} // pages, directory blocks, nodes
-	if d.older || len(r.snaps) > 0 {                                              // what is replaced stays, and may become a history page, together with the newest of these
+	// What is replaced stays, and may become a history page, together with the newest of these.
+	if d.older || len(r.snaps) > 0 {
 		x.pages += int64(d.pageLen())
 		x.steps += 2
 		if d.deep {

@@ -209,6 +209,13 @@ func TestDeepHistory(t *testing.T) {
 	}
 }
 
+// neverAtEase makes the active table ask for attention all the time, so that what can wait does not get far.
+func neverAtEase(p *Pool) {
+	p.idx.mu.Lock()
+	p.idx.soft = -1
+	p.idx.mu.Unlock()
+}
+
 // TestPurgeGoesOn interrupts the way through the chunks after a snapshot was deleted, and the pool's life too.
 func TestPurgeGoesOn(t *testing.T) {
 	p, m := newMemPool(t, 128<<20, Options{SegmentBytes: 256 << 10, Compression: compress.Off})
@@ -225,9 +232,7 @@ func TestPurgeGoesOn(t *testing.T) {
 	must(t, r.Apply(ops))
 	must(t, p.cycle())
 	p.drain.cycle.Lock()
-	p.idx.mu.Lock()
-	p.idx.soft = -1 // the active table asks for attention all the time
-	p.idx.mu.Unlock()
+	neverAtEase(p)
 	p.drain.cycle.Unlock()
 	must(t, r.Apply([]Op{unsnap("s", 4)}))
 	must(t, p.cycle())
@@ -265,6 +270,48 @@ func TestPurgeBeginsAgain(t *testing.T) {
 	shows(t, r, "a", 0, 1)
 	if r.held != block.Size {
 		t.Fatal(r.held)
+	}
+}
+
+// TestPurgeLooksAgain deletes a snapshot after the freeze, and interrupts the way through the chunks that this cycle begins
+// for another one: it has passed chunks that keep what the snapshot showed.
+func TestPurgeLooksAgain(t *testing.T) {
+	p, h, _ := hookedPool(t)
+	r, err := p.CreateReplica("v", 400<<20)
+	must(t, err)
+	for i, name := range []string{"a", "b", ""} {
+		v := uint64(2 * i)
+		for c := range uint64(100) {
+			must(t, r.Apply([]Op{write(c*block.ChunkBlocks, 1, v+1)}))
+		}
+		if name != "" {
+			must(t, r.Apply([]Op{snap(name, v+2)}))
+		}
+	}
+	must(t, p.cycle())
+	p.drain.cycle.Lock()
+	must(t, r.Apply([]Op{unsnap("a", 6)}))
+	p.drain.mu.Lock()
+	p.freeze()
+	p.drain.mu.Unlock()
+	must(t, r.Apply([]Op{unsnap("b", 7)}))
+	must(t, p.drainAll())
+	soft := p.idx.soft
+	h.write = func() { neverAtEase(p) }
+	must(t, p.drained())
+	p.idx.mu.Lock()
+	p.idx.soft = soft
+	next := r.purge.next
+	p.idx.mu.Unlock()
+	p.drain.cycle.Unlock()
+	if next == 0 || next >= 100 {
+		t.Fatalf("interrupted at chunk %d", next)
+	}
+	must(t, p.cycle())
+	must(t, p.cycle())
+	must(t, p.Check())
+	if r.held != 0 || r.purge.wanted {
+		t.Fatalf("%d bytes of versions that nobody shows", r.held)
 	}
 }
 

@@ -10,6 +10,17 @@ import (
 	"github.com/cstor-go/cstor/internal/pool/disk"
 )
 
+// pullFirst merges the first chunk of src into dst, with all versions.
+func pullFirst(t *testing.T, dst, src *Replica) {
+	t.Helper()
+	have, err := dst.Versions(0, nil)
+	must(t, err)
+	var c Chunk
+	must(t, src.ReadVersions(0, 0, block.ChunkBlocks, have, &c))
+	_, err = dst.Merge(&c)
+	must(t, err)
+}
+
 // TestSnapshotComesBack deletes a snapshot in a tail that never was and has a rebuild bring it back while what only it
 // shows is still there. What the merge that follows relies on must stay: for a drain that has seen the time without the
 // snapshot, and for a replay that drains within that time.
@@ -56,12 +67,7 @@ func TestSnapshotComesBack(t *testing.T) {
 			}
 		}
 	}
-	have, err := dst.Versions(0, nil)
-	must(t, err)
-	var c Chunk
-	must(t, src.ReadVersions(0, 0, block.ChunkBlocks, have, &c))
-	_, err = dst.Merge(&c)
-	must(t, err)
+	pullFirst(t, dst, src)
 	look := func(p *Pool, when string) {
 		t.Helper()
 		want, err := src.Versions(0, nil)
@@ -116,12 +122,7 @@ func TestDeletedDuringDrain(t *testing.T) {
 	p.drain.mu.Lock()
 	p.freeze()
 	p.drain.mu.Unlock()
-	have, err := dst.Versions(0, nil)
-	must(t, err)
-	var c Chunk
-	must(t, src.ReadVersions(0, 0, block.ChunkBlocks, have, &c))
-	_, err = dst.Merge(&c)
-	must(t, err)
+	pullFirst(t, dst, src)
 	for _, r := range []*Replica{src, dst} {
 		must(t, r.Apply([]Op{{Kind: OpDeleteSnapshot, Version: at(2, 7), Name: "b"}}))
 	}
