@@ -293,12 +293,13 @@ func TestFlags(t *testing.T) {
 }
 
 // TestStalledInitiator has an initiator ask for more than the socket takes and read nothing: the device's goroutine
-// must not be held up.
+// must not be held up, only the initiator's next commands once 16 MiB of answers wait. It gets all answers when it reads.
 func TestStalledInitiator(t *testing.T) {
 	disk := memdisk.NewAsync(64 << 20)
 	defer disk.Close()
 	p := serve(t, disk, func(c *iscsi.Config) { c.MaxInFlight = 1 << 30 })
 	c := silent(t, p, "iqn.2024-01.org.example:stalled")
+	c.(*net.TCPConn).SetReadBuffer(64 << 10)
 	for i := range uint32(65) { // the first brings the unit attention
 		h := pdu.New(pdu.Command, pdu.Final|pdu.ReadBit)
 		h.SetITT(i)
@@ -309,7 +310,14 @@ func TestStalledInitiator(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	until(t, "all reads are executed", func() bool { return disk.Stats().Reads == 64 })
+	until(t, "more is executed than fits into the socket", func() bool { return disk.Stats().Reads > 16 })
+	other := make(chanClient)
+	disk.Submit([]*block.Request{{Op: block.Flush, Client: other}})
+	select {
+	case <-other:
+	case <-testContext(t).Done():
+		t.Fatal("the device is held up")
+	}
 	got := 0
 	for got < 64 {
 		h, data, err := pdu.ReadOne(c, 1<<20)
@@ -321,6 +329,11 @@ func TestStalledInitiator(t *testing.T) {
 		}
 	}
 }
+
+// chanClient tells of each batch of completions.
+type chanClient chan struct{}
+
+func (c chanClient) Complete([]*block.Request) { c <- struct{}{} }
 
 // TestShutdown answers what is in flight before the session is dropped.
 func TestShutdown(t *testing.T) {
