@@ -103,10 +103,16 @@ func zfs(b []byte) bool {
 	return false
 }
 
+var zeroes [blockSize]byte
+
 func firstNonZero(b []byte) int {
-	for i := range b {
-		if b[i] != 0 {
-			return i
+	from := 0
+	for from+len(zeroes) <= len(b) && bytes.Equal(b[from:from+len(zeroes)], zeroes[:]) {
+		from += len(zeroes)
+	}
+	for i, x := range b[from:] {
+		if x != 0 {
+			return from + i
 		}
 	}
 	return -1

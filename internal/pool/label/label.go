@@ -32,11 +32,12 @@ const (
 	// MaxName is the length of the longest name and owner in bytes.
 	MaxName = 255
 
-	blockSize = disk.Align
-	headerLen = 96
-	groupLen  = 4
-	memberLen = 36
-	spanLen   = 5
+	blockSize  = disk.Align
+	secondCopy = 64 << 10 // offset of the second label in either area
+	headerLen  = 96
+	groupLen   = 4
+	memberLen  = 36
+	spanLen    = 5
 )
 
 var magic = [8]byte{'c', 'S', 't', 'o', 'r', 'G', 'o', 'L'}
@@ -138,7 +139,7 @@ func (l *Label) GroupSegments(group int) (n uint64) {
 
 // offsets returns where the copies are on a device of that size.
 func offsets(size int64) [4]int64 {
-	return [4]int64{0, 64 << 10, size - TailBytes, size - TailBytes + 64<<10}
+	return [4]int64{0, secondCopy, size - TailBytes, size - TailBytes + secondCopy}
 }
 
 // check reports what is wrong with l, apart from what only devices or raid kinds can tell.
@@ -338,12 +339,14 @@ func Probe(dev disk.Device) (*Label, error) {
 	if dev.Size() < HeadBytes+TailBytes {
 		return nil, fmt.Errorf("device %s: %d bytes is too small for a pool: %w", dev.Name(), dev.Size(), disk.ErrRange)
 	}
-	head, headErr := readArea(dev, 0)
-	tail, tailErr := readArea(dev, dev.Size()-TailBytes)
 	var best *Label
 	var bad, newer error
-	look := func(area []byte) (intact bool) {
-		for _, b := range [][]byte{area[:blockSize], area[64<<10:][:blockSize]} {
+	look := func(area int64) (intact bool) {
+		b := disk.Buffer(blockSize)
+		for _, off := range []int64{area, area + secondCopy} {
+			if dev.ReadAt(b, off) != nil {
+				continue
+			}
 			l, err := Decode(b)
 			switch {
 			case errors.Is(err, ErrNewerFormat):
@@ -361,22 +364,26 @@ func Probe(dev disk.Device) (*Label, error) {
 		}
 		return intact
 	}
-	headIntact := look(head)
-	look(tail)
+	headIntact := look(0)
+	look(dev.Size() - TailBytes)
 	if best != nil && best.Size < dev.Size() { // it became longer: a change may have reached the old end only
 		old := *best
-		if area, err := readArea(dev, old.Size-TailBytes); err == nil {
-			look(area)
-		}
+		look(old.Size - TailBytes)
 		if best.Pool != old.Pool || best.Device != old.Device || best.Size != old.Size {
 			best = &old // what is there is no label of this one
 		}
 	}
-	found := recognise(head, tail)
+	var found string
+	var unread error
+	if !headIntact { // whose is it?
+		head, headErr := readArea(dev, 0)
+		tail, tailErr := readArea(dev, dev.Size()-TailBytes)
+		found, unread = recognise(head, tail), errors.Join(headErr, tailErr)
+	}
 	switch {
 	case newer != nil:
 		return nil, fmt.Errorf("device %s: %w", dev.Name(), newer)
-	case best != nil && !headIntact && found != "" && !strings.HasPrefix(found, unknownData):
+	case best != nil && found != "" && !strings.HasPrefix(found, unknownData):
 		// somebody formatted the device; what is left of our labels at the tail does not make it ours
 		return nil, &ErrForeign{Device: dev.Name(), Found: found}
 	case best != nil:
@@ -384,8 +391,8 @@ func Probe(dev disk.Device) (*Label, error) {
 			return nil, fmt.Errorf("device %s: %d bytes, but its label says %d: %w", dev.Name(), dev.Size(), best.Size, ErrDamaged)
 		}
 		return best, nil
-	case headErr != nil || tailErr != nil: // what cannot be read may say anything
-		return nil, fmt.Errorf("probe: %w", errors.Join(headErr, tailErr))
+	case unread != nil: // what cannot be read may say anything
+		return nil, fmt.Errorf("probe: %w", unread)
 	case bad != nil:
 		return nil, fmt.Errorf("device %s: %w", dev.Name(), bad)
 	case found != "":
@@ -396,22 +403,27 @@ func Probe(dev disk.Device) (*Label, error) {
 }
 
 // readArea reads the label area at off; those at both ends have the same size. When parts of it are unreadable it
-// returns the rest, with zeroes for them, and why.
+// returns labels and ring, with zeroes for what of them is unreadable too, and why.
 func readArea(dev disk.Device, off int64) ([]byte, error) {
 	b := disk.Buffer(HeadBytes)
 	err := dev.ReadAt(b, off)
-	if err == nil {
-		return b, nil
-	}
-	clear(b)
-	written := [][2]int{{0, 1}, {64 << 10 / blockSize, 1}, {ringOffset / blockSize, ringSlots}} // first block, number
-	for _, part := range written {
-		for i := part[0]; i < part[0]+part[1]; i++ {
-			block := b[i*blockSize : (i+1)*blockSize]
-			if dev.ReadAt(block, off+int64(i*blockSize)) != nil {
-				clear(block)
-			}
+	if err != nil {
+		clear(b)
+		for _, at := range []int{0, secondCopy} {
+			readBlocks(dev, b[at:at+blockSize], off+int64(at))
 		}
+		readBlocks(dev, b[ringOffset:ringOffset+ringSlots*blockSize], off+ringOffset)
 	}
 	return b, err
+}
+
+// readBlocks fills b from off on. When not all of that is readable it returns the rest, with zeroes for it, and why.
+func readBlocks(dev disk.Device, b []byte, off int64) error {
+	err := dev.ReadAt(b, off)
+	for at := 0; err != nil && at < len(b); at += blockSize {
+		if one := b[at : at+blockSize]; dev.ReadAt(one, off+int64(at)) != nil {
+			clear(one)
+		}
+	}
+	return err
 }

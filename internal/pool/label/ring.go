@@ -91,12 +91,11 @@ func WriteRing(dev disk.Device, size int64, r *Ring) error {
 // ReadRing returns the newest slot that a device of size bytes has for the pool, nil when there is none. An error says
 // that not all of them could be read.
 func ReadRing(dev disk.Device, size int64, pool block.GUID) (best *Ring, err error) {
+	b := disk.Buffer(ringSlots * blockSize)
 	for _, off := range []int64{0, size - TailBytes} {
-		area, e := readArea(dev, off)
-		if e != nil {
+		if e := readBlocks(dev, b, off+ringOffset); e != nil {
 			err = fmt.Errorf("ring: %w", e)
 		}
-		b := area[ringOffset : ringOffset+ringSlots*blockSize]
 		for s := 0; s < len(b); s += blockSize {
 			if r, e := DecodeRing(b[s : s+blockSize]); e == nil && r.Pool == pool && (best == nil || r.Generation > best.Generation) {
 				best = r

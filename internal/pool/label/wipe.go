@@ -27,7 +27,7 @@ func Wipe(dev disk.Device, sizes ...int64) error {
 		return fmt.Errorf("wipe: %w", err)
 	}
 	// The labels of the head go last, the first of them at the very end.
-	for _, off := range []int64{64 << 10, 0} {
+	for _, off := range []int64{secondCopy, 0} {
 		if err := dev.WritevAt([][]byte{zeroes[:HeadBytes-off]}, off); err != nil {
 			return fmt.Errorf("wipe: %w", err)
 		}
