@@ -91,6 +91,10 @@ bench-pool: ## Measure the pool engine beside the raw device and a directory of 
 mutants: ## Break the replication core and the engine on purpose, one rule at a time: the tests have to notice each
 	@mutants/run.sh
 
+.PHONY: powercut
+powercut: ## Cut the power of every raid type at every operation of the devices, with all that may become of unflushed writes
+	@nice go test ./internal/pool -run PowerCut -every -v -count=1 -timeout 12h $(TESTFLAGS)
+
 .PHONY: fuzz
 fuzz: ## Give every decoder of what is on disk arbitrary input, each for FUZZTIME (30s)
 	@for package in $$(go list ./internal/pool/...); do \

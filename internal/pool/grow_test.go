@@ -67,7 +67,7 @@ func TestAddGroups(t *testing.T) {
 func growSweep(t *testing.T, l layout, more func(s *sweep) []*disk.Mem, grow func(s *sweep, sw *powerSwitch, more []*disk.Mem) error, again func(s *sweep, more []*disk.Mem)) {
 	rng := testRand(t)
 	larger, same := 0, 0
-	forCuts(rng, func(n int) (operations int) {
+	forCuts(t, rng, func(n int, fate cutFate) (operations int) {
 		s, sw := newSwitched(t, l, rng)
 		s.churn(4)
 		must(t, s.sync())
@@ -84,7 +84,7 @@ func growSweep(t *testing.T, l layout, more func(s *sweep) []*disk.Mem, grow fun
 			err = s.sync()
 		}
 		s.note("power cut at operation %d: %v", n, err)
-		s.cut(all)
+		s.cut(all, fate)
 		s.crash(false)
 		s.p.rest()
 		if s.p.Stats().Segments > before {

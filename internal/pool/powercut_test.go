@@ -38,7 +38,7 @@ func recordWorkload(t *testing.T, l layout, seed uint64, steps int) *recordedWor
 	w := &recordedWorkload{seed: seed, guid: block.NewGUID()}
 	w.opt = Options{
 		Compression: compress.Algorithm(rng.IntN(3)), DeltaEntries: 4096, SegmentBytes: 256 << 10, PageCacheBytes: 64 << 10,
-		NoDiscard: rng.IntN(2) == 0, Deadline: time.Minute, inlineBytes: 200, historyBytes: 600,
+		NoDiscard: rng.IntN(2) == 0, Deadline: 20 * time.Second, inlineBytes: 200, historyBytes: 600,
 	}
 	mems := l.blank(10 << 20)
 	w.rec = disk.Record(mems...)
@@ -76,13 +76,14 @@ func recordWorkload(t *testing.T, l layout, seed uint64, steps int) *recordedWor
 // TestPowerCut cuts the power after every single operation of the devices in a recorded workload, and looks at what is
 // there afterwards: verify finds no damage, the pool opens, all its books are right, and every replica, with its
 // snapshots, is a prefix of what was done to it that includes everything that was on stable storage by contract. Then
-// it goes on, and the power is cut again. In short tests some of the cuts are left out.
+// it goes on, and the power is cut again. Every cut has one fate of the unflushed writes, with -every each of them, on all
+// devices and mixed with others. In short tests some of the cuts are left out.
 func TestPowerCut(t *testing.T) {
 	fates, sparse := *cutFates, 1
 	if *everyOp {
-		fates = max(fates, 40)
+		fates = max(fates, int(disk.Fates)+2)
 	} else if testing.Short() {
-		sparse = 5
+		sparse = 3
 	}
 	var mu sync.Mutex
 	cover := map[string]int{}
@@ -107,12 +108,16 @@ func TestPowerCut(t *testing.T) {
 					c.cover["cuts"]++
 					for n := range fates {
 						c.cut(r, n)
+						if !r.Unflushed() {
+							break // all fates are the same
+						}
 					}
 				}
 				if !r.Next() {
 					break
 				}
 			}
+			t.Logf("%d cuts, %d states of the devices, %d verified", c.cover["cuts"], c.cover["tries"], c.cover["verified"])
 			mu.Lock()
 			for k, n := range c.cover {
 				cover[k] += n
@@ -127,9 +132,9 @@ func TestPowerCut(t *testing.T) {
 
 // cutFloors is what the power cut test must have met at least, all layouts together, in a short test.
 var cutFloors = map[string]int{
-	"cuts": 600, "blocks moved by the cleaner": 500, "cleaner moves of shared blocks": 20, "created again": 15,
+	"cuts": 1500, "blocks moved by the cleaner": 500, "cleaner moves of shared blocks": 20, "created again": 15,
 	"snapshots made": 60, "snapshots deleted": 15, "clones made": 5, "destroy": 15, "checkpoints": 30, "chunks with history pages seen": 1,
-	"happenings lost": 100, "opened without all devices": 60, "verified": 250, "unfinished unit at the end of the log": 3,
+	"happenings lost": 100, "opened without all devices": 60, "verified": 1500, "unfinished unit at the end of the log": 3,
 	"torn headers and data at the end of the log": 2,
 }
 
@@ -147,25 +152,15 @@ type cutTest struct {
 // cut is one power cut, the n-th at this place of the record.
 func (c *cutTest) cut(r *disk.Replay, n int) {
 	w := c.w
+	c.cover["tries"]++
 	rng := rand.New(rand.NewPCG(w.seed+uint64(r.At())<<20, uint64(n)))
-	fates := make([]disk.Fate, c.l.devices())
-	kept, alike := true, rng.IntN(4) == 0
-	for i := range fates {
-		switch {
-		case n == 0 && r.At()%5 == 0: // everything is there: a kill, rather
-			fates[i] = disk.Kept
-		case alike && i > 0:
-			fates[i] = fates[0]
-		default:
-			fates[i] = disk.Fate(rng.IntN(int(disk.Fates)))
-		}
-		kept = kept && fates[i] == disk.Kept
-	}
+	fates := c.fates(r.At(), n, rng)
+	kept := !slices.ContainsFunc(fates, func(f disk.Fate) bool { return f != disk.Kept })
 	mems := r.Cut(rng, func(dev int) disk.Fate { return fates[dev] })
 	fail := func(format string, x ...any) {
 		c.t.Fatalf("-layout=%s -powercut.seed=%d -powercut.at=%d, try %d, fates %d: %s", c.l.name, w.seed, r.At(), n, fates, fmt.Sprintf(format, x...))
 	}
-	if r.At() >= w.created && (*everyOp || *cutAt >= 0 || rng.IntN(2) == 0) {
+	if r.At() >= w.created {
 		c.cover["verified"]++
 		verified(devicesOf(mems), fail)
 	}
@@ -196,9 +191,27 @@ func (c *cutTest) cut(r *disk.Replay, n int) {
 	p.Close()
 }
 
+// fates returns what becomes of the unflushed writes of each device. The first device has each fate in turn, from one
+// cut to the next and from one try to the next. The others have the same or random ones.
+func (c *cutTest) fates(at, n int, rng *rand.Rand) []disk.Fate {
+	all := int(disk.Fates)
+	f := make([]disk.Fate, c.l.devices())
+	f[0] = disk.Fate((uint64(at+n) + c.w.seed) % uint64(all))
+	alike := n < all
+	if !*everyOp {
+		alike = rng.IntN(3) == 0
+	}
+	for i := range f[1:] {
+		if f[1+i] = f[0]; !alike {
+			f[1+i] = disk.Fate(rng.IntN(all))
+		}
+	}
+	return f
+}
+
 // verified fails if Verify finds damage in a pool that nobody uses. A power cut is none.
 func verified(devs []disk.Device, fail func(string, ...any)) {
-	rep, err := Verify(devs, Options{Deadline: time.Minute})
+	rep, err := Verify(devs, Options{Deadline: 20 * time.Second})
 	if err != nil {
 		fail("verify: %v", err)
 		return

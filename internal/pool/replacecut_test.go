@@ -18,7 +18,7 @@ func TestReplacePowerCut(t *testing.T) {
 		t.Parallel()
 		rng := testRand(t)
 		begun, ended := 0, 0
-		forCuts(rng, func(n int) (operations int) {
+		forCuts(t, rng, func(n int, fate cutFate) (operations int) {
 			s, sw := newSwitched(t, l, rng)
 			s.churn(4)
 			must(t, s.sync())
@@ -40,7 +40,7 @@ func TestReplacePowerCut(t *testing.T) {
 			}
 			operations = sw.operations()
 			s.note("power cut at operation %d: %v", n, err)
-			s.cut(all)
+			s.cut(all, fate)
 			if l.parity(0) > 0 && rng.IntN(3) == 0 {
 				s.withoutOne(rng.IntN(len(s.mems)), old, s.mems[v].Name())
 			}
@@ -69,11 +69,13 @@ func TestReplacePowerCut(t *testing.T) {
 	})
 }
 
-// cut cuts the power of devices, each with its own fate, verifies what is left, and sometimes cuts it again while the
-// pool is opened and goes on with what it was about to do.
-func (s *sweep) cut(mems []*disk.Mem) {
+// cutFate is what becomes of the unflushed writes of each device in a power cut.
+type cutFate func(dev int) disk.Fate
+
+// cut cuts the power of devices, verifies what is left, and sometimes cuts it again while the pool is opened and goes on
+// with what it was about to do.
+func (s *sweep) cut(mems []*disk.Mem, fate cutFate) {
 	s.t.Helper()
-	fate := func(int) disk.Fate { return disk.Fate(s.rng.IntN(4)) }
 	s.mems = disk.PowerCutAll(mems, fate, s.rng)
 	s.p.Close()
 	for i, m := range s.mems { // a first label that is torn beyond recognition: somebody has to wipe that
@@ -175,22 +177,33 @@ func (s *powerSwitch) operations() int {
 }
 
 // forCuts calls f with numbers of operations at which the power is to be cut: first with one that there is not, to
-// learn how many there are, then with every one or with some.
-func forCuts(rng *rand.Rand, f func(n int) (operations int)) {
-	total := f(1 << 30)
+// learn how many there are, then with some all over them, each device with a random fate. With -every it is every
+// operation, with each fate on all devices, and with random ones.
+func forCuts(t *testing.T, rng *rand.Rand, f func(n int, fate cutFate) (operations int)) {
+	t.Helper()
+	mixed := func(int) disk.Fate { return disk.Fate(rng.IntN(4)) }
+	total, cuts := f(1<<30, mixed), 0
+	cut := func(n int, fate cutFate) {
+		cuts++
+		f(n, fate)
+	}
 	if *everyOp {
 		for n := 1; n <= total; n++ {
-			f(n)
+			for fate := disk.Lost; fate <= disk.Prefix; fate++ {
+				cut(n, func(int) disk.Fate { return fate })
+			}
+			cut(n, mixed)
 		}
-		return
+	} else {
+		parts := 40
+		if testing.Short() {
+			parts = 10
+		}
+		for i := range parts {
+			cut(1+i*total/parts+rng.IntN(total/parts+1), mixed)
+		}
 	}
-	parts := 8
-	if testing.Short() {
-		parts = 3
-	}
-	for i := range parts {
-		f(1 + i*total/parts + rng.IntN(total/parts+1))
-	}
+	t.Logf("%d operations of the devices, %d cuts", total, cuts)
 }
 
 // again repeats what a power cut interrupted with the device of that name, as it is or, if what is on it is torn,

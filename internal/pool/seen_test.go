@@ -3,6 +3,7 @@ package pool
 import (
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/compress"
@@ -62,9 +63,12 @@ func (r *Replica) observe() (s *seenReplica, err error) {
 	return s, nil
 }
 
+var readBuffers = sync.Pool{New: func() any { return make([]byte, 256*block.Size) }}
+
 // readAll returns the checksums of what the replica, or a snapshot of it, shows.
 func (r *Replica) readAll(snap string, n int) ([]uint32, error) {
-	sums, dst := make([]uint32, n), make([]byte, 256*block.Size)
+	sums, dst := make([]uint32, n), readBuffers.Get().([]byte)
+	defer readBuffers.Put(dst)
 	for b := 0; b < n; b += 256 {
 		k := min(256, n-b)
 		var err error

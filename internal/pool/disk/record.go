@@ -3,6 +3,7 @@ package disk
 import (
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 )
 
@@ -115,6 +116,11 @@ func (r *Recorder) Replay() *Replay {
 
 // At returns the number of operations before this place.
 func (p *Replay) At() int { return p.at }
+
+// Unflushed reports whether any device has writes or discards here of which a power cut may leave less than all.
+func (p *Replay) Unflushed() bool {
+	return slices.ContainsFunc(p.devs, func(d replayed) bool { return len(d.pending) > 0 })
+}
 
 // Next goes on by one operation; false at the end of the record. Devices that Cut returned are not to be used any more.
 func (p *Replay) Next() bool {
