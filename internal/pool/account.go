@@ -125,3 +125,24 @@ func sizeOf(pg *index.Page) (count int, data uint32) {
 	}
 	return count, data
 }
+
+// accountPage adds a page to the live bytes of its segment and of its replica, or takes it away. The index lock is
+// held for writing.
+func (p *Pool) accountPage(r *Replica, page uint64, sign int) {
+	if page == 0 {
+		return
+	}
+	d := chunkRef{page: page}
+	n := d.pageLen() * sign
+	p.seg.pageLive[d.pageAddr()>>p.seg.shift] += uint32(n)
+	r.meta += int64(n)
+	r.pages += int64(sign)
+}
+
+// accountHistory does so for a history page.
+func (p *Pool) accountHistory(r *Replica, h *index.HistRef, sign int) {
+	n := h.Len() * sign
+	p.seg.pageLive[h.Addr()>>p.seg.shift] += uint32(n)
+	r.meta += int64(n)
+	r.history += int64(n)
+}

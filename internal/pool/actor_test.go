@@ -3,6 +3,7 @@ package pool
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -381,4 +382,19 @@ func (x *act) usable(a *actor) bool {
 		return len(a.now) > 0
 	}
 	return x.available(a)
+}
+
+// demand logs what was covered and reports everything that stays below its floor.
+func demand(t *testing.T, cover, floors map[string]int) {
+	t.Helper()
+	var lines []string
+	for _, k := range slices.Sorted(maps.Keys(cover)) {
+		lines = append(lines, fmt.Sprintf("%7d %s", cover[k], k))
+	}
+	t.Log("covered:\n" + strings.Join(lines, "\n"))
+	for k, n := range floors {
+		if cover[k] < n {
+			t.Errorf("%q happened %d times, want at least %d", k, cover[k], n)
+		}
+	}
 }

@@ -82,9 +82,10 @@ type drained struct {
 	forget bool
 }
 
-// behind returns how far writers that fill the active table to used of capacity are ahead of the drain, which is to be over
-// when three quarters are full; an eighth is for those who write when it has hardly begun. Up to 1 they are to be slowed
-// down, so that there is something left for the time when the drain itself waits for a device; from then on they have to wait.
+// behind returns how far writers that fill the active table to used of capacity are ahead of the drain, which is to be
+// over when three quarters are full; an eighth is for those who write when it has hardly begun. Up to 1 they are to be
+// slowed down, so that there is something left for the time when the drain itself waits for a device; from then on they
+// have to wait.
 func (s *drainState) behind(used, capacity int) float64 {
 	total := s.total.Load()
 	if total == 0 {
@@ -94,8 +95,8 @@ func (s *drainState) behind(used, capacity int) float64 {
 	return float64(used)/eighth - 1 - 5*float64(s.done.Load())/float64(total)
 }
 
-// pace returns how many nanoseconds the drain has taken so far for what makes room for one update, so that those who take
-// as long for each keep to it.
+// pace returns how many nanoseconds the drain has taken so far for what makes room for one update, so that those who
+// take as long for each keep to it.
 func (s *drainState) pace(capacity int) float64 {
 	done := float64(s.done.Load()) * float64(capacity) * 5 / 8
 	return float64(time.Now().UnixNano()-s.began.Load()) * float64(s.total.Load()) / max(done, 1)
@@ -305,8 +306,9 @@ func (p *Pool) drainChunk(key uint64) error {
 	return nil
 }
 
-// merge applies the frozen updates of a chunk to its page, when there is nothing but newest versions, and notes which data blocks come and go. It returns false, with nothing done, when there is more to it. The frozen
-// table does not change, so no lock is needed.
+// merge applies the frozen updates of a chunk to its page, when there is nothing but newest versions, and notes which
+// data blocks come and go. It returns false, with nothing done, when there is more to it. The frozen table does not
+// change, so no lock is needed.
 func (p *Pool) merge(pg *index.Page, d *chunkRef) bool {
 	s := &p.drain
 	t := p.idx.tables[s.frozen]
@@ -390,7 +392,7 @@ func (p *Pool) install(chunks int) {
 	gone, come, hist, step := 0, 0, 0, 0
 	for i := range s.group {
 		g := &s.group[i]
-		if step += g.gone - gone + g.come - come; step >= 4*lockStep { // whoever waits has a turn: each chunk is consistent by itself
+		if step += g.gone - gone + g.come - come; step >= 4*lockStep { // whoever waits has a turn: chunks are consistent
 			step = 0
 			x.mu.Unlock()
 			x.mu.Lock()
@@ -432,25 +434,4 @@ func (p *Pool) install(chunks int) {
 			p.cache.drop(s.hist[i].ref.ID)
 		}
 	}
-}
-
-// accountPage adds a page to the live bytes of its segment and of its replica, or takes it away. The index lock is
-// held for writing.
-func (p *Pool) accountPage(r *Replica, page uint64, sign int) {
-	if page == 0 {
-		return
-	}
-	d := chunkRef{page: page}
-	n := d.pageLen() * sign
-	p.seg.pageLive[d.pageAddr()>>p.seg.shift] += uint32(n)
-	r.meta += int64(n)
-	r.pages += int64(sign)
-}
-
-// accountHistory does so for a history page.
-func (p *Pool) accountHistory(r *Replica, h *index.HistRef, sign int) {
-	n := h.Len() * sign
-	p.seg.pageLive[h.Addr()>>p.seg.shift] += uint32(n)
-	r.meta += int64(n)
-	r.history += int64(n)
 }

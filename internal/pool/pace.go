@@ -10,7 +10,8 @@ import (
 // each of them waits a little, when space is short, instead of all of them for the whole cycle at its end.
 //
 // How far a cycle is follows from what its stages say and how long each took the last times. Of a stage that cannot say
-// how far it is, time decides: half of its share is given when it has taken as long as it usually does, and the rest ever more slowly.
+// how far it is, time decides: half of its share is given when it has taken as long as it usually does, and the rest
+// ever more slowly.
 type pace struct {
 	limit atomic.Uint64 // users may write while the log has fewer bytes than this (counted as Stats.LogBytes); 0: no limit
 	mu    sync.Mutex

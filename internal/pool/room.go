@@ -7,8 +7,8 @@ import (
 
 // Free segments are shared in steps, so that whoever gives space back always finds the little that this takes. What
 // the updates in the tables and the moves of the cleaner take for their pages is never used for anything else. The
-// cleaner leaves that; records of state, of discards and of replicas leave some for the cleaner to work with, and users leave
-// some for records.
+// cleaner leaves that; records of state, of discards and of replicas leave some for the cleaner to work with, and users
+// leave some for records.
 //
 // Whether a user's write is refused is not decided by free segments but by live data and index: what is not live can be
 // freed. The reserve, which capacity leaves out, is for what the count of live data does not show: headers, pages that
@@ -122,7 +122,8 @@ func (p *Pool) bytesOf(c *indexCost, meta int64) int64 {
 	return c.pages + dirs + c.root + (c.steps/64+(c.pages+dirs)/(indexGroup-index.MaxHeads))*row
 }
 
-// indexSegments returns how many segments take so many bytes of pages at most: what is left of one is smaller than a page.
+// indexSegments returns how many segments take so many bytes of pages at most: what is left of one is smaller than a
+// page.
 func (p *Pool) indexSegments(n int64) int {
 	usable := p.seg.bytes() - int64(2*index.MaxHeads)
 	return int((n + usable - 1) / usable)
