@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/cstor-go/cstor/internal/block"
@@ -222,4 +223,34 @@ func FuzzDecode(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestUnreadable: what can be read of labels and ring is enough, and a device whose labels cannot be is not blank.
+func TestUnreadable(t *testing.T) {
+	d, l := disk.NewMem("d", 64<<20), sample()
+	if err := Write(d, l); err != nil {
+		t.Fatal(err)
+	}
+	for g := range uint64(3) {
+		if err := WriteRing(d, d.Size(), &Ring{Pool: l.Pool, Generation: 1 + g, Root: []Extent{{Len: 1}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	copies := offsets(d.Size())
+	slot := int64(ringOffset + 2*blockSize)
+	for _, c := range []struct{ off, length int64 }{
+		{slot, blockSize}, {copies[0], blockSize}, {d.Size() - TailBytes + slot, blockSize}, {copies[3], blockSize}, {0, HeadBytes},
+	} {
+		d.BadSectors(c.off, c.length)
+		if got, err := Probe(d); err != nil || !reflect.DeepEqual(got, l) {
+			t.Fatalf("%d bytes at %d: %+v, %v", c.length, c.off, got, err)
+		}
+		if r, err := ReadRing(d, d.Size(), l.Pool); err == nil || r == nil || r.Generation != 3 {
+			t.Fatalf("%d bytes at %d: %+v, %v", c.length, c.off, r, err)
+		}
+	}
+	d.BadSectors(copies[2], blockSize)
+	if _, err := Probe(d); !errors.Is(err, syscall.EIO) {
+		t.Fatal(err)
+	}
 }
