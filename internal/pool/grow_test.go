@@ -67,10 +67,7 @@ func TestAddGroups(t *testing.T) {
 func growSweep(t *testing.T, l layout, more func(s *sweep) []*disk.Mem, grow func(s *sweep, sw *powerSwitch, more []*disk.Mem) error, again func(s *sweep, more []*disk.Mem)) {
 	rng := testRand(t)
 	larger, same := 0, 0
-	forCuts(t, rng, func(n int, fate cutFate) (operations int) {
-		s, sw := newSwitched(t, l, rng)
-		s.churn(4)
-		must(t, s.sync())
+	forCuts(t, l, rng, func(s *sweep, sw *powerSwitch, n int, fate cutFate) (operations int) {
 		before := s.p.Stats().Segments
 		add := more(s)
 		all := append(s.mems, add...)
@@ -98,14 +95,6 @@ func growSweep(t *testing.T, l layout, more func(s *sweep) []*disk.Mem, grow fun
 		}
 		s.churn(10)
 		s.p.rest()
-		s.sortMems()
-		s.whole()
-		must(t, s.p.Close())
-		reopenAll(s.mems)
-		s.verified(false)
-		s.open()
-		s.whole()
-		must(t, s.p.Close())
 		return operations
 	})
 	if larger == 0 || *everyOp && same == 0 {

@@ -18,10 +18,7 @@ func TestReplacePowerCut(t *testing.T) {
 		t.Parallel()
 		rng := testRand(t)
 		begun, ended := 0, 0
-		forCuts(t, rng, func(n int, fate cutFate) (operations int) {
-			s, sw := newSwitched(t, l, rng)
-			s.churn(4)
-			must(t, s.sync())
+		forCuts(t, l, rng, func(s *sweep, sw *powerSwitch, n int, fate cutFate) (operations int) {
 			v := l.replaceable()[0]
 			old := s.guid(s.mems[v])
 			m := disk.NewMem("new", s.mems[v].Size())
@@ -56,11 +53,6 @@ func TestReplacePowerCut(t *testing.T) {
 				s.again(m.Name(), func(d *disk.Mem) error { return s.p.Replace(old, d) })
 				s.p.rest()
 			}
-			s.sortMems()
-			s.whole()
-			must(t, s.p.Close())
-			reopenAll(s.mems)
-			s.verified(false)
 			return operations
 		})
 		if begun+ended == 0 || *everyOp && (begun == 0 || ended == 0) {
@@ -176,17 +168,30 @@ func (s *powerSwitch) operations() int {
 	return s.done
 }
 
-// forCuts calls f with numbers of operations at which the power is to be cut: first with one that there is not, to
-// learn how many there are, then with some all over them, each device with a random fate. With -every it is every
-// operation, with each fate on all devices, and with random ones.
-func forCuts(t *testing.T, rng *rand.Rand, f func(n int, fate cutFate) (operations int)) {
+// forCuts calls f with pools, and numbers of operations of their devices at which the power is to be cut: first with one
+// that there is not, to learn how many there are, then with some all over them, each device with a random fate. With
+// -every it is every operation, with each fate on all devices, and with random ones. What f leaves is looked at whole.
+func forCuts(t *testing.T, l layout, rng *rand.Rand, f func(s *sweep, sw *powerSwitch, n int, fate cutFate) (operations int)) {
 	t.Helper()
-	mixed := func(int) disk.Fate { return disk.Fate(rng.IntN(4)) }
-	total, cuts := f(1<<30, mixed), 0
-	cut := func(n int, fate cutFate) {
+	cuts := -1
+	cut := func(n int, fate cutFate) (operations int) {
 		cuts++
-		f(n, fate)
+		s, sw := newSwitched(t, l, rng)
+		s.churn(4)
+		must(t, s.sync())
+		operations = f(s, sw, n, fate)
+		s.sortMems()
+		s.whole()
+		must(t, s.p.Close())
+		reopenAll(s.mems)
+		s.verified(false)
+		s.open()
+		s.whole()
+		must(t, s.p.Close())
+		return operations
 	}
+	mixed := func(int) disk.Fate { return disk.Fate(rng.IntN(4)) }
+	total := cut(1<<30, mixed)
 	if *everyOp {
 		for n := 1; n <= total; n++ {
 			for fate := disk.Lost; fate <= disk.Prefix; fate++ {
