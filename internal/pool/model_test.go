@@ -20,7 +20,7 @@ import (
 
 var (
 	modelSeed    = flag.Uint64("model.seed", 0, "run the model test with this seed only")
-	modelSeconds = flag.Int("model.seconds", 0, "run further seeds of the model test for so many seconds")
+	modelSeconds = flag.Int("model.seconds", 0, "run further seeds of the model test, on all layouts in turn, for so many seconds")
 	modelSeeds   = flag.Int("model.seeds", 0, "number of seeds of the model test for each layout; 0: as many as the suite takes")
 	modelOps     = flag.Int("model.ops", 0, "operations per seed; 0: as many as the suite takes")
 )
@@ -340,26 +340,35 @@ func TestModel(t *testing.T) {
 	if testing.Short() {
 		seeds, ops = cmp.Or(*modelSeeds, 1), cmp.Or(*modelOps, 1200)
 	}
-	until := time.Now().Add(time.Duration(*modelSeconds) * time.Second)
+	if *modelSeed != 0 {
+		seeds = 1
+	}
 	var mu sync.Mutex
 	cover := map[string]int{}
-	t.Run("layouts", func(t *testing.T) {
-		forLayouts(t, func(t *testing.T, l layout) {
-			t.Parallel()
-			seed := base // another one for each layout
-			if *modelSeed == 0 {
-				seed += uint64(slices.IndexFunc(layouts, func(x layout) bool { return x.name == l.name })) * 1e9
-			}
-			for i := 0; !t.Failed() && (i < seeds || time.Now().Before(until)) && (*modelSeed == 0 || i == 0); i++ {
-				c := runModel(t, l, seed+uint64(i), ops)
-				mu.Lock()
-				for k, n := range c {
-					cover[k] += n
+	run := func(from, to int) {
+		t.Run("layouts", func(t *testing.T) {
+			forLayouts(t, func(t *testing.T, l layout) {
+				t.Parallel()
+				seed := base // another one for each layout
+				if *modelSeed == 0 {
+					seed += uint64(slices.IndexFunc(layouts, func(x layout) bool { return x.name == l.name })) * 1e9
 				}
-				mu.Unlock()
-			}
+				for i := from; i < to && !t.Failed(); i++ {
+					c := runModel(t, l, seed+uint64(i), ops)
+					mu.Lock()
+					for k, n := range c {
+						cover[k] += n
+					}
+					mu.Unlock()
+				}
+			})
 		})
-	})
+	}
+	until := time.Now().Add(time.Duration(*modelSeconds) * time.Second)
+	run(0, seeds)
+	for n := seeds; *modelSeed == 0 && !t.Failed() && time.Now().Before(until); n++ {
+		run(n, n+1)
+	}
 	if *modelSeed == 0 && *layoutFlag == "" && !t.Failed() {
 		floors := maps.Clone(modelFloors)
 		for k, n := range floors {
