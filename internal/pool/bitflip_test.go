@@ -157,3 +157,32 @@ func (r *refReplica) errors(t *testing.T, e *Replica) (n int) {
 	}
 	return n
 }
+
+// TestBitFlipsInPage inverts each bit of an index page: whatever it stands for, what is read is what was written, or an
+// error.
+func TestBitFlipsInPage(t *testing.T) {
+	p, m := newMemPool(t, 64<<20, Options{SegmentBytes: 1 << 20})
+	r, err := p.CreateReplica("v", 1<<20)
+	must(t, err)
+	must(t, r.Apply([]Op{write(0, 40, 1), write(20, 3, 2), discard(30, 2, 3)}))
+	must(t, p.cycle())
+	var want, got [block.ChunkBlocks]block.Version
+	if !r.ChunkVersions(0, &want) {
+		t.Fatal("no versions")
+	}
+	content, b := make([]byte, 1<<20), make([]byte, 1<<20)
+	must(t, r.Read(0, content, nil))
+	page := refOf(t, r, 0)
+	_, off := p.where(page.pageAddr())
+	for bit := range 8 * page.pageLen() {
+		m.FlipBit(off+int64(bit/8), uint(bit%8))
+		p.cache.drop(page.id)
+		if r.ChunkVersions(0, &got) && got != want {
+			t.Fatalf("bit %d of the page: other versions", bit)
+		}
+		if err := r.Read(0, b, nil); !errors.Is(err, ErrChecksum) && (err != nil || !bytes.Equal(b, content)) {
+			t.Fatalf("bit %d of the page: other content, %v", bit, err)
+		}
+		m.FlipBit(off+int64(bit/8), uint(bit%8))
+	}
+}
