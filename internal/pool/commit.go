@@ -102,7 +102,7 @@ func (p *Pool) startCommit(c *pending) {
 // commit makes a checkpoint the state that the next Open begins with, and gives back what only the one before needed.
 // No lock is held.
 func (p *Pool) commit(c *pending) (freed int, err error) {
-	if err := p.flushDevices(); err != nil {
+	if err := p.flushDevices(false); err != nil {
 		return 0, err
 	}
 	if c.void = !slices.Equal(c.marks, p.missed()); c.void { // the root must list all that is stale
@@ -112,7 +112,7 @@ func (p *Pool) commit(c *pending) (freed int, err error) {
 	if err := p.writeRing(&label.Ring{Pool: p.cfg.GUID, Generation: p.generation, Root: c.root}); err != nil {
 		return 0, p.fail(fmt.Errorf("checkpoint %d: %w", p.generation, err))
 	}
-	if err := p.flushDevices(); err != nil {
+	if err := p.flushDevices(false); err != nil {
 		return 0, err
 	}
 	p.count.checkpoints.Add(1)
@@ -176,7 +176,7 @@ func (p *Pool) deadSegments() (dead []uint32) {
 
 // freeSegments gives segments to the free list, once no reader can be in them.
 func (p *Pool) freeSegments(dead []uint32) (int, error) {
-	if len(dead) == 0 || !p.read.drain(p.quit) {
+	if len(dead) == 0 || !p.read.drain(p.quit, p.broken) {
 		return 0, nil
 	}
 	// Devices and file systems hold up writes while they discard: when there are any, or somebody waits, the space is left

@@ -49,6 +49,7 @@ type Pool struct {
 
 	kick     chan struct{} // wakes the background work
 	quit     chan struct{}
+	broken   chan struct{} // closed when the pool has failed
 	stopped  chan struct{}
 	cycles   cycleSignal
 	freeable atomic.Bool  // something was given back since the last cycle
