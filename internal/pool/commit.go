@@ -102,7 +102,7 @@ func (p *Pool) startCommit(c *pending) {
 // commit makes a checkpoint the state that the next Open begins with, and gives back what only the one before needed.
 // No lock is held.
 func (p *Pool) commit(c *pending) (freed int, err error) {
-	if err := p.flushDevices(false); err != nil {
+	if err := p.flushDevices(); err != nil {
 		return 0, err
 	}
 	if c.void = !slices.Equal(c.marks, p.missed()); c.void { // the root must list all that is stale
@@ -112,7 +112,7 @@ func (p *Pool) commit(c *pending) (freed int, err error) {
 	if err := p.writeRing(&label.Ring{Pool: p.cfg.GUID, Generation: p.generation, Root: c.root}); err != nil {
 		return 0, p.fail(fmt.Errorf("checkpoint %d: %w", p.generation, err))
 	}
-	if err := p.flushDevices(false); err != nil {
+	if err := p.flushDevices(); err != nil {
 		return 0, err
 	}
 	p.count.checkpoints.Add(1)

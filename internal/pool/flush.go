@@ -31,7 +31,7 @@ func (p *Pool) Sync() error {
 	return p.syncTo(p.appended.Load(), true)
 }
 
-// syncTo makes everything up to that batch stable. inline is as for flushDevices.
+// syncTo makes everything up to that batch stable. inline is as for flushDirty.
 func (p *Pool) syncTo(want uint64, inline bool) error {
 	f := &p.flush
 	f.mu.Lock()
@@ -52,7 +52,7 @@ func (p *Pool) syncTo(want uint64, inline bool) error {
 		if shared { // whom it released are about to write: what they write now is flushed with the rest
 			runtime.Gosched()
 		}
-		err := p.flushDevices(inline)
+		err := p.flushDirty(inline)
 		f.mu.Lock()
 		f.running, f.shared = false, f.waiting > 1
 		f.cond.Broadcast()
@@ -67,9 +67,12 @@ func (p *Pool) syncTo(want uint64, inline bool) error {
 }
 
 // flushDevices flushes every raid group with unflushed writes and moves the stable mark to what was appended before. A
-// device that was taken out, then or before, is recorded as out on all others first. inline says that the caller prefers to
-// be kept by a device without redundancy that hangs to being slower.
-func (p *Pool) flushDevices(inline bool) error {
+// device that was taken out, then or before, is recorded as out on all others first.
+func (p *Pool) flushDevices() error { return p.flushDirty(false) }
+
+// flushDirty is flushDevices. inline says that the caller prefers to be kept by a device without redundancy that hangs to
+// being slower.
+func (p *Pool) flushDirty(inline bool) error {
 	f := &p.flush
 	f.device.Lock()
 	defer f.device.Unlock()

@@ -75,7 +75,7 @@ func TestFlushDuringWrite(t *testing.T) {
 	p, h, m := hookedPool(t)
 	r, err := p.CreateReplica("v", 1<<20)
 	must(t, err)
-	h.write = func() { must(t, p.flushDevices(true)) }
+	h.write = func() { must(t, p.flushDevices()) }
 	must(t, r.Apply([]Op{write(0, 1, 1)}))
 	must(t, p.Sync())
 	if v := lostPower(t, m).Replica("v").Applied(); v != ver(1) {

@@ -108,7 +108,7 @@ func (p *Pool) replay() error {
 	}
 	p.appended.Store(p.log.pos.seq - 1)
 	// What was found not to be there must not come back with a device that is not here now, or after another crash.
-	return p.flushDevices(false)
+	return p.flushDevices()
 }
 
 // step is a batch that scan found.

@@ -142,7 +142,7 @@ func (p *Pool) replayedStable() error {
 	for _, g := range p.seg.where.Load().groups {
 		g.dirty.Store(true)
 	}
-	if err := p.flushDevices(false); err != nil {
+	if err := p.flushDevices(); err != nil {
 		return fmt.Errorf("before the log is replayed: %w", err)
 	}
 	for seg := range p.returned.segments { // for devices that failed in the flush

@@ -21,6 +21,11 @@ func TestWriteOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := dev.(*file)
+	ran := 0
+	d.RunWith(func(work func()) {
+		ran++
+		go work()
+	})
 	piece := Buffer(cachedMost / 8)
 	told := false
 	for off := int64(0); off < d.Size(); off += int64(len(piece)) {
@@ -32,6 +37,9 @@ func TestWriteOut(t *testing.T) {
 	}
 	if !told {
 		t.Fatalf("%d bytes were written, and nobody told the kernel", d.Size())
+	}
+	if ran == 0 {
+		t.Fatal("the device did that on its own")
 	}
 	for d.writing.Load() {
 		runtime.Gosched()
