@@ -10,7 +10,7 @@ import (
 // them: WriteInline, ReadInline and FlushInline make the request in the caller's goroutine, as long as the device answers
 // promptly. All others are handed over, so that who waits can leave.
 
-// promptly is how long requests of a device take at most while they are worth saving the hand-over for.
+// promptly is how long writes and flushes of a device take at most while they are worth saving the hand-over for.
 const promptly = time.Millisecond
 
 // watched is a request that the watch of its device knows of.
@@ -41,7 +41,7 @@ func (g *Group) prompt(lay *layout, kind requestKind) *Device {
 		return nil
 	}
 	d := lay.cols[0].Devices[0]
-	if d.watch.late.Load() || d.took[kind].Load() >= int64(promptly) || !d.begin() {
+	if d.watch.late.Load() || kind != doRead && d.took[kind].Load() >= int64(promptly) || !d.begin() {
 		return nil
 	}
 	return d
@@ -107,9 +107,9 @@ func (g *Group) FlushInline() error {
 func (g *Group) ReadInline(b []byte, off int64) error {
 	if d := g.prompt(g.layout.Load(), doRead); d != nil {
 		if first, last := g.unitsOf(off/blockSize, int64(len(b))/blockSize); g.checkRange(off, int64(len(b)), blockSize) == nil && !d.isStale(first, last) {
-			x := d.start(doRead)
+			turn := d.watch.begin(d, doRead) // without the time, which would be felt
 			err := d.disk.Load().d.ReadAt(b, g.base+off)
-			d.stop(x)
+			d.watch.end(turn, doRead)
 			d.end()
 			if err != nil {
 				d.reads.Add(1)
