@@ -210,7 +210,7 @@ func (d *Device) flush(dev disk.Device) error {
 // wait returns true when every request from index from on is done. It returns false when some are late: need columns
 // have answered, for late ticks already, and the group can spare the others. The time counts from then, since as long
 // as too few have answered it may be that everything is slow. With need zero it counts from the start. After the hard
-// limit it returns false in any case, and in a group without redundancy when another request has reached that.
+// limit it returns false in any case, and in a group without redundancy when the devices have gone out meanwhile.
 func (o *op) wait(from, late, need int) bool {
 	if o.ended(from) {
 		return true

@@ -59,9 +59,9 @@ func (g *Group) WriteInline(bufs [][]byte, off int64) error {
 
 func (g *Group) writeInline(lay *layout, d *Device, bufs [][]byte, off int64) error {
 	n := length(bufs)
-	if err := g.checkRange(off, n, blockSize); err != nil || n == 0 {
+	if n == 0 || g.checkRange(off, n, blockSize) != nil {
 		d.end()
-		return err
+		return g.Write(bufs, off) // which says so
 	}
 	first, last := g.unitsOf(off/blockSize, n/blockSize)
 	d.dirty.addRange(first, last)
@@ -106,7 +106,8 @@ func (g *Group) FlushInline() error {
 // ReadInline is Read for who prefers to be kept by a device that hangs to being slower.
 func (g *Group) ReadInline(b []byte, off int64) error {
 	if d := g.prompt(g.layout.Load(), doRead); d != nil {
-		if first, last := g.unitsOf(off/blockSize, int64(len(b))/blockSize); g.checkRange(off, int64(len(b)), blockSize) == nil && !d.isStale(first, last) {
+		n := int64(len(b))
+		if first, last := g.unitsOf(off/blockSize, n/blockSize); g.checkRange(off, n, blockSize) == nil && !d.isStale(first, last) {
 			turn := d.watch.begin(d, doRead) // without the time, which would be felt
 			err := d.disk.Load().d.ReadAt(b, g.base+off)
 			d.watch.end(turn, doRead)
@@ -128,7 +129,11 @@ func (g *Group) readPlain(b []byte, off int64) error {
 	first, last := g.unitsOf(off/blockSize, int64(len(b))/blockSize)
 	var failed error
 	for _, d := range g.layout.Load().cols[0].Devices {
-		if d.isStale(first, last) || !d.begin() {
+		if !d.begin() {
+			continue
+		}
+		if d.isStale(first, last) {
+			d.end()
 			continue
 		}
 		err := g.readFrom(d, b, off)
