@@ -176,7 +176,7 @@ func (p *Pool) deadSegments() (dead []uint32) {
 
 // freeSegments gives segments to the free list, once no reader can be in them.
 func (p *Pool) freeSegments(dead []uint32) (int, error) {
-	if len(dead) == 0 || !p.read.drain(p.quit) {
+	if len(dead) == 0 || !p.read.drain(p.quit, p.broken) {
 		return 0, nil
 	}
 	// Devices and file systems hold up writes while they discard: when there are any, or somebody waits, the space is left

@@ -132,7 +132,7 @@ func usableForCreate(d disk.Device, pool block.GUID) error {
 func preparePool(l *label.Label, devs []disk.Device, opt Options) *Pool {
 	p := &Pool{
 		cfg: Config{Name: l.Name, Owner: l.Owner, GUID: l.Pool}, opt: opt, devs: devs, stuck: map[disk.Device]bool{}, cache: newPageCache(opt.PageCacheBytes),
-		nextPageID: rand.Uint64(), kick: make(chan struct{}, 1), quit: make(chan struct{}), stopped: make(chan struct{}),
+		nextPageID: rand.Uint64(), kick: make(chan struct{}, 1), quit: make(chan struct{}), broken: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	p.labels.now.Store(l.Clone())
 	p.compression.Store(uint32(opt.Compression))

@@ -82,7 +82,7 @@ func (p *Pool) flushIfDue() {
 	p.log.mu.Unlock()
 	if flush && p.flush.own.CompareAndSwap(false, true) {
 		p.flush.others.Go(func() {
-			_ = p.syncTo(p.appended.Load()) // an error is the pool's failure, which everybody sees
+			_ = p.syncTo(p.appended.Load(), false) // an error is the pool's failure, which everybody sees
 			p.flush.own.Store(false)
 			p.wake()
 		})

@@ -88,7 +88,7 @@ func (r *Replica) obtain(x *stretch, places []place, chunk uint64, dst []byte) e
 		defer stretches.Put(buf)
 		b = (*buf)[:x.to-x.from]
 	}
-	if err := r.p.seg.readAt(b, x.from); err != nil {
+	if err := r.p.seg.readInline(b, x.from); err != nil {
 		return fmt.Errorf("block %d: %w", chunk*block.ChunkBlocks+uint64(places[0].at), err)
 	}
 	for i := range places {

@@ -10,7 +10,7 @@ import (
 
 // flusher makes concurrent callers of Sync share device flushes.
 type flusher struct {
-	device  sync.Mutex // one flush of the devices at a time
+	device  seizable // one flush of the devices at a time
 	due     []*groupState
 	mu      sync.Mutex
 	cond    *sync.Cond
@@ -28,10 +28,11 @@ func (p *Pool) Sync() error {
 	if err := p.usable(); err != nil {
 		return p.wrap("sync", err)
 	}
-	return p.syncTo(p.appended.Load())
+	return p.syncTo(p.appended.Load(), true)
 }
 
-func (p *Pool) syncTo(want uint64) error {
+// syncTo makes everything up to that batch stable. inline is as for flushDirty.
+func (p *Pool) syncTo(want uint64, inline bool) error {
 	f := &p.flush
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -51,7 +52,7 @@ func (p *Pool) syncTo(want uint64) error {
 		if shared { // whom it released are about to write: what they write now is flushed with the rest
 			runtime.Gosched()
 		}
-		err := p.flushDevices()
+		err := p.flushDirty(inline)
 		f.mu.Lock()
 		f.running, f.shared = false, f.waiting > 1
 		f.cond.Broadcast()
@@ -67,7 +68,11 @@ func (p *Pool) syncTo(want uint64) error {
 
 // flushDevices flushes every raid group with unflushed writes and moves the stable mark to what was appended before. A
 // device that was taken out, then or before, is recorded as out on all others first.
-func (p *Pool) flushDevices() error {
+func (p *Pool) flushDevices() error { return p.flushDirty(false) }
+
+// flushDirty is flushDevices. inline says that the caller prefers to be kept by a device without redundancy that hangs to
+// being slower.
+func (p *Pool) flushDirty(inline bool) error {
 	f := &p.flush
 	f.device.Lock()
 	defer f.device.Unlock()
@@ -84,7 +89,7 @@ func (p *Pool) flushDevices() error {
 			f.due = append(f.due, g)
 		}
 	}
-	if err := flushGroups(f.due); err != nil {
+	if err := f.device.away(p, func() error { return p.flushGroups(f.due, inline) }); err != nil {
 		return p.fail(fmt.Errorf("flush: %w", err))
 	}
 	if err := p.recordOut(); err != nil {
@@ -100,29 +105,48 @@ func (p *Pool) flushDevices() error {
 }
 
 // flushGroups flushes groups at the same time, one of them in the caller's goroutine.
-func flushGroups(groups []*groupState) error {
-	switch len(groups) {
-	case 0:
+func (p *Pool) flushGroups(groups []*groupState, inline bool) error {
+	if len(groups) == 0 {
 		return nil
-	case 1: // as a small write leaves it
-		return groups[0].Flush()
+	}
+	flush := groups[0].Flush
+	if inline {
+		flush = groups[0].FlushInline
+	}
+	if len(groups) == 1 { // as a small write leaves it
+		return flush()
 	}
 	rest := make(chan error, 1)
-	go func() { rest <- flushGroups(groups[1:]) }()
-	err := groups[0].Flush()
-	return errors.Join(err, <-rest)
+	go func() { rest <- p.flushGroups(groups[1:], inline) }()
+	err := flush()
+	select {
+	case e := <-rest:
+		return errors.Join(err, e)
+	case <-p.broken:
+		return errors.Join(err, p.failure())
+	}
 }
 
-// fail puts the pool into the failed state for good and returns the error to report.
+// fail puts the pool into the failed state for good and returns the error to report. Whoever waits goes on and finds out,
+// but for those who are in a device.
 func (p *Pool) fail(cause error) error {
 	err := fmt.Errorf("%w: %w", ErrFailed, cause)
 	if p.failed.CompareAndSwap(nil, &err) {
 		if p.opt.Log != nil {
 			p.opt.Log.Error("pool failed; it takes no more writes until it is opened again", "pool", p.cfg.Name, "err", cause)
 		}
+		close(p.broken)
+		p.log.mu.seize()
+		p.flush.device.seize()
+		p.flush.mu.Lock()
+		p.flush.cond.Broadcast()
+		p.flush.mu.Unlock()
 		p.idx.mu.Lock()
 		p.idx.room.Broadcast()
 		p.idx.mu.Unlock()
+		p.cycles.mu.Lock()
+		p.cycles.cond.Broadcast()
+		p.cycles.mu.Unlock()
 		p.pace.end()
 		return err
 	}

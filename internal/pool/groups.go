@@ -176,7 +176,10 @@ func (p *Pool) newGroups(l *label.Label, devs []*raid.Device) ([]*groupState, er
 // deviceChanged is called when a device went out or came back.
 func (p *Pool) deviceChanged() {
 	if err := p.lost(); err != nil {
-		p.fail(err) // whoever waits for the device may wait for ever; all others hear of it
+		if errors.Is(err, raid.ErrHung) {
+			err = fmt.Errorf("%w; see to the device and its connection, and open the pool again when it answers", err)
+		}
+		p.fail(err)
 	}
 	p.save()
 	p.upkeep.wake()

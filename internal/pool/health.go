@@ -62,31 +62,39 @@ func (p *Pool) closeDevices() error {
 			stuck[d] = m.busy()
 		}
 	}
-	results := make(chan error, len(p.devs))
-	waiting := 0
+	type result struct {
+		d   disk.Device
+		err error
+	}
+	results := make(chan result, len(p.devs))
+	waiting := map[disk.Device]bool{}
 	for _, d := range p.devs {
 		if stuck[d] {
 			go d.Close()
 			continue
 		}
-		waiting++
+		waiting[d] = true
 		go func() {
 			err := d.Close()
 			if out[d] {
 				err = nil
 			}
-			results <- err
+			results <- result{d, err}
 		}()
 	}
 	limit := time.NewTimer(hardDeadlines * p.opt.Deadline)
 	defer limit.Stop()
 	var errs []error
-	for ; waiting > 0; waiting-- {
+	for len(waiting) > 0 {
 		select {
-		case err := <-results:
-			errs = append(errs, err)
+		case r := <-results:
+			delete(waiting, r.d)
+			errs = append(errs, r.err)
 		case <-limit.C:
-			return errors.Join(append(errs, errors.New("a device does not answer to being closed"))...)
+			for d := range waiting {
+				errs = append(errs, fmt.Errorf("device %s does not answer to being closed", d.Name()))
+			}
+			return errors.Join(errs...)
 		}
 	}
 	return errors.Join(errs...)

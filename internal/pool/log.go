@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"sort"
-	"sync"
 
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/disk"
@@ -23,7 +22,7 @@ type logPos struct {
 // logWriter appends batches. Everything is guarded by mu, which is held from the start of a unit until its records are
 // in the index, so that log order is index order.
 type logWriter struct {
-	mu    sync.Mutex
+	mu    seizable
 	pos   logPos
 	chain []uint32 // segments from where a replay would begin to pos.seg
 	since uint64   // bytes appended since where a replay would begin
@@ -293,7 +292,7 @@ func (p *Pool) writeBatch(h *wal.Header) error {
 		blocks += pad
 	}
 	base := uint64(w.pos.seg)<<p.seg.shift + uint64(w.pos.block)<<block.Shift
-	err := p.seg.writevAt(w.iov, base)
+	err := w.mu.away(p, func() error { return p.seg.writeInline(w.iov, base) })
 	clear(w.iov) // the caller's memory is borrowed only
 	clear(w.pieces)
 	if cap(w.gather) > maxGather {

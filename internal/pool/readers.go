@@ -39,8 +39,8 @@ func (r *readers) leave(g uint32) {
 	}
 }
 
-// drain returns when every reader that entered before the call has left, or false when quit is closed.
-func (r *readers) drain(quit <-chan struct{}) bool {
+// drain returns when every reader that entered before the call has left, or false when quit or broken is closed.
+func (r *readers) drain(quit, broken <-chan struct{}) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	old := r.gen.Load() & 1
@@ -48,11 +48,13 @@ func (r *readers) drain(quit <-chan struct{}) bool {
 	for r.count[old].n.Load() > 0 {
 		select {
 		case <-r.gone:
+			continue
 		case <-quit:
-			// Readers may be stuck in a device for ever. The generations must not be mixed up by a later drain.
-			r.gen.Add(1)
-			return false
+		case <-broken:
 		}
+		// Readers may be stuck in a device for ever. The generations must not be mixed up by a later drain.
+		r.gen.Add(1)
+		return false
 	}
 	return true
 }

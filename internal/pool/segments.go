@@ -129,10 +129,32 @@ func (s *segments) readAt(b []byte, addr uint64) error {
 	return nil
 }
 
+// readInline is readAt for who holds no lock meanwhile: a device without redundancy that hangs may keep the caller, see
+// raid.Group.ReadInline.
+func (s *segments) readInline(b []byte, addr uint64) error {
+	if err := s.checkRange(addr, len(b)); err != nil {
+		return err
+	}
+	g, off := s.locate(addr)
+	if err := g.ReadInline(b, off); err != nil {
+		return fmt.Errorf("segment %d: %w", addr>>s.shift, err)
+	}
+	return nil
+}
+
 // writevAt writes whole rows within a segment.
 func (s *segments) writevAt(bufs [][]byte, addr uint64) error {
 	g, off := s.locate(addr)
-	err := g.Write(bufs, off)
+	return s.wrote(g, addr, g.Write(bufs, off))
+}
+
+// writeInline is writevAt for who holds no lock meanwhile but one that can be seized, see seizable.
+func (s *segments) writeInline(bufs [][]byte, addr uint64) error {
+	g, off := s.locate(addr)
+	return s.wrote(g, addr, g.WriteInline(bufs, off))
+}
+
+func (s *segments) wrote(g *groupState, addr uint64, err error) error {
 	g.dirty.Store(true) // after the write, so that a flush that runs meanwhile cannot take the mark and miss the write
 	if err != nil {
 		return fmt.Errorf("segment %d: %w", addr>>s.shift, err)

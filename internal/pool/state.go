@@ -15,7 +15,8 @@ import (
 //
 // Locks, in the order in which they are taken: upkeep.change, drain (one step of draining, one checkpoint), log
 // (appends), flush.device, labels.mu, idx.mu (the index in memory), seg.mu, upkeep.mu. Nothing waits for a device under
-// idx.mu, seg.mu or upkeep.mu.
+// idx.mu, seg.mu or upkeep.mu, and under the others only in ways that end when a device hangs; those of log and
+// flush.device end with the lock taken away, see seizable.
 type Pool struct {
 	cfg     Config
 	opt     Options
@@ -49,6 +50,7 @@ type Pool struct {
 
 	kick     chan struct{} // wakes the background work
 	quit     chan struct{}
+	broken   chan struct{} // closed when the pool has failed
 	stopped  chan struct{}
 	cycles   cycleSignal
 	freeable atomic.Bool  // something was given back since the last cycle

@@ -34,6 +34,13 @@ type Refresher interface {
 	Refresh() error
 }
 
+// Worker is a device that does something by itself, besides what it is called for.
+type Worker interface {
+	// RunWith sets what runs it: run calls work once, in another goroutine. Whoever waits until a device has answered
+	// everything has to wait for that too.
+	RunWith(run func(work func()))
+}
+
 var (
 	// ErrBusy is wrapped when another process, or another Open in this one, holds the device.
 	ErrBusy = errors.New("device is in use")

@@ -40,6 +40,7 @@ type file struct {
 
 	cached  atomic.Int64 // bytes written into the page cache since the kernel was last told to write them out
 	writing atomic.Bool  // it is being told
+	run     atomic.Pointer[func(work func())]
 }
 
 // cachedMost is how much is left in the page cache before the kernel is told to write it out. It would wait for many
@@ -206,10 +207,17 @@ func (d *file) WritevAt(bufs [][]byte, off int64) error {
 	}
 	if !d.direct && d.cached.Add(total) >= cachedMost && d.writing.CompareAndSwap(false, true) {
 		d.cached.Store(0)
-		go d.writeOut()
+		if run := d.run.Load(); run != nil {
+			(*run)(d.writeOut)
+		} else {
+			go d.writeOut()
+		}
 	}
 	return nil
 }
+
+// RunWith implements Worker.
+func (d *file) RunWith(run func(work func())) { d.run.Store(&run) }
 
 // writeOut begins to write what is in the page cache. It makes nothing stable; errors are for the next Flush to report.
 func (d *file) writeOut() {

@@ -58,7 +58,7 @@ func BenchmarkWrite(b *testing.B) {
 				b.ReportAllocs()
 				off := int64(0)
 				for b.Loop() {
-					if err := g.Write(bufs, off); err != nil {
+					if err := g.WriteInline(bufs, off); err != nil {
 						b.Fatal(err)
 					}
 					if off += int64(size); off+int64(size) > g.Size() {
@@ -93,7 +93,7 @@ func BenchmarkRead(b *testing.B) {
 					b.ReportAllocs()
 					off := int64(0)
 					for b.Loop() {
-						if err := g.Read(buf, off); err != nil {
+						if err := g.ReadInline(buf, off); err != nil {
 							b.Fatal(err)
 						}
 						if off += int64(size); off+int64(size) > g.Size() {
@@ -113,7 +113,7 @@ func BenchmarkFlush(b *testing.B) {
 			g := benchGroup(b, sh.k, sh.n)
 			b.ReportAllocs()
 			for b.Loop() {
-				if err := g.Flush(); err != nil {
+				if err := g.FlushInline(); err != nil {
 					b.Fatal(err)
 				}
 			}

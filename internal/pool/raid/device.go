@@ -47,7 +47,9 @@ type Device struct {
 	cause atomic.Pointer[error]
 	group atomic.Pointer[Group]
 
-	inflight atomic.Int32 // requests under way
+	inflight atomic.Int32 // requests under way, and what the disk does by itself
+	watch    watch
+	took     [requestKinds]atomic.Int64 // nanoseconds, the last of each kind
 	reads    atomic.Uint64
 	writes   atomic.Uint64
 	sums     atomic.Uint64
@@ -77,6 +79,9 @@ func (d *Device) setDisk(dev disk.Device) {
 		d.cause.Store(&errGone)
 		d.state.Store(uint32(Missing))
 		return
+	}
+	if w, ok := dev.(disk.Worker); ok {
+		w.RunWith(d.run)
 	}
 	d.disk.Store(&diskRef{dev})
 	d.cause.Store(nil)
@@ -238,6 +243,17 @@ func (d *Device) begin() bool {
 }
 
 func (d *Device) end() { d.inflight.Add(-1) }
+
+// run lets the disk do something by itself, which counts as a request.
+func (d *Device) run(work func()) {
+	d.inflight.Add(1)
+	go func() {
+		x := d.start(doBackground)
+		work()
+		d.stop(x)
+		d.end()
+	}()
+}
 
 // isStale reports whether any of the units is stale.
 func (d *Device) isStale(first, last int) bool { return d.stale.any(first, last) }

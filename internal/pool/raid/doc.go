@@ -29,13 +29,14 @@
 //   - A device that errs on a write or a flush, keeps failing reads, or does not answer while others have for Deadline
 //     (five times that for flushes) goes out, if the group can spare it everywhere. When it cannot, the operation
 //     fails with the device's error, and with a device that never answers after fifteen times Deadline. While too few
-//     devices answer at all, none is taken out: then everything is slow. Reads and writes of a stripe wait for ever,
-//     but a device that keeps a write for that long goes out, so that all that follows fails.
+//     devices answer at all, none is taken out: then everything is slow. WriteInline, ReadInline and FlushInline of a
+//     stripe may be kept by a device that begins to hang at that moment until it answers; it goes out as early as for
+//     the others, so that all that follows fails.
 //   - A caller's buffer is not touched after the call. A device that hangs may still read from buffers of the Write
 //     that it missed, which is why it comes back only when it has answered everything.
 //   - A column that is being replaced has two devices. Both are written; the new one is read where it is not stale and
 //     the old one is gone.
 //
-// Requests run in goroutines of their own, one per device and operation, but for reads and writes of a stripe; memory
+// Requests run in goroutines of their own, one per device and operation, but for those Inline calls; memory
 // is recycled, so that reads and writes allocate nothing as long as no device is missing.
 package raid

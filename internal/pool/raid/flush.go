@@ -4,14 +4,11 @@ import "fmt"
 
 // Flush makes everything stable that was written before the call, on all devices at once. A device whose flush fails,
 // or does not end while the others' have, goes out, and every unit written since its last good flush is stale on it.
-// It fails when the group cannot spare that device. A stripe is flushed in the caller's goroutine, see flushPlain.
+// It fails when the group cannot spare that device.
 func (g *Group) Flush() error {
-	lay := g.layout.Load()
-	if g.parity == 0 && len(lay.cols[0].Devices) == 1 {
-		return g.flushPlain(lay.cols[0].Devices[0])
-	}
 	o := g.begin()
 	defer o.release()
+	lay := g.layout.Load()
 	for c := range lay.cols {
 		for _, d := range lay.cols[c].Devices {
 			if d.begin() {

@@ -75,7 +75,6 @@ type Group struct {
 	log          *slog.Logger
 	onChange     func()
 
-	watch  watch
 	layout atomic.Pointer[layout]
 	mu     sync.Mutex // guards changes of layout, and devices going out
 	ops    sync.Pool

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/cstor-go/cstor/internal/pool/disk"
 )
 
 // soon is a deadline that tests can wait for. Nothing here depends on how long that takes.
@@ -160,8 +162,7 @@ func TestAllSlow(t *testing.T) {
 	})
 }
 
-// TestHardLimit: more devices hang than can be spared: an error in bounded time, and they are out. In a stripe the
-// caller itself is in the device, see TestStripeHangs.
+// TestHardLimit: more devices hang than can be spared: an error in bounded time, and they are out.
 func TestHardLimit(t *testing.T) {
 	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
 		t.Parallel()
@@ -218,34 +219,39 @@ func TestFailSpared(t *testing.T) {
 	}
 }
 
-// TestStripeHangs: a write or flush that the only device never answers cannot be given up, but the device goes out, and
-// what follows fails.
+// inline makes a request of row 0 of a stripe in the caller's goroutine.
+func (r *rig) inline(kind string) error {
+	switch b := make([]byte, r.Row()); kind {
+	case "read":
+		return r.ReadInline(b, 0)
+	case "write":
+		return r.WriteInline([][]byte{b}, 0)
+	}
+	return r.FlushInline()
+}
+
+// TestStripeHangs: what is in the only device when that begins to hang comes back with it. But the device goes out, and all
+// that follows fails.
 func TestStripeHangs(t *testing.T) {
-	for _, kind := range []string{"write", "flush"} {
+	for _, kind := range []string{"read", "write", "flush"} {
 		r := newRig(t, shape{Stripe, 1, 1, 0}, newSeed(t))
 		r.fill()
 		r.tick = soon / ticksPerDeadline
 		out := make(chan struct{})
 		r.onChange = sync.OnceFunc(func() { close(out) })
 		waits, resume := r.mem[0].HangIf(func(op string, _, _ int64) bool { return op == kind })
+		r.settle()
 		stuck := make(chan error, 1)
-		go func() {
-			if kind == "flush" {
-				stuck <- r.Flush()
-			} else {
-				stuck <- r.Write([][]byte{make([]byte, r.Row())}, 0)
-			}
-		}()
+		go func() { stuck <- r.inline(kind) }()
 		<-waits
 		<-out
 		if r.State() != Faulted || !errors.Is(r.dev[0].Cause(), ErrHung) || !strings.Contains(r.dev[0].Cause().Error(), kind) {
 			t.Fatal(r.State(), r.dev[0].Cause())
 		}
-		if err := r.write(1, 1); !errors.Is(err, ErrLost) {
-			t.Fatal(err)
-		}
-		if err := r.Flush(); !errors.Is(err, ErrLost) {
-			t.Fatal(err)
+		for _, kind := range []string{"read", "write", "flush"} {
+			if err := r.inline(kind); !errors.Is(err, ErrLost) {
+				t.Fatal(kind, err)
+			}
 		}
 		resume()
 		if err := <-stuck; err != nil {
@@ -256,3 +262,109 @@ func TestStripeHangs(t *testing.T) {
 		}
 	}
 }
+
+// settle makes the device of a stripe one that has answered promptly.
+func (r *rig) settle() {
+	for k := range r.dev[0].took {
+		r.dev[0].took[k].Store(0)
+	}
+}
+
+// TestStripeIsLeft: whoever does not ask to be kept by the device leaves it when it hangs, with an error. What he gave to
+// be read into is not touched later.
+func TestStripeIsLeft(t *testing.T) {
+	for _, kind := range []string{"read", "write", "flush"} {
+		r := newRig(t, shape{Stripe, 1, 1, 0}, newSeed(t))
+		r.fill()
+		r.tick = soon / ticksPerDeadline
+		_, resume := r.mem[0].HangIf(func(op string, _, _ int64) bool { return op == kind })
+		defer resume()
+		b := make([]byte, r.Row())
+		var err error
+		switch kind {
+		case "read":
+			err = r.Read(b, 0)
+		case "write":
+			err = r.write(0, 1)
+		case "flush":
+			err = r.Flush()
+		}
+		if !errors.Is(err, ErrHung) || !strings.Contains(err.Error(), "device d0") {
+			t.Fatal(kind, err)
+		}
+		if r.State() != Faulted || r.dev[0].Stuck() == 0 {
+			t.Fatal(r.State(), r.dev[0].Stuck())
+		}
+		resume()
+		for r.dev[0].Stuck() > 0 {
+			runtime.Gosched()
+		}
+		if !bytes.Equal(b, make([]byte, len(b))) {
+			t.Fatal("bytes have come after the read was given up")
+		}
+	}
+}
+
+// TestHandedOver: when a device has something that takes long, or took long the last time, even those leave it who would be
+// kept.
+func TestHandedOver(t *testing.T) {
+	for _, kind := range []string{"read", "write", "flush"} {
+		for _, other := range []string{"read", "write", "flush", "background"} {
+			r := newRig(t, shape{Stripe, 1, 1, 0}, newSeed(t))
+			r.fill()
+			r.tick = soon / ticksPerDeadline
+			d := r.dev[0]
+			waits, resume := r.mem[0].HangIf(func(string, int64, int64) bool { return true })
+			defer resume()
+			r.settle()
+			switch other {
+			case "background":
+				d.run(func() { r.mem[0].Flush() })
+			case kind:
+				d.took[map[string]requestKind{"read": doRead, "write": doWrite, "flush": doFlush}[kind]].Store(int64(promptly))
+			default:
+				go r.inline(other)
+			}
+			for other != kind && !d.watch.late.Load() && d.State() == Online {
+				runtime.Gosched()
+			}
+			if err := r.inline(kind); !errors.Is(err, ErrHung) {
+				t.Fatal(kind, other, err)
+			}
+			<-waits
+		}
+	}
+}
+
+// TestWorkCounts: what a device does by itself counts as a request, and if it hangs, as one that hangs.
+func TestWorkCounts(t *testing.T) {
+	for _, sh := range []shape{{Stripe, 1, 1, 0}, {Mirror, 2, 1, 1}} {
+		r := newRig(t, sh, newSeed(t))
+		r.tick = soon / ticksPerDeadline
+		out, end := make(chan struct{}), make(chan struct{})
+		r.onChange = sync.OnceFunc(func() { close(out) })
+		w := &worker{Device: r.mem[0]}
+		r.dev[0].setDisk(w)
+		w.run(func() { <-end })
+		if r.dev[0].Stuck() != 1 {
+			t.Fatal("not counted")
+		}
+		<-out
+		if d := r.dev[0]; d.State() != Out || !errors.Is(d.Cause(), ErrHung) || !errors.Is(d.Return(w), ErrStuck) {
+			t.Fatal(d.State(), d.Cause())
+		}
+		close(end)
+		for r.dev[0].Stuck() > 0 {
+			runtime.Gosched()
+		}
+		r.must(r.dev[0].Return(w))
+	}
+}
+
+// worker is a device that does something by itself when the test says so.
+type worker struct {
+	disk.Device
+	run func(work func())
+}
+
+func (w *worker) RunWith(run func(work func())) { w.run = run }

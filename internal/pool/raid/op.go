@@ -15,10 +15,12 @@ const (
 	doWrite
 	doFlush
 	doDiscard
+	doBackground // what a device does by itself, see disk.Worker
+	requestKinds
 )
 
 func (k requestKind) String() string {
-	return [...]string{doRead: "read", doWrite: "write", doFlush: "flush", doDiscard: "discard"}[k]
+	return [...]string{doRead: "read", doWrite: "write", doFlush: "flush", doDiscard: "discard", doBackground: "write-out"}[k]
 }
 
 // request is one call of one device. It runs in a goroutine of its own, so that who waits can give up on it. Everything
@@ -147,6 +149,11 @@ func (o *op) start(reqs []*request) {
 
 func (r *request) exec() {
 	d, o := r.dev, r.op
+	alone := o.g.parity == 0 // others who ask the device for something ought to know when it does not answer
+	var x watched
+	if alone {
+		x = d.start(r.kind)
+	}
 	switch r.kind {
 	case doRead:
 		r.err = r.disk.ReadAt(r.buf, r.off)
@@ -162,6 +169,9 @@ func (r *request) exec() {
 		r.err = d.flush(r.disk)
 	case doDiscard:
 		r.err = r.disk.Discard(r.off, r.length)
+	}
+	if alone {
+		d.stop(x)
 	}
 	if r.err == nil {
 		d.succeeded()
@@ -200,7 +210,7 @@ func (d *Device) flush(dev disk.Device) error {
 // wait returns true when every request from index from on is done. It returns false when some are late: need columns
 // have answered, for late ticks already, and the group can spare the others. The time counts from then, since as long
 // as too few have answered it may be that everything is slow. With need zero it counts from the start. After the hard
-// limit it returns false in any case.
+// limit it returns false in any case, and in a group without redundancy when the devices have gone out meanwhile.
 func (o *op) wait(from, late, need int) bool {
 	if o.ended(from) {
 		return true
@@ -221,10 +231,20 @@ func (o *op) wait(from, late, need int) bool {
 		if o.ended(from) {
 			return true
 		}
-		if o.ticks >= hardTicks || o.ticks-since >= late {
+		if o.ticks >= hardTicks || o.ticks-since >= late || o.g.parity == 0 && o.inVain() {
 			return false
 		}
 	}
+}
+
+// inVain reports whether all requests under way are of devices that have gone out.
+func (o *op) inVain() bool {
+	for _, r := range o.reqs {
+		if !r.done.Load() && r.dev.online() {
+			return false
+		}
+	}
+	return true
 }
 
 // ended reports whether the requests from index from on are done.

@@ -2,53 +2,98 @@ package raid
 
 import (
 	"fmt"
-	"sync"
 	"time"
 )
 
-// writePlain writes rows of a stripe in the caller's goroutine: there is nothing to go on with without the device, and
-// a hand-over costs more than all else. A device that never answers is taken out by the watch, so that everybody knows;
-// this call returns when it does. It returns false when the column is being replaced.
-func (g *Group) writePlain(bufs [][]byte, row, rows int64) (done bool, err error) {
-	lay := g.layout.Load()
-	if len(lay.cols[0].Devices) != 1 {
-		return false, nil
+// A request of a group without redundancy is a call of one device, and a hand-over to another goroutine costs more than all
+// else of a small one. So there are calls for those who mind that, and can bear that a device that begins to hang keeps
+// them: WriteInline, ReadInline and FlushInline make the request in the caller's goroutine, as long as the device answers
+// promptly. All others are handed over, so that who waits can leave.
+
+// promptly is how long writes and flushes of a device take at most while they are worth saving the hand-over for.
+const promptly = time.Millisecond
+
+// watched is a request that the watch of its device knows of.
+type watched struct {
+	kind  requestKind
+	turn  uint32
+	began time.Duration
+}
+
+// clock is cheaper than time.Now.
+func clock() time.Duration { return time.Since(epoch) }
+
+var epoch = time.Now()
+
+func (d *Device) start(kind requestKind) watched {
+	return watched{kind: kind, turn: d.watch.begin(d, kind), began: clock()}
+}
+
+func (d *Device) stop(x watched) {
+	d.took[x.kind].Store(int64(clock() - x.began))
+	d.watch.end(x.turn, x.kind)
+}
+
+// prompt returns the only device of a group without redundancy, let in, if a request of that kind is to be made in the
+// caller's goroutine; else nil.
+func (g *Group) prompt(lay *layout, kind requestKind) *Device {
+	if g.parity > 0 || len(lay.cols[0].Devices) != 1 {
+		return nil
 	}
 	d := lay.cols[0].Devices[0]
-	first, last := int(row/g.unitRows), int((row+rows-1)/g.unitRows)
-	if !d.begin() {
-		return true, fmt.Errorf("write: %w: %w", ErrLost, g.why())
+	if d.watch.late.Load() || kind != doRead && d.took[kind].Load() >= int64(promptly) || !d.begin() {
+		return nil
 	}
+	return d
+}
+
+// WriteInline is Write for who prefers to be kept by a device that hangs to being slower. The device goes out
+// nevertheless, so that everybody else hears of it.
+func (g *Group) WriteInline(bufs [][]byte, off int64) error {
+	lay := g.layout.Load()
+	if d := g.prompt(lay, doWrite); d != nil {
+		return g.writeInline(lay, d, bufs, off)
+	}
+	return g.Write(bufs, off)
+}
+
+func (g *Group) writeInline(lay *layout, d *Device, bufs [][]byte, off int64) error {
+	n := length(bufs)
+	if n == 0 || g.checkRange(off, n, blockSize) != nil {
+		d.end()
+		return g.Write(bufs, off) // which says so
+	}
+	first, last := g.unitsOf(off/blockSize, n/blockSize)
 	d.dirty.addRange(first, last)
-	w := g.watch.begin(g, d, doWrite, g.devOff(row), rows*blockSize)
-	err = d.disk.Load().d.WritevAt(bufs, g.devOff(row))
-	g.watch.end(w)
+	x := d.start(doWrite)
+	err := d.disk.Load().d.WritevAt(bufs, g.base+off)
+	d.stop(x)
 	d.dirty.addRange(first, last) // a flush may have taken the marks meanwhile, and missed the write
 	d.end()
 	if err != nil {
 		d.writes.Add(1)
-		return true, fmt.Errorf("write: %w", err)
+		return fmt.Errorf("write: %w", err)
 	}
 	d.succeeded()
 	if now := g.layout.Load(); now != lay { // a new device beside this one did not get it
 		now.devices(func(_ int, x *Device) {
 			if x != d {
-				x.stale.addRange(first, last)
+				x.miss(first, last)
 			}
 		})
 	}
-	return true, nil
+	return nil
 }
 
-// flushPlain flushes a stripe in the caller's goroutine, as writePlain writes: two changes of goroutine would be a
-// fifth of what a small write and its flush take.
-func (g *Group) flushPlain(d *Device) error {
-	if !d.begin() {
-		return fmt.Errorf("flush: %w: %w", ErrLost, g.why())
+// FlushInline is Flush for who prefers to be kept by a device that hangs to being slower.
+func (g *Group) FlushInline() error {
+	d := g.prompt(g.layout.Load(), doFlush)
+	if d == nil {
+		return g.Flush()
 	}
-	w := g.watch.begin(g, d, doFlush, 0, 0)
+	x := d.start(doFlush)
 	err := d.flush(d.disk.Load().d)
-	g.watch.end(w)
+	d.stop(x)
 	d.end()
 	if err != nil {
 		d.writes.Add(1)
@@ -58,84 +103,72 @@ func (g *Group) flushPlain(d *Device) error {
 	return nil
 }
 
-// watch looks after requests that nobody can give up on. It works while there are any.
-type watch struct {
-	mu          sync.Mutex
-	ticks       int
-	timer       *time.Timer
-	armed       bool
-	first, last *watched // oldest first
-	free        *watched
-}
-
-// watched is a write or flush under way.
-type watched struct {
-	dev         *Device
-	kind        requestKind
-	off, length int64
-	start       int // tick
-	prev, next  *watched
-}
-
-func (w *watch) begin(g *Group, d *Device, kind requestKind, off, length int64) *watched {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	x := w.free
-	if x == nil {
-		x = new(watched)
-	} else {
-		w.free = x.next
-	}
-	*x = watched{dev: d, kind: kind, off: off, length: length, start: w.ticks, prev: w.last}
-	if w.last == nil {
-		w.first = x
-	} else {
-		w.last.next = x
-	}
-	w.last = x
-	if !w.armed {
-		w.armed = true
-		if w.timer == nil {
-			w.timer = time.AfterFunc(g.tick, func() { w.look(g) })
-		} else {
-			w.timer.Reset(g.tick)
+// ReadInline is Read for who prefers to be kept by a device that hangs to being slower.
+func (g *Group) ReadInline(b []byte, off int64) error {
+	if d := g.prompt(g.layout.Load(), doRead); d != nil {
+		n := int64(len(b))
+		if first, last := g.unitsOf(off/blockSize, n/blockSize); g.checkRange(off, n, blockSize) == nil && !d.isStale(first, last) {
+			turn := d.watch.begin(d, doRead) // without the time, which would be felt
+			err := d.disk.Load().d.ReadAt(b, g.base+off)
+			d.watch.end(turn, doRead)
+			d.end()
+			if err != nil {
+				d.reads.Add(1)
+				return fmt.Errorf("read: %w", err)
+			}
+			return nil
 		}
+		d.end()
 	}
-	return x
+	return g.Read(b, off)
 }
 
-func (w *watch) end(x *watched) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if x.prev == nil {
-		w.first = x.next
-	} else {
-		x.prev.next = x.next
+// readPlain reads where there is nothing to fall back on but the device that takes the place of another. What a device
+// that hangs may still write to belongs to the request.
+func (g *Group) readPlain(b []byte, off int64) error {
+	first, last := g.unitsOf(off/blockSize, int64(len(b))/blockSize)
+	var failed error
+	for _, d := range g.layout.Load().cols[0].Devices {
+		if !d.begin() {
+			continue
+		}
+		if d.isStale(first, last) {
+			d.end()
+			continue
+		}
+		err := g.readFrom(d, b, off)
+		if err == nil {
+			return nil
+		}
+		d.reads.Add(1)
+		failed = err
 	}
-	if x.next == nil {
-		w.last = x.prev
-	} else {
-		x.next.prev = x.prev
+	if failed == nil {
+		failed = fmt.Errorf("%w: %w", ErrLost, g.why())
 	}
-	*x = watched{next: w.free}
-	w.free = x
+	return fmt.Errorf("read: %w", failed)
 }
 
-// look is called once a tick. It takes a device out that has not answered for as long as anything may take.
-func (w *watch) look(g *Group) {
-	w.mu.Lock()
-	w.ticks++
-	x := w.first
-	if w.armed = x != nil; w.armed {
-		w.timer.Reset(g.tick)
+// readFrom reads from a device, let in, of a group without redundancy.
+func (g *Group) readFrom(d *Device, b []byte, off int64) error {
+	o := g.begin()
+	defer o.release()
+	r := o.add(doRead, 0, d)
+	r.off, r.length, r.buf = g.base+off, int64(len(b)), o.memory(len(b))
+	o.start(o.reqs)
+	if !o.wait(0, hardTicks, 0) {
+		r.hung(true)
+		return fmt.Errorf("device %s: %w", d.Name(), ErrHung)
 	}
-	var late watched
-	if x != nil && w.ticks-x.start >= hardTicks {
-		late = *x
+	if r.err == nil {
+		copy(b, r.buf)
 	}
-	w.mu.Unlock()
-	if d := late.dev; d != nil && d.online() {
-		d.takeOut(fmt.Errorf("device %s: %s of %d bytes at %d: %w (%v)", d.Name(), late.kind, late.length, late.off, ErrHung,
-			time.Duration(hardTicks)*g.tick), true)
+	return r.err
+}
+
+func length(bufs [][]byte) (n int64) {
+	for _, b := range bufs {
+		n += int64(len(b))
 	}
+	return n
 }

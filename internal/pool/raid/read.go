@@ -24,33 +24,6 @@ func (g *Group) Read(b []byte, off int64) error {
 	return nil
 }
 
-// readPlain reads where there is nothing to fall back on.
-func (g *Group) readPlain(b []byte, off int64) error {
-	devs := g.layout.Load().cols[0].Devices
-	first, last := g.unitsOf(off/blockSize, int64(len(b))/blockSize)
-	var failed error
-	for _, d := range devs {
-		if !d.begin() {
-			continue
-		}
-		if d.isStale(first, last) {
-			d.end()
-			continue
-		}
-		err := d.disk.Load().d.ReadAt(b, g.base+off)
-		d.end()
-		if err == nil {
-			return nil
-		}
-		d.reads.Add(1)
-		failed = err
-	}
-	if failed == nil {
-		failed = fmt.Errorf("%w: %w", ErrLost, g.why())
-	}
-	return fmt.Errorf("read: %w", failed)
-}
-
 // unitsOf returns the first and the last unit of rows.
 func (g *Group) unitsOf(row, rows int64) (first, last int) {
 	return int(row / g.unitRows), int((row + max(rows, 1) - 1) / g.unitRows)

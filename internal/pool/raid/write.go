@@ -31,10 +31,7 @@ func (g *Group) checkRange(off, n int64, unit int) error {
 // every unit that it touches has the rows on all columns but as many as the parity makes up for; the others are stale
 // there.
 func (g *Group) Write(bufs [][]byte, off int64) error {
-	var n int64
-	for _, b := range bufs {
-		n += int64(len(b))
-	}
+	n := length(bufs)
 	if err := g.checkRange(off, n, g.Row()); err != nil {
 		return fmt.Errorf("write of %w", err)
 	}
@@ -42,11 +39,6 @@ func (g *Group) Write(bufs [][]byte, off int64) error {
 		return nil
 	}
 	row, rows := off/int64(g.Row()), n/int64(g.Row())
-	if g.parity == 0 {
-		if done, err := g.writePlain(bufs, row, rows); done {
-			return err
-		}
-	}
 	o := g.begin()
 	defer o.release()
 	g.spread(o, bufs, row, int(rows))

@@ -1,0 +1,219 @@
+package pool
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/compress"
+	"github.com/cstor-go/cstor/internal/pool/disk"
+	"github.com/cstor-go/cstor/internal/pool/raid"
+)
+
+// hungStripe is a pool of three devices without redundancy, the first of which hangs.
+type hungStripe struct {
+	t      *testing.T
+	p      *Pool
+	r      *Replica
+	other  *Replica
+	third  *Replica
+	mems   []*disk.Mem
+	on     [3]uint64 // a block of the replica on each device
+	resume func()
+	victim chan error // of the request that was in the device first
+	n      uint64     // last version
+}
+
+const hungBlocks = 2048
+
+// hangStripe makes the first device hang at requests of one kind, "" for all, and somebody wait in it.
+func hangStripe(t *testing.T, kind string) *hungStripe {
+	p, mems := stripeOf(t, 3, Options{SegmentBytes: 256 << 10, DeltaEntries: 4096, Compression: compress.Off, Deadline: 100 * time.Millisecond})
+	r, err := p.CreateReplica("v", 64<<20)
+	must(t, err)
+	s := &hungStripe{t: t, p: p, r: r, mems: mems, victim: make(chan error, 1)}
+	s.other, err = p.CreateReplica("o", 64<<20)
+	must(t, err)
+	s.third, err = p.CreateReplica("t", 64<<20)
+	must(t, err)
+	for s.n < hungBlocks {
+		must(t, s.write(s.n))
+	}
+	must(t, r.Apply([]Op{snap("s", s.next())}))
+	must(t, p.cycle())
+	must(t, p.Sync())
+	for b := range uint64(hungBlocks) {
+		var x readScratch
+		must(t, r.find(&x, b, 1))
+		device, _ := p.where(x.places[0].loc.Addr())
+		for i, m := range mems {
+			if m.Name() == device {
+				s.on[i] = b
+			}
+		}
+	}
+	var waits <-chan struct{}
+	waits, s.resume = mems[0].HangIf(func(op string, _, _ int64) bool { return kind == "" || op == kind })
+	t.Cleanup(s.resume)
+	go func() {
+		var err error
+		for err == nil {
+			switch kind {
+			case "read":
+				s.victim <- r.Read(s.on[0], make([]byte, block.Size), nil)
+				return
+			case "flush":
+				if err = s.write(s.n % hungBlocks); err == nil {
+					err = p.Sync()
+				}
+			default:
+				err = s.write(s.n % hungBlocks)
+			}
+		}
+		s.victim <- err
+	}()
+	<-waits
+	return s
+}
+
+func (s *hungStripe) next() uint64 { s.n++; return s.n }
+
+func (s *hungStripe) write(b uint64) error { return s.r.Apply([]Op{write(b, 1, s.next())}) }
+
+// stripeOf makes a pool of devices without redundancy.
+func stripeOf(t *testing.T, n int, opt Options) (*Pool, []*disk.Mem) {
+	var mems []*disk.Mem
+	var devs []disk.Device
+	for i := range n {
+		mems = append(mems, disk.NewMem(fmt.Sprint("mem", i), 16<<20))
+		devs = append(devs, mems[i])
+	}
+	p, err := Create(Stripe(devs...), Config{Name: "test"}, opt)
+	must(t, err)
+	t.Cleanup(func() { p.Close() })
+	return p, mems
+}
+
+// blames fails the test unless the error says that the first device hangs.
+func (s *hungStripe) blames(what string, err error) {
+	s.t.Helper()
+	if err == nil || !strings.Contains(err.Error(), "mem0") || !errors.Is(err, raid.ErrHung) || !strings.Contains(err.Error(), "no answer in time") {
+		s.t.Errorf("%s: %v", what, err)
+	}
+}
+
+// TestHungStripe: when a device without redundancy hangs, whoever waits hears of it, and all that comes after. What other
+// devices hold can still be read, and the pool can be closed.
+func TestHungStripe(t *testing.T) {
+	for _, kind := range []string{"write", "flush", "read"} {
+		t.Run("at "+kind, func(t *testing.T) {
+			t.Parallel()
+			s := hangStripe(t, kind)
+			p, r := s.p, s.r
+			type result struct {
+				what string
+				err  error
+			}
+			results := make(chan result)
+			acts := map[string]func(i int) error{
+				"sync":   func(int) error { return p.Sync() },
+				"create": func(i int) error { _, err := p.CreateReplica(fmt.Sprint("c", i), 1<<20); return err },
+				"clone":  func(i int) error { _, err := p.Clone(fmt.Sprint("d", i), "v", "s"); return err },
+				"destroy": func(int) error {
+					err := p.DestroyReplica("none")
+					if errors.Is(err, ErrNotFound) {
+						err = nil
+					}
+					return err
+				},
+				"state": func(int) error { return r.SetState([]byte("state"), r.Applied()) },
+				"apply": func(i int) error { return s.other.Apply([]Op{write(uint64(i%9), 1, uint64(2*i+1))}) },
+				"snapshot": func(i int) error {
+					return s.third.Apply([]Op{snap(fmt.Sprint(i%9), uint64(2*i+1)), {Kind: OpDeleteSnapshot, Name: fmt.Sprint(i % 9), Version: ver(uint64(2*i + 2))}})
+				},
+				"cycle": func(int) error { return p.cycle() },
+				"scrub": func(int) error { p.rest(); return p.Scrub(ScrubOptions{}) },
+			}
+			for what, do := range acts {
+				go func() {
+					for i := 0; ; i++ {
+						if err := do(i); err != nil {
+							results <- result{what, err}
+							return
+						}
+						runtime.Gosched()
+					}
+				}()
+			}
+			for range acts {
+				x := <-results
+				if s.blames(x.what, x.err); !errors.Is(x.err, ErrFailed) {
+					t.Errorf("%s: %v", x.what, x.err)
+				}
+			}
+			if st := p.Stats(); st.Health != HealthFaulted || !strings.Contains(st.Failure, "see to the device") {
+				t.Error(st.Health, st.Failure)
+			}
+			b := make([]byte, block.Size)
+			s.blames("read", r.Read(s.on[0], b, nil))
+			must(t, r.Read(s.on[1], b, nil))
+			must(t, r.Read(s.on[2], b, nil))
+			s.blames("add groups", p.AddGroups(Stripe(disk.NewMem("new", 16<<20))))
+			s.blames("close", p.Close())
+			s.over(kind)
+		})
+	}
+}
+
+// TestCloseOfHungStripe: a pool is closed that does not know yet that a device hangs.
+func TestCloseOfHungStripe(t *testing.T) {
+	for _, kind := range []string{"write", ""} {
+		t.Run("at "+kind, func(t *testing.T) {
+			t.Parallel()
+			s := hangStripe(t, kind)
+			s.blames("close", s.p.Close())
+			s.over(kind)
+		})
+	}
+}
+
+// over lets the device go on. What was stuck comes to it now, and does no harm: the pool is opened again.
+func (s *hungStripe) over(kind string) {
+	t, dev := s.t, s.p.members()[0].dev
+	if dev.Stuck() == 0 {
+		t.Error("nothing is stuck")
+	}
+	var devs []disk.Device
+	for i, m := range s.mems {
+		if err := m.Close(); !errors.Is(err, os.ErrClosed) && i > 0 {
+			t.Error("a device that answers was not closed")
+		}
+		m.Reopen()
+		devs = append(devs, m)
+	}
+	s.resume()
+	if err := <-s.victim; err == nil && kind != "read" {
+		t.Error("what was stuck has worked, in a pool that has failed")
+	}
+	for dev.Stuck() > 0 {
+		runtime.Gosched()
+	}
+	q, err := Open(devs, Options{})
+	must(t, err)
+	r, b := q.Replica("v"), make([]byte, block.Size)
+	for i := range uint64(hungBlocks) {
+		must(t, r.Read(i, b, nil))
+		must(t, r.ReadSnapshot("s", i, b, nil))
+		if !bytes.Equal(b, fill(1, i+1)) {
+			t.Fatal("block", i)
+		}
+	}
+	must(t, q.Check())
+	must(t, q.Close())
+}
