@@ -14,6 +14,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/cstor-go/cstor/internal/pool"
 )
 
 // config is what the flags say. Sizes are bytes.
@@ -86,6 +88,7 @@ func flags(args []string) (*config, error) {
 }
 
 func main() {
+	pool.Processors() // as a pool's process does; so do all sides
 	if child() {
 		return
 	}

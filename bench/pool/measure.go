@@ -142,6 +142,15 @@ func makeLine(row, what, mode string, unit func(float64) string, perOp float64, 
 	return l
 }
 
+// cost is the CPU time per 4 KiB that aims are about: of the process, and of the system where the kernel's threads do some
+// of the work, which is for buffered I/O.
+func (l *line) cost() time.Duration {
+	if l.mode == buffered.String() {
+		return l.system
+	}
+	return l.cpu
+}
+
 // aimRatio says what the ratio to the raw device is to be.
 func (l line) aimRatio(at float64, format string) line {
 	l.aim, l.met = fmt.Sprintf(format, at), l.ratio >= at
