@@ -22,10 +22,11 @@ type writing struct {
 	perOp      float64
 
 	volume       int64 // 0: as configured
-	filled       bool  // all of the volume is written before
-	snapshot     bool  // and kept by a snapshot
+	filled       bool  // all of the volume is written before, and some of it again
+	held         int   // snapshots taken meanwhile, which are held
 	compression  compress.Algorithm
 	compressible bool
+	then         func(*engine, *rawDevice) error // called at the end, if not nil
 }
 
 // writes measures one kind of writes. The raw device and the directory get as many requests at a time.
@@ -36,7 +37,7 @@ func (b *bench) writes(m mode, k writing) (l line, err error) {
 	if err != nil {
 		return l, err
 	}
-	defer e.p.Close()
+	defer func() { e.p.Close() }()
 	volume := cmp.Or(k.volume, b.volume)
 	r, err := e.p.CreateReplica("v", volume)
 	if err != nil {
@@ -46,9 +47,7 @@ func (b *bench) writes(m mode, k writing) (l line, err error) {
 		if err := e.fill(r); err != nil {
 			return l, err
 		}
-	}
-	if k.snapshot {
-		if err := r.Apply([]pool.Op{{Kind: pool.OpSnapshot, Name: "s", Version: block.Version{Epoch: 1, N: r.Applied().N + 1}}}); err != nil {
+		if err := b.history(r, k.held); err != nil {
 			return l, err
 		}
 	}
@@ -72,6 +71,9 @@ func (b *bench) writes(m mode, k writing) (l line, err error) {
 	}
 	out, err := b.compare(fmt.Sprintf("%s, %s, %v", k.row, k.what, m),
 		side{"ours", e.turn(w)}, side{"raw", j.turn(raw)}, side{"files", j.turn(dir)})
+	if err == nil && k.then != nil {
+		err = k.then(e, raw)
+	}
 	if err != nil {
 		return l, err
 	}
