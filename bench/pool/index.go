@@ -35,6 +35,7 @@ func (b *bench) index() error {
 	}
 	for _, x := range []indexed{
 		{b.indexed / 4, b.updates / 8, deltas[0], true},
+		{b.indexed / 4, b.updates / 8, 2 * deltas[0], true}, // a part in 32 of the blocks, as in the prototype of the index
 		{b.indexed, b.updates, deltas[0], false},
 		{b.indexed, b.updates, deltas[1], false},
 	} {

@@ -31,11 +31,18 @@ func (b *bench) compressing() error {
 // manySnapshots is how many a volume may have without being slower for it.
 const manySnapshots = 300
 
+func (b *bench) many() int {
+	if b.quick {
+		return manySnapshots / 10
+	}
+	return manySnapshots
+}
+
 // snapshots is small writes over a volume that is full, and reads of it, without and with snapshots that keep what was there, and
 // how long writers wait while snapshots come and go.
 func (b *bench) snapshots() error {
 	var none [2]line
-	for _, held := range []int{0, 1, manySnapshots} {
+	for _, held := range []int{0, 1, b.many()} {
 		lines, err := b.withSnapshots(held)
 		if err != nil {
 			b.failed("snap", fmt.Sprintf("%d snapshots held", held), err)
@@ -87,13 +94,13 @@ func (b *bench) withSnapshots(held int) (lines [2]line, err error) {
 func (b *bench) history(r *pool.Replica, held int) error {
 	blocks := uint64(r.Size()) / block.Size
 	w := newWriter(r, 32, 1, blocks, true, b.seed)
-	for i := range manySnapshots {
+	for i := range b.many() {
 		for range max(1, blocks>>16) {
 			if err := r.Apply(w.next()); err != nil {
 				return err
 			}
 		}
-		if i >= manySnapshots-held {
+		if i >= b.many()-held {
 			w.n++
 			o := pool.Op{Kind: pool.OpSnapshot, Name: fmt.Sprintf("s%d", i), Version: block.Version{Epoch: 1, N: w.n}}
 			if err := r.Apply([]pool.Op{o}); err != nil {

@@ -383,11 +383,26 @@ func (v *View) End() (end uint64) {
 		h := v.History(i)
 		end = max(end, h.Addr()+uint64(h.Len()))
 	}
-	for n := range v.stored.Count() {
-		loc, _ := v.data(n)
-		end = max(end, loc.End())
+	stored := v.stored.Count()
+	if v.shift == 0 || v.locW == 0 {
+		for n := range stored {
+			loc, _ := v.data(n)
+			end = max(end, loc.End())
+		}
+		return end
 	}
-	return end
+	last := uint64(0) // all of them are whole blocks, so the highest number is that of the last one
+	b, w := v.b[v.locs:], v.locW
+	for n := range stored {
+		last = max(last, getUint(b[n*w:], w))
+	}
+	switch last += v.locBase; {
+	case stored == 0:
+		return end
+	case last < v.locBase || last > uint64(MaxLoc)>>v.shift:
+		return ^uint64(0)
+	}
+	return max(end, Loc(last<<v.shift|locLen).End())
 }
 
 // Decode fills p from v, which End accepted.
