@@ -198,3 +198,18 @@ func TestEnd(t *testing.T) {
 		}
 	}
 }
+
+func BenchmarkDecode(b *testing.B) {
+	p := new(Page)
+	for i := range p.Ver {
+		p.SetNewest(Old{Block: uint16(i), Ver: block.Version{Epoch: 1, N: uint64(1000 + i*17)}, Loc: RawAt(uint64(i*7919%100000) << 12), Stored: true})
+	}
+	enc := p.Encode(make([]byte, 0, MaxPage), 1, 2, 3)
+	for b.Loop() {
+		var v View
+		if v.Open(enc, 1, 2, 3, true) != nil {
+			b.Fatal("page")
+		}
+		v.Decode(p)
+	}
+}
