@@ -138,9 +138,9 @@ func (b *bench) snapshotStalls() (l line, err error) {
 	}
 	l = makeLine("snap", "4 KiB random write, depth 32, a snapshot every 100 batches", "thin", iops, block.Size, out)
 	longest := max(l.longest, with.point)
-	l.aim, l.met = "longest ≤ 5 ms", longest <= 5*time.Millisecond
-	l.note = fmt.Sprintf("beside it, as raw, the same without snapshots, longest %s ms; longest snapshot and deletion %s ms; %s",
-		milliseconds(out[1].total.longest), milliseconds(with.point), probed)
+	l.aim, l.met = "longest ≤ 5 ms", longest <= mostStall
+	l.note = fmt.Sprintf("less what the writer waited for a CPU: %s ms; beside it, as raw, the same without snapshots, longest %s ms, less waits %s ms; longest snapshot and deletion %s ms; %s",
+		milliseconds(out[0].total.own), milliseconds(out[1].total.longest), milliseconds(out[1].total.own), milliseconds(with.point), probed)
 	return l, nil
 }
 
@@ -174,6 +174,9 @@ func (b *bench) stalling(every int) (*stalling, error) {
 
 func (s *stalling) turn(d time.Duration) (sample, error) {
 	return s.e.counting(writeRequests, func() (x sample, err error) {
+		var unlock func()
+		s.w.delay, unlock = lockThread()
+		defer unlock()
 		begin := time.Now()
 		for n := 1; time.Since(begin) < d && err == nil; n++ {
 			if err = s.w.apply(s.e.p, &x, false); err == nil && s.every > 0 && n%s.every == 0 {
