@@ -67,7 +67,10 @@ func (b *bench) snapshots() error {
 
 // withSnapshots measures overwrites, and afterwards reads, of a volume that has so many snapshots.
 func (b *bench) withSnapshots(held int) (lines [2]line, err error) {
-	what := fmt.Sprintf("%d snapshots held", held)
+	what := map[int]string{0: "no snapshot", 1: "one snapshot held"}[held]
+	if what == "" {
+		what = fmt.Sprintf("%d snapshots held", held)
+	}
 	k := small("snap", "4 KiB random overwrite, depth 32, "+what)
 	k.filled, k.held, k.volume = true, held, b.volume/2
 	k.then = func(e *engine, raw *rawDevice) error {
