@@ -11,6 +11,6 @@ import (
 // whatever the number of readers, and who comes back from one waits for a processor while CPUs are idle.
 func Processors() {
 	if os.Getenv("GOMAXPROCS") == "" {
-		runtime.GOMAXPROCS(max(2*runtime.GOMAXPROCS(0), 6))
+		runtime.GOMAXPROCS(max(2*runtime.GOMAXPROCS(0), 4))
 	}
 }

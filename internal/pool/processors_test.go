@@ -13,7 +13,7 @@ func TestProcessors(t *testing.T) {
 		t.Error("changed although the environment says how many")
 	}
 	t.Setenv("GOMAXPROCS", "")
-	if Processors(); runtime.GOMAXPROCS(0) != 6 {
+	if Processors(); runtime.GOMAXPROCS(0) != 4 {
 		t.Errorf("%d processors for 2 CPUs", runtime.GOMAXPROCS(0))
 	}
 	runtime.GOMAXPROCS(16)
