@@ -186,6 +186,7 @@ type writer struct {
 	pick   func() uint64
 	rng    *rand.Rand
 	n      uint64
+	delay  *runDelay // of the thread that writes, if it is locked
 }
 
 // newWriter returns a writer of batches of ops writes of blocks blocks each, to the first of blocks of the replica, at
@@ -219,12 +220,13 @@ func (w *writer) next() []pool.Op {
 // apply applies one batch, flushes if asked to, and counts.
 func (w *writer) apply(p *pool.Pool, s *sample, flush bool) error {
 	ops := w.next()
-	begin := time.Now()
+	kept, begin := w.delay.now(), time.Now()
 	err := w.r.Apply(ops)
 	if err == nil && flush {
 		err = p.Sync()
 	}
-	s.longest = max(s.longest, time.Since(begin))
+	took := time.Since(begin)
+	s.longest, s.own = max(s.longest, took), max(s.own, took-(w.delay.now()-kept))
 	s.ops += int64(len(ops))
 	s.bytes += int64(len(ops)) * int64(w.blocks) * block.Size
 	return err

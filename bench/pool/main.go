@@ -14,6 +14,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/cstor-go/cstor/internal/pool"
 )
 
 // config is what the flags say. Sizes are bytes.
@@ -68,7 +70,7 @@ func flags(args []string) (*config, error) {
 	gib(&c.cleaned, "cleaned", 2, "of the pool of the row clean")
 	gib(&c.indexed, "index", 256, "of the volume of the row index")
 	f.Float64Var(&c.passes, "passes", 2, "how often the row clean overwrites everything before it measures, and again half of that while it does")
-	f.Uint64Var(&c.updates, "updates", 8<<20, "random updates of the row index")
+	f.Uint64Var(&c.updates, "updates", 4<<20, "random updates of the row index")
 	if err := f.Parse(args); err != nil {
 		return nil, err
 	}
@@ -86,6 +88,7 @@ func flags(args []string) (*config, error) {
 }
 
 func main() {
+	pool.Processors() // as a pool's process does; so do all sides
 	if child() {
 		return
 	}
@@ -161,7 +164,7 @@ func run(c *config) error {
 		c.dir = dir
 		defer os.RemoveAll(dir)
 	}
-	b := &bench{config: c, prepared: map[string]bool{}}
+	b := &bench{config: c, table: table{progress: c.progress}, prepared: map[string]bool{}}
 	if !c.keep {
 		defer func() {
 			for name := range b.prepared {
@@ -184,6 +187,9 @@ func run(c *config) error {
 	}
 	fmt.Fprintf(c.out, "%s\n\n", b.header(begin, load))
 	b.table.print(c.out)
+	fmt.Fprintln(c.out)
+	b.table.summary(c.out)
+	fmt.Fprintf(c.out, "- the run took %v\n", time.Since(begin).Round(time.Second))
 	return errors.Join(b.errs...)
 }
 

@@ -16,7 +16,7 @@ import (
 type sample struct {
 	ops, bytes     int64 // bytes of data
 	took           time.Duration
-	longest        time.Duration // of one operation
+	longest, own   time.Duration // of one operation; of one less what its thread waited for a CPU
 	cpu, system    time.Duration
 	allocs         uint64
 	written, index int64 // bytes that went to the pool's devices, and how many of them were index
@@ -25,6 +25,7 @@ type sample struct {
 
 func (s *sample) add(o sample) {
 	s.ops, s.bytes, s.took, s.longest = s.ops+o.ops, s.bytes+o.bytes, s.took+o.took, max(s.longest, o.longest)
+	s.own = max(s.own, o.own)
 	s.cpu, s.system, s.allocs = s.cpu+o.cpu, s.system+o.system, s.allocs+o.allocs
 	s.written, s.index, s.requests = s.written+o.written, s.index+o.index, s.requests+o.requests
 }
@@ -140,6 +141,15 @@ func makeLine(row, what, mode string, unit func(float64) string, perOp float64, 
 		l.files, l.toFiles = unit(out[2].rate/perOp), o.rate/out[2].rate
 	}
 	return l
+}
+
+// cost is the CPU time per 4 KiB that aims are about: of the process, and of the system where the kernel's threads do some
+// of the work, which is for buffered I/O.
+func (l *line) cost() time.Duration {
+	if l.mode == buffered.String() {
+		return l.system
+	}
+	return l.cpu
 }
 
 // aimRatio says what the ratio to the raw device is to be.

@@ -51,6 +51,7 @@ The commands below it are for people: they look at a pool that no process runs, 
 				return err
 			}
 			limitMemory(poolMemory)
+			engine.Processors()
 			client, err := apiServer("cstor-pool")
 			if err != nil {
 				return err

@@ -88,6 +88,8 @@ func (s *Spec) socket() string { return filepath.Join(s.Dir, s.Name+".sock") }
 func (s *Spec) run() error {
 	if s.Procs > 0 {
 		runtime.GOMAXPROCS(s.Procs)
+	} else if s.Pool != nil {
+		pool.Processors()
 	}
 	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer cancel()

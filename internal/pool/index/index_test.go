@@ -1,6 +1,7 @@
 package index
 
 import (
+	"math"
 	"math/rand/v2"
 	"testing"
 
@@ -144,5 +145,71 @@ func BenchmarkInsert(b *testing.B) {
 		}
 		e, _ := tab.Insert(Key(1, rng.Uint64N(1<<24)))
 		e.Set(Stored, 1, 2, block.Version{N: 1})
+	}
+}
+
+// BenchmarkLoad is what a page that was read from a device costs before one block is looked up.
+func BenchmarkLoad(b *testing.B) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	var p Page
+	for i := range p.Ver {
+		p.SetNewest(Old{Block: uint16(i), Ver: block.Version{Epoch: 3, N: rng.Uint64N(1 << 24)}, Loc: RawAt(rng.Uint64N(1<<26) << block.Shift), Sum: rng.Uint32(), Stored: true})
+	}
+	enc := p.Encode(make([]byte, 0, p.MaxLen()), 1, 2, 3)
+	b.ReportAllocs()
+	for b.Loop() {
+		var v View
+		if v.Open(enc, 1, 2, 3, false) != nil || v.End() == 0 {
+			b.Fatal("page")
+		}
+	}
+}
+
+// TestEnd compares End with the ends of all locations, and gives it ones that are beyond every address.
+func TestEnd(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	for _, packed := range []bool{false, true} {
+		var p Page
+		want := uint64(0)
+		for i := range p.Ver {
+			loc := RawAt(rng.Uint64N(1<<30) << block.Shift)
+			if packed && i%3 == 0 {
+				loc = MakeLoc(uint64(loc.Addr()), (1+rng.IntN(block.Size/Granule-1))*Granule)
+			}
+			want = max(want, loc.End())
+			p.SetNewest(Old{Block: uint16(i), Ver: block.Version{Epoch: 1, N: uint64(i + 1)}, Loc: loc, Stored: true})
+		}
+		enc := p.Encode(make([]byte, 0, p.MaxLen()), 1, 2, 3)
+		var v View
+		if err := v.Open(enc, 1, 2, 3, false); err != nil {
+			t.Fatal(err)
+		}
+		if got := v.End(); got != want {
+			t.Errorf("packed %v: end %#x, want %#x", packed, got, want)
+		}
+		if packed {
+			continue
+		}
+		for _, base := range []uint64{math.MaxUint64, uint64(MaxLoc)} { // where nothing can be
+			v.locBase = base
+			if got := v.End(); got <= uint64(MaxLoc) {
+				t.Errorf("base %#x: end %#x", base, got)
+			}
+		}
+	}
+}
+
+func BenchmarkDecode(b *testing.B) {
+	p := new(Page)
+	for i := range p.Ver {
+		p.SetNewest(Old{Block: uint16(i), Ver: block.Version{Epoch: 1, N: uint64(1000 + i*17)}, Loc: RawAt(uint64(i*7919%100000) << 12), Stored: true})
+	}
+	enc := p.Encode(make([]byte, 0, MaxPage), 1, 2, 3)
+	for b.Loop() {
+		var v View
+		if v.Open(enc, 1, 2, 3, true) != nil {
+			b.Fatal("page")
+		}
+		v.Decode(p)
 	}
 }

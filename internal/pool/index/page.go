@@ -130,10 +130,17 @@ func (p *Page) Find(b int, at block.Version) (o Old, ok bool) {
 
 func width(v uint64) int { return (bits.Len64(v) + 7) / 8 }
 
-func putUint(b []byte, w int, v uint64) {
-	for i := range w {
-		b[i] = byte(v >> (8 * i))
+// putUint puts the low w bytes of v at the front of b, and zeroes behind them where there is room for eight, and returns
+// what is behind the w bytes: of several numbers the first is put first.
+func putUint(b []byte, w int, v uint64) []byte {
+	if len(b) >= 8 {
+		binary.LittleEndian.PutUint64(b, v)
+	} else {
+		for i := range w {
+			b[i] = byte(v >> (8 * i))
+		}
 	}
+	return b[w:]
 }
 
 func getUint(b []byte, w int) (v uint64) {
@@ -233,19 +240,18 @@ func (p *Page) Encode(dst []byte, id uint64, slot uint32, chunk uint64) []byte {
 		le.PutUint64(b[at:], e)
 		at += 8
 	}
-	locs, sums := at, at+stored*locW
-	eps := sums + 4*stored
-	ns := eps + nv*eW
+	part := func(n int) (x []byte) {
+		x, at = b[at:at+n:at+n], at+n
+		return x
+	}
+	locs, sums, eps, ns := part(stored*locW), part(4*stored), part(nv*eW), part(nv*nW)
 	for i := range p.Ver {
 		if p.Stored.Has(i) {
-			putUint(b[locs:], locW, uint64(p.Loc[i])>>shift-loLoc)
-			le.PutUint32(b[sums:], p.Sum[i])
-			locs, sums = locs+locW, sums+4
+			le.PutUint32(sums, p.Sum[i])
+			locs, sums = putUint(locs, locW, uint64(p.Loc[i])>>shift-loLoc), sums[4:]
 		}
 		if versioned.Has(i) {
-			putUint(b[eps:], eW, uint64(epochOf[i]))
-			putUint(b[ns:], nW, p.Ver[i].N-loN)
-			eps, ns = eps+eW, ns+nW
+			eps, ns = putUint(eps, eW, uint64(epochOf[i])), putUint(ns, nW, p.Ver[i].N-loN)
 		}
 	}
 	le.PutUint32(b[4:], block.Sum(b[8:]))
@@ -383,11 +389,26 @@ func (v *View) End() (end uint64) {
 		h := v.History(i)
 		end = max(end, h.Addr()+uint64(h.Len()))
 	}
-	for n := range v.stored.Count() {
-		loc, _ := v.data(n)
-		end = max(end, loc.End())
+	stored := v.stored.Count()
+	if v.shift == 0 || v.locW == 0 {
+		for n := range stored {
+			loc, _ := v.data(n)
+			end = max(end, loc.End())
+		}
+		return end
 	}
-	return end
+	last := uint64(0) // all of them are whole blocks, so the highest number is that of the last one
+	b, w := v.b[v.locs:], v.locW
+	for n := range stored {
+		last = max(last, getUint(b[n*w:], w))
+	}
+	switch last += v.locBase; {
+	case stored == 0:
+		return end
+	case last < v.locBase || last > uint64(MaxLoc)>>v.shift:
+		return ^uint64(0)
+	}
+	return max(end, Loc(last<<v.shift|locLen).End())
 }
 
 // Decode fills p from v, which End accepted.
