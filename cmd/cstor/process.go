@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"strconv"
 
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/cstor-go/cstor/internal/agent/kube"
@@ -27,12 +28,15 @@ func nodeName() string {
 
 // apiServer returns a client that asks the API server each time. It does no I/O yet.
 func apiServer(agent string) (client.WithWatch, error) {
-	cfg, err := kube.Config(agent + "/" + version)
+	cfg, err := apiConfig(agent)
 	if err != nil {
 		return nil, err
 	}
 	return kube.NewClient(cfg)
 }
+
+// apiConfig says how to reach the API server.
+func apiConfig(agent string) (*rest.Config, error) { return kube.Config(agent + "/" + version) }
 
 // limitMemory makes the garbage collector work harder near a number of bytes, unless GOMEMLIMIT says something else.
 func limitMemory(bytes int64) {

@@ -10,10 +10,11 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"sigs.k8s.io/controller-runtime/pkg/client"
+	"k8s.io/client-go/rest"
 
 	cstorv1 "github.com/cstor-go/cstor/api/cstor/v1"
 	"github.com/cstor-go/cstor/internal/agent/health"
+	"github.com/cstor-go/cstor/internal/agent/kube"
 	agent "github.com/cstor-go/cstor/internal/agent/target"
 	"github.com/cstor-go/cstor/internal/iscsi"
 	"github.com/cstor-go/cstor/internal/target"
@@ -48,11 +49,11 @@ address given. Ends on SIGTERM, after commands in flight have been answered.`,
 				return err
 			}
 			limitMemory(targetMemory)
-			client, err := apiServer("cstor-target")
+			cfg, err := apiConfig("cstor-target")
 			if err != nil {
 				return err
 			}
-			return runTarget(cmd.Context(), client, f)
+			return runTarget(cmd.Context(), cfg, f)
 		},
 	}
 	cmd.Flags().StringVar(&f.volume, "volume", "", "name of the CStorVolume, which is the name of the PersistentVolume")
@@ -61,8 +62,16 @@ address given. Ends on SIGTERM, after commands in flight have been answered.`,
 	return cmd
 }
 
-func runTarget(ctx context.Context, client client.WithWatch, f targetFlags) error {
+func runTarget(ctx context.Context, cfg *rest.Config, f targetFlags) error {
 	log := slog.Default()
+	client, err := kube.NewClient(cfg)
+	if err != nil {
+		return err
+	}
+	recordClient, err := kube.NewClient(kube.Once(cfg))
+	if err != nil {
+		return err
+	}
 	healthPort, err := listen(f.listen, cstorv1.PortMetrics)
 	if err != nil {
 		return err
@@ -103,7 +112,7 @@ func runTarget(ctx context.Context, client client.WithWatch, f targetFlags) erro
 	var frontend *iscsi.Server
 	t := target.New(target.Config{
 		Volume: cv.Name, Size: agent.Size(cv), ReplicaListen: replicaPort,
-		Record: &agent.Record{Client: client, Owner: cv}, Desired: agent.Desired(cv), Log: log,
+		Record: &agent.Record{Client: recordClient, Owner: cv}, Desired: agent.Desired(cv), Log: log,
 		DropSessions: func() { frontend.Drop() },
 	})
 	defer t.Close()

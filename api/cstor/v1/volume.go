@@ -113,6 +113,17 @@ type CStorVolumeStatus struct {
 	// shows n, no replica beyond the n-th can become a member any more.
 	// +optional
 	DesiredReplicationFactor int `json:"desiredReplicationFactor,omitempty"`
+	// Epoch is that of the target which wrote replicaDetails and desiredReplicationFactor, and served in it. It only ever
+	// rises: a target that was left writes nothing over its successor's. Ours; what these say is not acted upon without it.
+	// +optional
+	Epoch int64 `json:"epoch,omitempty"`
+	// Generation counts the changes of the members within the epoch: (epoch, generation) says which of the volume's member
+	// lists replicaDetails shows. Ours.
+	// +optional
+	Generation int64 `json:"generation,omitempty"`
+	// Target is the pod of the target that reports. Ours.
+	// +optional
+	Target string `json:"target,omitempty"`
 }
 
 // The modes of a ReplicaStatus.

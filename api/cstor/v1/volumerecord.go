@@ -3,8 +3,9 @@ package v1
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 // CStorVolumeRecord is a volume's entry outside its members, written with compare-and-swap on its resourceVersion by the
-// volume's targets alone. Here it holds the list of founding members, which is set once; a witness, later, records in
-// it which members are in sync. It is named like the volume and owned by its CStorVolume. Ours.
+// volume's targets alone: deploy/admission.yaml says which writes are taken. Here it holds the list of founding members,
+// which is set once; a witness, later, records in it which members are in sync. It is named like the volume and owned by
+// its CStorVolumeConfig. Ours.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:resource:scope=Namespaced,shortName=cvrec
@@ -12,18 +13,25 @@ type CStorVolumeRecord struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
 
-	// Epoch is the highest epoch that a target claimed here; unused without a witness.
+	// Version is one more with each write: the resourceVersion is opaque, and goes back with a restored backup.
 	// +optional
+	// +kubebuilder:validation:Minimum=0
+	Version int64 `json:"version,omitempty"`
+	// Epoch is the highest epoch that a target claimed here; only that target writes anything else.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
 	Epoch int64 `json:"epoch,omitempty"`
 	// Nonce tells two targets apart that chose the same epoch; hexadecimal, because it may not fit a JSON number.
 	// +optional
+	// +kubebuilder:validation:Pattern=`^[0-9a-f]{16}$`
 	Nonce string `json:"nonce,omitempty"`
-	// Generation counts the writes of Set; unused without a witness.
+	// Set is the members without which nothing is completed, by GUID. Empty: a quorum of the list is enough.
 	// +optional
-	Generation int64 `json:"generation,omitempty"`
-	// Set is the members that are in sync, by GUID; unused without a witness.
-	// +optional
+	// +kubebuilder:validation:items:Pattern=`^[0-9a-f]{32}$`
 	Set []string `json:"set,omitempty"`
+	// Cfg is the member list that Set was chosen from.
+	// +optional
+	Cfg *RecordedListID `json:"cfg,omitempty"`
 	// List is the members that the volume was founded with.
 	// +optional
 	List *RecordedList `json:"list,omitempty"`
@@ -38,10 +46,19 @@ type CStorVolumeRecordList struct {
 	Items           []CStorVolumeRecord `json:"items"`
 }
 
-// RecordedList is a member list.
-type RecordedList struct {
+// RecordedListID names a member list. Lists order by (epoch, generation).
+type RecordedListID struct {
 	Epoch      int64 `json:"epoch"`
 	Generation int64 `json:"generation"`
+}
+
+// RecordedList is a member list.
+type RecordedList struct {
+	RecordedListID `json:",inline"`
 	// Members are GUIDs, each 32 hexadecimal digits.
+	// +kubebuilder:validation:items:Pattern=`^[0-9a-f]{32}$`
 	Members []string `json:"members"`
+	// Witness is whether the record counts as a witness while the list is in force.
+	// +optional
+	Witness bool `json:"witness,omitempty"`
 }

@@ -182,7 +182,13 @@ func (a *Agent) remove(ctx context.Context, c *claim, replicas Replicas, present
 		return nil // another finalizer holds it, or it is gone
 	}
 	if present || c.attached != nil {
-		if why := a.needed(ctx, cr); why != "" {
+		why := a.keep(ctx, cr, replicas)
+		if why == "" { // look once more when no target can make it a member any longer
+			replicas.Detach(cr.Name)
+			c.attached = nil
+			why = a.keep(ctx, cr, replicas)
+		}
+		if why != "" {
 			var err error
 			if present { // it goes on as the member that it is
 				err = a.attach(ctx, c, replicas, present)
@@ -192,8 +198,6 @@ func (a *Agent) remove(ctx context.Context, c *claim, replicas Replicas, present
 			return err
 		}
 		a.replicaEvents.Event(ctx, cr, corev1.EventTypeNormal, "Synced", "Received Resource destroy event")
-		replicas.Detach(cr.Name)
-		c.attached = nil
 		if err := replicas.Destroy(cr.Name); err != nil {
 			a.failed(ctx, c, "FailDestroy", "failed to destroy volume replica error: "+err.Error(), err)
 			return a.setPhase(ctx, cr, cstorv1.ReplicaDeletionFailed, err.Error())
@@ -205,6 +209,15 @@ func (a *Agent) remove(ctx context.Context, c *claim, replicas Replicas, present
 		return err
 	}
 	return nil
+}
+
+// keep says why a replica must not be destroyed yet, by what it has recorded itself and what the API server says.
+func (a *Agent) keep(ctx context.Context, cr *cstorv1.CStorVolumeReplica, replicas Replicas) string {
+	own, err := replicas.Report(cr.Name)
+	if err != nil {
+		return fmt.Sprintf("cannot tell whether the volume needs the replica: %v", err)
+	}
+	return a.needed(ctx, cr, own)
 }
 
 // failed reports a problem once, and puts the next attempt off.

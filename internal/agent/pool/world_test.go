@@ -26,6 +26,7 @@ import (
 	engine "github.com/cstor-go/cstor/internal/pool"
 	"github.com/cstor-go/cstor/internal/pool/label"
 	"github.com/cstor-go/cstor/internal/replica"
+	"github.com/cstor-go/cstor/internal/volume"
 )
 
 const (
@@ -119,6 +120,9 @@ type memPool struct {
 	stats      engine.Stats
 	replicas   map[string]*replica.Status
 	attached   map[string]replica.Spec
+	recorded   volume.State // by the replicas
+	reportErr  error
+	left       func() // called by Detach
 	destroyErr error
 	closed     bool
 }
@@ -256,7 +260,15 @@ func (p *memPool) Attach(s replica.Spec) error {
 	p.attached[s.Name] = s
 	return nil
 }
-func (p *memPool) Detach(name string)       { delete(p.attached, name) }
+func (p *memPool) Detach(name string) {
+	delete(p.attached, name)
+	if p.left != nil {
+		p.left()
+	}
+}
+func (p *memPool) Report(name string) (volume.Report, error) {
+	return volume.Report{GUID: p.replicas[name].GUID, State: p.recorded}, p.reportErr
+}
 func (p *memPool) Changed() <-chan struct{} { return nil }
 func (p *memPool) Status() (all []replica.Status) {
 	for _, name := range slices.Sorted(maps.Keys(p.attached)) {

@@ -3,7 +3,6 @@ package target
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"regexp"
@@ -14,7 +13,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -32,6 +30,7 @@ const (
 	heartbeat   = 30 * time.Second       // counters of the status are written this often
 	passTimeout = 15 * time.Second
 	goodbye     = 4 * time.Second
+	abandoned   = 45 * time.Second // a status that nobody confirmed for so long may be replaced by a target that does not serve
 	holdLimit   = 10 * time.Second // a new member is shown after this time, whatever its CStorVolumeReplica says
 	removeGrace = 5 * time.Second  // a removal that waits longer is a warning
 )
@@ -70,6 +69,10 @@ type Agent struct {
 	promoted  map[string]time.Time     // members not shown yet: since when they are known here
 	waiting   time.Time                // since when a removal waits; zero: none does
 	warned    time.Time
+
+	told    bool      // this process has written the status
+	updated time.Time // status.lastUpdateTime as last read
+	renewed time.Time // when it was seen to change
 }
 
 // New returns an agent that has read nothing yet.
@@ -173,6 +176,7 @@ func (a *Agent) read(ctx context.Context) error {
 		return fmt.Errorf("read CStorVolume: %w", err)
 	}
 	a.cv = cv
+	a.noteUpdate()
 	return nil
 }
 
@@ -200,42 +204,6 @@ func (a *Agent) Pass(ctx context.Context, reread bool) error {
 
 // same reports whether two wishes mean the same to a volume that exists; it is founded once.
 func same(a, b volume.Desired) bool { return a.Factor == b.Factor && slices.Equal(a.Remove, b.Remove) }
-
-// report writes what the target says.
-func (a *Agent) report(ctx context.Context, st volume.Status) error {
-	before := a.cv.DeepCopy()
-	hide := a.hold(ctx, st)
-	spec, status := fields(a.cv, st, hide)
-	status["message"] = a.named(ctx, message(st))
-	a.noteConnections(st)
-	now := a.Now()
-	list := replicaStatuses(st, func(g block.GUID) time.Duration { return now.Sub(a.connected[g]) })
-	if !sameReplicas(list, a.cv.Status.ReplicaStatuses) || now.Sub(a.cv.Status.LastUpdateTime.Time) >= heartbeat {
-		status["replicaStatuses"] = list
-		if len(list) == 0 {
-			status["replicaStatuses"] = nil
-		}
-	}
-	phase := status["phase"].(cstorv1.VolumePhase)
-	// Others write this object too: the patch holds only for the version that it was made from.
-	stamp := kube.Fields{"metadata": kube.Fields{"resourceVersion": a.cv.ResourceVersion}, "status": a.times(phase)}
-	want := kube.Fields{"status": status}
-	if len(spec) > 0 {
-		want["spec"] = spec
-	}
-	wrote, err := kube.Apply(ctx, a.Client, a.cv, want, stamp)
-	if err != nil {
-		if apierrors.IsConflict(err) {
-			return err
-		}
-		return fmt.Errorf("report volume: %w", err)
-	}
-	if wrote {
-		a.tell(ctx, before)
-	}
-	a.warnRemoval(ctx, st)
-	return nil
-}
 
 // hold returns the new members that are not shown yet: people expect to see a replica Healthy before the volume counts
 // it, and the two are written by different processes. Nothing is held while the volume is founded, nor once a change of
@@ -357,31 +325,5 @@ func (a *Agent) warnRemoval(ctx context.Context, st volume.Status) {
 		a.Log.Warn("a member cannot be removed yet", "why", st.Removing)
 		a.events.Event(ctx, a.cv, corev1.EventTypeWarning, "FailUpdate",
 			fmt.Sprintf("failed to update desired replication factor to %d Error: %s", a.cv.Spec.DesiredReplicationFactor, st.Removing))
-	}
-}
-
-// times stamps a patch of the status.
-func (a *Agent) times(phase cstorv1.VolumePhase) kube.Fields {
-	at := metav1.NewTime(a.Now())
-	f := kube.Fields{"lastUpdateTime": at}
-	if phase != a.cv.Status.Phase {
-		f["lastTransitionTime"] = at
-	}
-	return f
-}
-
-// reportPhase writes a phase that does not come from the target, and why.
-func (a *Agent) reportPhase(ctx context.Context, phase cstorv1.VolumePhase, why string) {
-	if a.cv == nil || a.cv.DeletionTimestamp != nil {
-		return
-	}
-	before := a.cv.Status.Phase
-	_, err := kube.Apply(ctx, a.Client, a.cv,
-		kube.Fields{"status": kube.Fields{"phase": phase, "message": why}}, kube.Fields{"status": a.times(phase)})
-	switch {
-	case err != nil && !apierrors.IsNotFound(err) && !errors.Is(err, context.Canceled):
-		a.Log.Warn("cannot report the volume", "phase", phase, "err", err)
-	case err == nil && before != phase:
-		a.phaseEvent(ctx, phase)
 	}
 }

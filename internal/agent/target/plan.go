@@ -111,8 +111,8 @@ func phaseOf(cv *cstorv1.CStorVolume, st volume.Status) cstorv1.VolumePhase {
 // fields is what the CStorVolume should say of st. Members in hide are not shown yet.
 //
 // Membership goes into one patch with the adopted desiredReplicationFactor, so that nobody ever sees a member without its
-// factor, or the adoption without the members promoted before it. It is written only while the volume serves: a target
-// that has not heard a quorum yet may hold an old list.
+// factor, or the adoption without the members promoted before it, and with the epoch and the list that say how new it is. It
+// is written only while the volume serves: a target that has not heard a quorum yet may hold an old list.
 func fields(cv *cstorv1.CStorVolume, st volume.Status, hide map[string]string) (spec, status kube.Fields) {
 	spec = kube.Fields{}
 	status = kube.Fields{
@@ -129,6 +129,13 @@ func fields(cv *cstorv1.CStorVolume, st volume.Status, hide map[string]string) (
 	spec["replicaDetails"] = kube.Fields{"knownReplicas": wanted}
 	status["replicaDetails"] = kube.Fields{"knownReplicas": known}
 	status["desiredReplicationFactor"] = st.Desired.Factor
+	status["epoch"] = st.Committed.Epoch
+	switch {
+	case len(hide) == 0:
+		status["generation"] = st.Committed.Generation
+	case cv.Status.Epoch != int64(st.Committed.Epoch):
+		status["generation"] = 0 // that of what is shown is not known in this epoch
+	}
 	return spec, status
 }
 

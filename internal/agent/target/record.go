@@ -1,8 +1,13 @@
 package target
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -14,81 +19,224 @@ import (
 	"github.com/cstor-go/cstor/internal/volume"
 )
 
-// Record is a volume's founding record in its CStorVolumeRecord. It reads from the API server each time; the client
-// must not have a cache.
+const (
+	recordAttempt  = 300 * time.Millisecond // for the API server to answer
+	recordPatience = 5 * time.Second        // until Load or Found says why it waits
+	recordPauseMin = 50 * time.Millisecond  // between two attempts
+	recordPauseMax = time.Second
+)
+
+// Record is a volume's CStorVolumeRecord. It reads from a quorum of the API server's store each time. Methods may be
+// called concurrently.
 type Record struct {
-	Client client.Client
-	Owner  *cstorv1.CStorVolume // the record is named like it, and goes away with it
+	Client client.Client        // without a cache, and made with kube.Once: what is repeated must be known here
+	Owner  *cstorv1.CStorVolume // the record is named like it, and goes away with its CStorVolumeConfig
+
+	attempt  time.Duration // default recordAttempt
+	pauseMin time.Duration // default recordPauseMin
+
+	mu     sync.Mutex
+	newest uint64 // the highest version seen: an answer below comes from the past
+}
+
+// ListID names a member list.
+type ListID struct{ Epoch, Generation uint64 }
+
+// Content is what a record says.
+type Content struct {
+	Version      uint64 // one more with each write
+	Epoch, Nonce uint64 // of the target that claimed it
+	Set          []block.GUID
+	Cfg          ListID // the list that Set was chosen from
+	List         *volume.List
+}
+
+// Equal reports whether two records say the same.
+func (c Content) Equal(o Content) bool {
+	same := func(a, b *volume.List) bool {
+		if a == nil || b == nil {
+			return a == b
+		}
+		return a.Compare(*b) == 0 && a.Witness == b.Witness && slices.Equal(a.Members, b.Members)
+	}
+	return c.Version == o.Version && c.Epoch == o.Epoch && c.Nonce == o.Nonce && c.Cfg == o.Cfg && slices.Equal(c.Set, o.Set) && same(c.List, o.List)
+}
+
+// Held is what the record was found to hold. The zero value: there is no record.
+type Held struct {
+	Content
+	object *cstorv1.CStorVolumeRecord
+}
+
+func (h Held) revision() string {
+	if h.object == nil {
+		return ""
+	}
+	return h.object.ResourceVersion
 }
 
 // Load returns the list that the record holds, nil if the volume was never founded.
 func (r *Record) Load(ctx context.Context) (*volume.List, error) {
-	cr := &cstorv1.CStorVolumeRecord{}
-	err := r.Client.Get(ctx, types.NamespacedName{Namespace: r.Owner.Namespace, Name: r.Owner.Name}, cr)
-	switch {
-	case apierrors.IsNotFound(err):
-		return nil, nil
-	case err != nil:
-		return nil, fmt.Errorf("record of volume %s: read: %w", r.Owner.Name, err)
-	}
-	return listOf(cr)
+	ctx, cancel := context.WithTimeout(ctx, recordPatience)
+	defer cancel()
+	held, err := r.Read(ctx)
+	return held.List, err
 }
 
-// Found writes l if the record holds no list, by a create or by an update that the API server refuses when the record
-// changed since it was read, and returns the list that the record holds afterwards. An error leaves open whether l was
-// written; calling it again resolves that.
+// Found writes l if the record holds no list and returns the list that the record holds afterwards. An error leaves open
+// whether l was written; calling it again resolves that.
 func (r *Record) Found(ctx context.Context, l volume.List) (volume.List, error) {
+	ctx, cancel := context.WithTimeout(ctx, recordPatience)
+	defer cancel()
 	for {
-		cr := &cstorv1.CStorVolumeRecord{}
-		err := r.Client.Get(ctx, types.NamespacedName{Namespace: r.Owner.Namespace, Name: r.Owner.Name}, cr)
-		exists := err == nil
-		if err != nil && !apierrors.IsNotFound(err) {
-			return volume.List{}, fmt.Errorf("record of volume %s: read: %w", r.Owner.Name, err)
-		}
-		if held, err := listOf(cr); err != nil {
+		held, err := r.Read(ctx)
+		if err != nil {
 			return volume.List{}, err
-		} else if held != nil {
-			return *held, nil
 		}
-		cr.List = recorded(l)
-		if exists {
-			err = r.Client.Update(ctx, cr)
-		} else {
-			cr.Namespace, cr.Name = r.Owner.Namespace, r.Owner.Name
-			cr.OwnerReferences = []metav1.OwnerReference{{
-				APIVersion: cstorv1.GroupVersion.String(), Kind: "CStorVolume", Name: r.Owner.Name, UID: r.Owner.UID,
-			}}
-			err = r.Client.Create(ctx, cr)
+		if held.List != nil {
+			return *held.List, nil
 		}
-		switch {
-		case err == nil:
+		want := held.Content
+		want.Version++
+		want.List = &l
+		outcome, _, err := r.Write(ctx, held, want)
+		switch outcome {
+		case Written:
 			return l, nil
-		case !apierrors.IsConflict(err) && !apierrors.IsAlreadyExists(err):
-			return volume.List{}, fmt.Errorf("record of volume %s: write: %w", r.Owner.Name, err)
+		case Conflict:
+		default:
+			return volume.List{}, err
 		}
 	}
 }
 
-func recorded(l volume.List) *cstorv1.RecordedList {
-	out := &cstorv1.RecordedList{Epoch: int64(l.Epoch), Generation: int64(l.Generation)}
-	for _, g := range l.Members {
-		out.Members = append(out.Members, g.String())
+// Read returns what the record holds. It tries until it has an answer that is not older than an earlier one, or ctx ends.
+func (r *Record) Read(ctx context.Context) (Held, error) {
+	for pause := r.pause(); ; {
+		held, err := r.get(ctx)
+		if err == nil || !pause.sleep(ctx) {
+			return held, err
+		}
+	}
+}
+
+// get asks once.
+func (r *Record) get(ctx context.Context) (Held, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.limit())
+	defer cancel()
+	cr := &cstorv1.CStorVolumeRecord{}
+	held := Held{}
+	err := r.Client.Get(ctx, types.NamespacedName{Namespace: r.Owner.Namespace, Name: r.Owner.Name}, cr)
+	if err == nil {
+		held.object = cr
+		held.Content, err = contentOf(cr)
+	}
+	if err != nil && !apierrors.IsNotFound(err) {
+		return Held{}, fmt.Errorf("record of volume %s: read: %w", r.Owner.Name, err)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if held.Version < r.newest {
+		return Held{}, fmt.Errorf("record of volume %s: version %d was seen, and what the API server answers is version %d", r.Owner.Name, r.newest, held.Version)
+	}
+	r.newest = held.Version
+	return held, nil
+}
+
+// write asks once for the record to change from what it was found to hold to want, and returns what it is then.
+func (r *Record) write(ctx context.Context, from Held, want Content) (Held, error) {
+	ctx, cancel := context.WithTimeout(ctx, r.limit())
+	defer cancel()
+	cr := &cstorv1.CStorVolumeRecord{}
+	if from.object != nil {
+		cr = from.object.DeepCopy()
+	}
+	want.put(cr)
+	var err error
+	if from.object != nil {
+		err = r.Client.Update(ctx, cr)
+	} else {
+		cr.Namespace, cr.Name = r.Owner.Namespace, r.Owner.Name
+		cr.OwnerReferences = []metav1.OwnerReference{ownerOf(r.Owner)}
+		err = r.Client.Create(ctx, cr)
+	}
+	if err != nil {
+		return Held{}, fmt.Errorf("record of volume %s: write: %w", r.Owner.Name, err)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.newest = max(r.newest, want.Version)
+	return Held{Content: want, object: cr}, nil
+}
+
+func (r *Record) limit() time.Duration { return cmp.Or(r.attempt, recordAttempt) }
+
+// ownerOf returns what the record lives as long as: the volume's CStorVolumeConfig. A CStorVolume that is deleted by hand
+// does not take along which replicas are the volume.
+func ownerOf(cv *cstorv1.CStorVolume) metav1.OwnerReference {
+	for _, o := range cv.OwnerReferences {
+		if o.Kind == "CStorVolumeConfig" {
+			return metav1.OwnerReference{APIVersion: o.APIVersion, Kind: o.Kind, Name: o.Name, UID: o.UID}
+		}
+	}
+	return metav1.OwnerReference{APIVersion: cstorv1.GroupVersion.String(), Kind: "CStorVolume", Name: cv.Name, UID: cv.UID}
+}
+
+// put makes cr say c.
+func (c Content) put(cr *cstorv1.CStorVolumeRecord) {
+	cr.Version, cr.Epoch, cr.Nonce = int64(c.Version), int64(c.Epoch), ""
+	if c.Nonce != 0 {
+		cr.Nonce = fmt.Sprintf("%016x", c.Nonce)
+	}
+	cr.Set = digits(c.Set)
+	cr.Cfg = nil
+	if c.Cfg != (ListID{}) {
+		cr.Cfg = &cstorv1.RecordedListID{Epoch: int64(c.Cfg.Epoch), Generation: int64(c.Cfg.Generation)}
+	}
+	cr.List = nil
+	if l := c.List; l != nil {
+		cr.List = &cstorv1.RecordedList{
+			RecordedListID: cstorv1.RecordedListID{Epoch: int64(l.Epoch), Generation: int64(l.Generation)},
+			Members:        digits(l.Members), Witness: l.Witness,
+		}
+	}
+}
+
+// contentOf is what cr says.
+func contentOf(cr *cstorv1.CStorVolumeRecord) (c Content, err error) {
+	c.Version, c.Epoch = uint64(cr.Version), uint64(cr.Epoch)
+	if cr.Nonce != "" {
+		if c.Nonce, err = strconv.ParseUint(cr.Nonce, 16, 64); err != nil {
+			return c, fmt.Errorf("nonce: %w", err)
+		}
+	}
+	if c.Set, err = guidsOf(cr.Set); err != nil {
+		return c, err
+	}
+	if cr.Cfg != nil {
+		c.Cfg = ListID{Epoch: uint64(cr.Cfg.Epoch), Generation: uint64(cr.Cfg.Generation)}
+	}
+	if l := cr.List; l != nil {
+		c.List = &volume.List{Epoch: uint64(l.Epoch), Generation: uint64(l.Generation), Witness: l.Witness}
+		c.List.Members, err = guidsOf(l.Members)
+	}
+	return c, err
+}
+
+func digits(guids []block.GUID) (out []string) {
+	for _, g := range guids {
+		out = append(out, g.String())
 	}
 	return out
 }
 
-// listOf returns nil for a record without a list.
-func listOf(cr *cstorv1.CStorVolumeRecord) (*volume.List, error) {
-	if cr.List == nil {
-		return nil, nil
-	}
-	l := &volume.List{Epoch: uint64(cr.List.Epoch), Generation: uint64(cr.List.Generation)}
-	for _, m := range cr.List.Members {
-		g, err := block.ParseGUID(m)
+func guidsOf(digits []string) (out []block.GUID, err error) {
+	for _, d := range digits {
+		g, err := block.ParseGUID(d)
 		if err != nil {
-			return nil, fmt.Errorf("record of volume %s: %w", cr.Name, err)
+			return nil, err
 		}
-		l.Members = append(l.Members, g)
+		out = append(out, g)
 	}
-	return l, nil
+	return out, nil
 }

@@ -4,7 +4,8 @@
 //
 // The list of members, the replicas that count, belongs to the volume's target and its replicas. This package says what
 // is wanted in CStorVolume.spec and reads in CStorVolume.status what has become true; a replica is destroyed only after
-// the status says that it is not a member and cannot become one.
+// the status says that it is not a member and cannot become one. What the status says counts only with the epoch of the
+// target that says it, and only as long as nothing newer has been seen.
 package volumes
 
 import (
@@ -60,7 +61,8 @@ type Reconciler struct {
 	Resync time.Duration
 	Now    func() time.Time
 
-	budgets sync.Mutex // held while a PodDisruptionBudget that volumes share is looked for, made or deleted
+	statuses statuses   // of the volumes
+	budgets  sync.Mutex // held while a PodDisruptionBudget that volumes share is looked for, made or deleted
 }
 
 // SetupWithManager makes mgr run r.
@@ -131,6 +133,9 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 	// What is decided here destroys data, so nothing is decided from a cache that may be behind.
 	config := &cstorv1.CStorVolumeConfig{}
 	if err := r.Live.Get(ctx, req.NamespacedName, config); err != nil {
+		if apierrors.IsNotFound(err) {
+			r.statuses.forget(req.NamespacedName)
+		}
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
 	again, err := r.reconcile(ctx, config)

@@ -61,6 +61,7 @@ func (r *Reconciler) gather(ctx context.Context, config *cstorv1.CStorVolumeConf
 	if err != nil {
 		return nil, err
 	}
+	w.outdated = r.statuses.outdated(w.volume)
 	if w.replicas, err = r.replicasOf(ctx, config); err != nil {
 		return nil, err
 	}

@@ -35,9 +35,18 @@ type step struct {
 	down    bool     // a replica is being removed: say so in an event
 }
 
-// next returns what to do in this world. Replicas that have to go go first, then new ones come; the order of what can be
-// observed is that of the reference: factor, replica, status, event; and factor, members, replica, status, event.
+// next returns what to do in this world, which is to wait as long as the volume's status cannot be trusted.
 func (w *world) next() step {
+	s := w.nextTrusted()
+	if w.outdated == "" || s.do == settled || s.do == refuse {
+		return s
+	}
+	return step{do: wait, reason: s.reason, message: w.outdated, down: s.down}
+}
+
+// nextTrusted returns what to do if everything is as it is said to be. Replicas that have to go go first, then new ones come; the order of what can be
+// observed is that of the reference: factor, replica, status, event; and factor, members, replica, status, event.
+func (w *world) nextTrusted() step {
 	if why := w.refusal(); why != "" {
 		return step{do: refuse, message: why}
 	}

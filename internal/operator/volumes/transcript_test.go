@@ -37,6 +37,7 @@ import (
 //	step                      decides once; prints what would be done
 //	found                     the target founds the volume with all replicas that exist, which become Healthy
 //	target adopt|promote NAME|remove
+//	target epoch N            another target serves, or somebody brings the status of an earlier one back
 //	process ready|dead        the pod of the target
 //	replica NAME PHASE [per cent]
 //	destroyed NAME            the pool has destroyed the replica's data
@@ -296,12 +297,18 @@ func (s *scene) target(cmd string, args []string) {
 			promote(&list.Items[i])
 		}
 		v.Status.Phase = cstorv1.VolumeHealthy
+		v.Status.Epoch = 1
 		v.Status.DesiredReplicationFactor = v.Spec.DesiredReplicationFactor
 	case args[0] == "adopt":
 		v.Status.DesiredReplicationFactor = v.Spec.DesiredReplicationFactor
+	case args[0] == "epoch":
+		v.Status.Generation = 0
+		fmt.Sscan(args[1], &v.Status.Epoch)
 	case args[0] == "promote":
+		v.Status.Generation++
 		promote(s.replica(args[1]))
 	case args[0] == "remove":
+		v.Status.Generation++
 		for id := range known {
 			if _, stays := wanted[id]; !stays && len(known) > v.Spec.DesiredReplicationFactor {
 				delete(known, id)

@@ -15,6 +15,7 @@ type world struct {
 	volume   *cstorv1.CStorVolume
 	replicas map[string]*cstorv1.CStorVolumeReplica // by pool
 	pools    map[string]*cstorv1.CStorPoolInstance  // all in the namespace
+	outdated string                                 // why the volume's status is not to be acted upon; empty: it may be
 }
 
 // want returns the pools that the user asks for, have those that replicas exist on as far as the status says.
