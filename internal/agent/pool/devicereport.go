@@ -132,6 +132,9 @@ func (a *Agent) reportDevices(ctx context.Context, eng Engine, l *layout) error 
 			message += ": " + strings.Join(why, "; ")
 		}
 	}
+	if plan := a.recovery.plan; plan != "" && message != "" {
+		message += "; the pool takes no writes, " + plan
+	}
 	return a.disksCondition(ctx, message)
 }
 
