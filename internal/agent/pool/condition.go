@@ -63,3 +63,14 @@ func (a *Agent) disksCondition(ctx context.Context, failure string) error {
 	}
 	return a.setCondition(ctx, c)
 }
+
+// disksBehind says that all devices take writes, and how far those are that lack some.
+func (a *Agent) disksBehind(ctx context.Context, progress string) error {
+	now := a.condition(cstorv1.DiskUnavailable)
+	if now == nil || now.Status == corev1.ConditionFalse && a.Now().Sub(now.LastUpdateTime.Time) < statusEvery {
+		return nil // no trouble before, or not more often for the sake of progress
+	}
+	return a.setCondition(ctx, cstorv1.CStorPoolInstanceCondition{
+		Type: cstorv1.DiskUnavailable, Status: corev1.ConditionFalse, Reason: cstorv1.ReasonDisksAvailable, Message: progress,
+	})
+}
