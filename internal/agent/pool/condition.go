@@ -16,6 +16,7 @@ import (
 func (a *Agent) setCondition(ctx context.Context, c cstorv1.CStorPoolInstanceCondition) error {
 	list := slices.Clone(a.instance.Status.Conditions)
 	now := metav1.NewTime(a.Now())
+	c.Message = kube.Line(c.Message)
 	c.LastUpdateTime, c.LastTransitionTime = now, now
 	i := slices.IndexFunc(list, func(o cstorv1.CStorPoolInstanceCondition) bool { return o.Type == c.Type })
 	if i < 0 {

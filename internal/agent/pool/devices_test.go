@@ -395,7 +395,7 @@ func TestDestroyedWhenAllDevicesAreGoneForGood(t *testing.T) {
 	}
 	w.restart()
 	w.pass()
-	w.wantCondition(cstorv1.PoolLost, cstorv1.ReasonPoolLost, "BlockDevice does not exist")
+	w.wantCondition(cstorv1.PoolLost, cstorv1.ReasonPoolLost, `a: BlockDevice does not exist: blockdevices.openebs.io "a" not found; b: BlockDevice does not exist`)
 	if err := w.client.Delete(w.ctx, w.instance()); err != nil {
 		t.Fatal(err)
 	}

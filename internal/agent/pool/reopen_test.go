@@ -161,6 +161,7 @@ func TestPoolIsOpenedAgainWhenItsDevicesAreBack(t *testing.T) {
 			if err := w.write("before"); err != nil {
 				t.Fatal(err)
 			}
+			w.agent.recovery.pause = lastReopen // it must not be opened because time has passed
 			for _, name := range c.gone {
 				mems["/dev/"+name].Disappear()
 			}
