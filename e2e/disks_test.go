@@ -24,13 +24,23 @@ import (
 const diskLimit = 2 * time.Minute
 
 // TestDisks takes disks away from pools of each type that has some to spare, brings one back, and replaces another, while
-// an application works on a volume of two replicas.
+// an application works on a volume of two replicas. The pools of mirrors have a write cache, with which the same is done,
+// and one of them is carried to another node.
 func TestDisks(t *testing.T) {
 	for _, kind := range lab.RaidTypes[1:] {
 		t.Run(kind, func(t *testing.T) {
-			d := newDisks(interruptible(t), t, kind)
+			mirror, opts := kind == cstorv1.RaidMirror, lab.Options{Raid: kind}
+			if mirror {
+				opts.Pools = "examples/cspc-write-cache.yaml"
+			}
+			d := newDisks(interruptible(t), t, opts)
 			d.application(t)
 			ok := t.Run("goes and comes back", d.goesAndComesBack) && t.Run("is replaced", d.isReplaced) && t.Run("pool grows", d.grows)
+			if ok && mirror {
+				d.lookAt(t, true)
+				ok = t.Run("of the write cache goes and comes back", d.goesAndComesBack) && t.Run("of the write cache is replaced", d.isReplaced) &&
+					t.Run("pool is carried to another node", d.isCarried)
+			}
 			if ok {
 				d.verify(t)
 			}
@@ -40,7 +50,7 @@ func TestDisks(t *testing.T) {
 
 // TestStripeGrows adds a disk to a stripe.
 func TestStripeGrows(t *testing.T) {
-	d := newDisks(interruptible(t), t, cstorv1.RaidStripe)
+	d := newDisks(interruptible(t), t, lab.Options{Raid: cstorv1.RaidStripe})
 	d.application(t)
 	d.grows(t)
 	d.verify(t)
@@ -48,20 +58,23 @@ func TestStripeGrows(t *testing.T) {
 
 // disks is a cluster of pools of which one is looked at.
 type disks struct {
-	ctx   context.Context
-	lab   *lab.Lab
-	pool  string
-	node  string
-	names []string // of the BlockDevices of the first raid group
+	ctx    context.Context
+	lab    *lab.Lab
+	pool   string
+	node   string
+	cache  bool     // it is the write cache's devices that are looked at
+	names  []string // of the BlockDevices of the first raid group of these
+	volume string
 
 	app  *workload.App
 	load *workload.Running
 }
 
-func newDisks(ctx context.Context, t *testing.T, kind string) *disks {
+func newDisks(ctx context.Context, t *testing.T, opts lab.Options) *disks {
 	t.Helper()
-	root := need(t)
-	l, err := lab.Start(ctx, lab.Options{Root: root, Dir: newDir(t, root), Raid: kind})
+	opts.Root = need(t)
+	opts.Dir = newDir(t, opts.Root)
+	l, err := lab.Start(ctx, opts)
 	check(t, err)
 	t.Cleanup(func() { check(t, l.Close()) })
 	check(t, l.Prepare(ctx))
@@ -93,8 +106,20 @@ func (d *disks) application(t *testing.T) {
 
 	p, err := d.lab.Placement(d.ctx, name)
 	check(t, err)
-	d.pool, d.node = p.Used[0].Name, p.Used[0].Spec.HostName
-	for _, bd := range p.Used[0].Spec.DataRaidGroups[0].BlockDevices {
+	d.volume, d.pool, d.node = name, p.Used[0].Name, p.Used[0].Spec.HostName
+	d.lookAt(t, false)
+}
+
+// lookAt chooses the devices that are looked at: those of data, or of the write cache.
+func (d *disks) lookAt(t *testing.T, cache bool) {
+	t.Helper()
+	d.cache, d.names = cache, nil
+	spec := d.instance(t).Spec
+	groups := spec.DataRaidGroups
+	if cache {
+		groups = spec.WriteCacheRaidGroups
+	}
+	for _, bd := range groups[0].BlockDevices {
 		d.names = append(d.names, bd.BlockDeviceName)
 	}
 }
@@ -127,7 +152,7 @@ func (d *disks) goesAndComesBack(t *testing.T) {
 }
 
 func (d *disks) isReplaced(t *testing.T) {
-	old, fresh := d.names[0], "blockdevice-"+d.node+"-new"
+	old, fresh := d.names[0], d.names[0]+"-new"
 	d.take(t, old)
 	d.await(t, cstorv1.PoolDegraded, cstorv1.DiskUnavailable, corev1.ConditionTrue, cstorv1.ReasonDisksUnavailable)
 	was := &openebsv1alpha1.BlockDevice{}
@@ -135,7 +160,13 @@ func (d *disks) isReplaced(t *testing.T) {
 	claim := was.Spec.ClaimRef.Name
 
 	check(t, d.lab.AddDisk(d.ctx, d.node, fresh))
-	d.edit(t, func(p *cstorv1.PoolSpec) { p.DataRaidGroups[0].BlockDevices[0].BlockDeviceName = fresh })
+	d.edit(t, func(p *cstorv1.PoolSpec) {
+		groups := p.DataRaidGroups
+		if d.cache {
+			groups = p.WriteCacheRaidGroups
+		}
+		groups[0].BlockDevices[0].BlockDeviceName = fresh
+	})
 	d.event(t, corev1.EventTypeNormal, "BlockDevice Replacement", fmt.Sprintf("Replacement of %s BlockDevice with %s BlockDevice is in-Progress", old, fresh))
 	d.await(t, cstorv1.PoolOnline, cstorv1.DiskReplacement, corev1.ConditionFalse, cstorv1.ReasonReplacementSucceeded)
 	d.event(t, corev1.EventTypeNormal, "BlockDevice Replacement", "Resilvering is successfull on BlockDevice "+fresh)
@@ -194,13 +225,21 @@ func (d *disks) instance(t *testing.T) *cstorv1.CStorPoolInstance {
 // edit changes the pool's entry, as kubectl edit does.
 func (d *disks) edit(t *testing.T, change func(*cstorv1.PoolSpec)) {
 	t.Helper()
+	d.specify(t, func(c *cstorv1.CStorPoolCluster) {
+		for i := range c.Spec.Pools {
+			if c.Spec.Pools[i].NodeSelector[cstorv1.LabelHostName] == d.node {
+				change(&c.Spec.Pools[i])
+			}
+		}
+	})
+}
+
+// specify changes what the cluster of pools is to be.
+func (d *disks) specify(t *testing.T, change func(*cstorv1.CStorPoolCluster)) {
+	t.Helper()
 	c := &cstorv1.CStorPoolCluster{}
 	check(t, d.lab.Get(d.ctx, d.instance(t).Labels[cstorv1.LabelPoolCluster], c))
-	for i := range c.Spec.Pools {
-		if c.Spec.Pools[i].NodeSelector[cstorv1.LabelHostName] == d.node {
-			change(&c.Spec.Pools[i])
-		}
-	}
+	change(c)
 	patch, err := json.Marshal(map[string]any{"spec": map[string]any{"pools": c.Spec.Pools}})
 	check(t, err)
 	check(t, d.lab.Client.Patch(d.ctx, c, client.RawPatch("application/merge-patch+json", patch)))

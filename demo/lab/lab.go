@@ -42,6 +42,7 @@ type Options struct {
 	Root     string    // of the repository: bin/, deploy/, examples/
 	Dir      string    // of the cluster: empty or absent; it is removed with the cluster
 	Raid     string    // type of the pools' raid groups; empty: stripe
+	Pools    string    // the pools' manifest, below Root; empty: the example of Raid
 	Detach   bool      // the cluster outlives this process; Close leaves it alone
 	Progress io.Writer // what is going on while the cluster starts
 }

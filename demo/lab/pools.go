@@ -30,6 +30,9 @@ var RaidTypes = []string{cstorv1.RaidStripe, cstorv1.RaidMirror, cstorv1.RaidZ, 
 
 // PoolsFile is the manifest of the pools, below the repository's root.
 func (l *Lab) PoolsFile() string {
+	if l.opts.Pools != "" {
+		return l.opts.Pools
+	}
 	if l.opts.Raid == "" || l.opts.Raid == cstorv1.RaidStripe {
 		return "examples/cspc.yaml"
 	}

@@ -110,6 +110,25 @@ func (p *Pool) prepare(next *label.Label, news []*member) error {
 	return errors.Join(errs...)
 }
 
+// Adopt gives the pool another name and owner, in the labels of all devices that are online. Those of a device that is out
+// follow when it is back.
+func (p *Pool) Adopt(name, owner string) error {
+	p.upkeep.change.Lock()
+	defer p.upkeep.change.Unlock()
+	err := p.usable()
+	if err == nil {
+		err = p.relabel(func(l *label.Label) bool {
+			changed := l.Name != name || l.Owner != owner
+			l.Name, l.Owner = name, owner
+			return changed
+		})
+	}
+	if err != nil {
+		return p.wrap("adopt", err)
+	}
+	return nil
+}
+
 // setMembers replaces the list of members. labels.mu is held.
 func (p *Pool) setMembers(all []*member) { p.devices.Store(&all) }
 

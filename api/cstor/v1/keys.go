@@ -42,6 +42,9 @@ const (
 	AnnotationDisable           = "reconcile.openebs.io/disable"
 	AnnotationDisableDependants = "reconcile.openebs.io/disable-dependants"
 	AnnotationPredecessor       = "openebs.io/bd-predecessor"
+	// AnnotationExistingPool, on a CStorPoolInstance, or on a CStorPoolCluster for all its pools, names a pool of objects
+	// that are lost. It is taken over from the devices.
+	AnnotationExistingPool = "import.cspi.cstor.openebs.io/existing-pool-name"
 
 	// Ours, on a CStorPoolInstance; the last two also on a CStorPoolCluster, for all its pools.
 	AnnotationScrub      = "cstor.openebs.io/scrub"       // start, pause, resume or stop; taken away when it is done
@@ -75,6 +78,9 @@ const (
 	PortPull    = 3233 // pool: other replicas pull from here
 	PortMetrics = 9500 // pool and target: /metrics, /healthz, /readyz
 )
+
+// PoolNamePrefix is how the name of a pool begins that its labels carry; the UID of the CStorPoolCluster follows.
+const PoolNamePrefix = "cstor-"
 
 // MaxReplicas is the most replicas that a volume may have.
 const MaxReplicas = 5

@@ -61,7 +61,7 @@ func (r *Recorder) write(ctx context.Context, name string, obj client.Object, ki
 			APIVersion: gvk.GroupVersion().String(), Kind: gvk.Kind, Namespace: obj.GetNamespace(), Name: obj.GetName(),
 			UID: obj.GetUID(), ResourceVersion: obj.GetResourceVersion(),
 		},
-		Type: kind, Reason: reason, Message: message,
+		Type: kind, Reason: reason, Message: Line(message),
 		Source:              corev1.EventSource{Component: r.Component, Host: r.Host},
 		ReportingController: r.Component, ReportingInstance: r.Host,
 		FirstTimestamp: at, LastTimestamp: at, Count: 1,
@@ -79,3 +79,6 @@ func (r *Recorder) write(ctx context.Context, name string, obj client.Object, ki
 
 // errorOf turns the last event of a broken watch into an error.
 func errorOf(ev watch.Event) error { return apierrors.FromObject(ev.Object) }
+
+// Line makes one line of a message: errors that were joined are a line each, which nobody can read in a table or a list.
+func Line(message string) string { return strings.ReplaceAll(message, "\n", "; ") }

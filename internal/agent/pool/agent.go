@@ -43,6 +43,7 @@ type Engine interface {
 	Return(device string) error                  // a device of the pool is there again
 	AddGroups([]Group) error
 	Expand() error // takes the room of devices that became larger
+	Adopt(name, owner string) error
 	SetReadOnlyPercent(int)
 	Scrub(rate int64) error // begins one, or lets the one under way go on
 	PauseScrub() error
@@ -82,6 +83,7 @@ type Settings struct {
 	ReadOnlyPercent int
 	Compression     string        // of what is written from now on: lz4, zstd or off
 	ScrubEvery      time.Duration // zero: never by itself
+	Fresh           bool          // forget what the system has cached of the devices: a failed write may be in it
 	Log             *slog.Logger
 }
 
@@ -112,6 +114,7 @@ type Agent struct {
 	farewell farewell
 	renewed  time.Time // the lease
 	disks    inventory
+	recovery recovery
 
 	mu       sync.Mutex // guards what Ready and Collect read
 	engine   Engine
@@ -142,6 +145,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	hint := kube.NewHint()
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	inNamespace := client.InNamespace(a.Namespace)
 	wg.Go(func() {
 		kube.Watch(ctx, a.Client, &cstorv1.CStorPoolInstanceList{}, hint, a.Log, inNamespace, client.MatchingFields{"metadata.name": a.Instance})
@@ -181,6 +186,9 @@ func (a *Agent) Run(ctx context.Context) error {
 			a.Log.Info("pool and API agree again")
 		}
 		failing = err != nil
+		if errors.Is(err, errStuck) {
+			return errors.Join(err, a.sayOffline())
+		}
 		if a.instance != nil && !watching {
 			watching = true
 			labels := client.MatchingLabels{cstorv1.LabelPoolUID: string(a.instance.UID)}
@@ -208,8 +216,10 @@ func (a *Agent) Pass(ctx context.Context, reread bool) error {
 	}
 	var errs []error
 	errs = append(errs, kube.AddFinalizer(ctx, a.Client, a.instance, cstorv1.FinalizerPoolProtection))
+	eng, _ := a.open()
+	errs = append(errs, a.recover(ctx, eng))
 	eng, replicas := a.open()
-	if eng == nil && !a.destroyed() && !a.Now().Before(a.nextOpen) {
+	if eng == nil && a.recovery.closing == nil && !a.destroyed() && !a.Now().Before(a.nextOpen) {
 		if err := a.openPool(ctx); err != nil {
 			errs = append(errs, err)
 		}
@@ -267,9 +277,7 @@ func (a *Agent) setOpen(e Engine, r Replicas, why string) {
 func (a *Agent) stop() error {
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), goodbye)
-		defer cancel()
-		if err := a.reportOffline(ctx); err != nil {
+		if err := a.sayOffline(); err != nil {
 			a.Log.Warn("could not report the pool offline", "err", err)
 		}
 	})
@@ -282,4 +290,10 @@ func (a *Agent) stop() error {
 		return fmt.Errorf("close pool: %w", err)
 	}
 	return nil
+}
+
+func (a *Agent) sayOffline() error {
+	ctx, cancel := context.WithTimeout(context.Background(), goodbye)
+	defer cancel()
+	return a.reportOffline(ctx)
 }

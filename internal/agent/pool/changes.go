@@ -185,7 +185,7 @@ func usable(d *listed, owner string) error {
 	case d.err != nil:
 		return d.err
 	case d.label.Owner != owner:
-		return fmt.Errorf("device %s belongs to pool %q of another owner (%s); wipe it if it may be used", d.path, d.label.Name, d.label.Owner)
+		return ofAnother(d)
 	}
 	return nil
 }

@@ -16,6 +16,7 @@ import (
 func (a *Agent) setCondition(ctx context.Context, c cstorv1.CStorPoolInstanceCondition) error {
 	list := slices.Clone(a.instance.Status.Conditions)
 	now := metav1.NewTime(a.Now())
+	c.Message = kube.Line(c.Message)
 	c.LastUpdateTime, c.LastTransitionTime = now, now
 	i := slices.IndexFunc(list, func(o cstorv1.CStorPoolInstanceCondition) bool { return o.Type == c.Type })
 	if i < 0 {
@@ -62,4 +63,15 @@ func (a *Agent) disksCondition(ctx context.Context, failure string) error {
 		c.Status, c.Reason = corev1.ConditionFalse, cstorv1.ReasonDisksAvailable
 	}
 	return a.setCondition(ctx, c)
+}
+
+// disksBehind says that all devices take writes, and how far those are that lack some.
+func (a *Agent) disksBehind(ctx context.Context, progress string) error {
+	now := a.condition(cstorv1.DiskUnavailable)
+	if now == nil || now.Status == corev1.ConditionFalse && a.Now().Sub(now.LastUpdateTime.Time) < statusEvery {
+		return nil // no trouble before, or not more often for the sake of progress
+	}
+	return a.setCondition(ctx, cstorv1.CStorPoolInstanceCondition{
+		Type: cstorv1.DiskUnavailable, Status: corev1.ConditionFalse, Reason: cstorv1.ReasonDisksAvailable, Message: progress,
+	})
 }

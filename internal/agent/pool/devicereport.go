@@ -94,7 +94,7 @@ func (a *Agent) reportExpansion(ctx context.Context) error {
 
 // reportDevices says which devices the pool cannot use.
 func (a *Agent) reportDevices(ctx context.Context, eng Engine, l *layout) error {
-	var names, why []string
+	var names, why, behind []string
 	for i := range a.disks.list {
 		d := &a.disks.list[i]
 		m := a.member(l, a.disks.list, d)
@@ -108,6 +108,9 @@ func (a *Agent) reportDevices(ctx context.Context, eng Engine, l *layout) error 
 		switch state {
 		case stateOnline, stateResilvering, stateReplacing:
 			a.deviceFine(d.name)
+			if d.predecessor == "" && m.ToResilver > 0 {
+				behind = append(behind, d.name)
+			}
 			continue
 		}
 		a.deviceEvent(ctx, d.name, corev1.EventTypeWarning, "DeviceState", fmt.Sprintf("%s device was in %s state", d.name, state))
@@ -122,7 +125,8 @@ func (a *Agent) reportDevices(ctx context.Context, eng Engine, l *layout) error 
 		}
 	}
 	var message string
-	if st := eng.Stats(); st.Health == engine.HealthFaulted {
+	st := eng.Stats()
+	if st.Health == engine.HealthFaulted {
 		message = st.Failure
 	}
 	if len(names) > 0 {
@@ -131,6 +135,14 @@ func (a *Agent) reportDevices(ctx context.Context, eng Engine, l *layout) error 
 		if len(why) > 0 {
 			message += ": " + strings.Join(why, "; ")
 		}
+	}
+	switch plan := a.recovery.plan; {
+	case message == "" && len(behind) > 0:
+		return a.disksBehind(ctx, strings.Join(behind, ", ")+": what was missed is being copied"+progressText(eng.Activity().Resilver))
+	case message != "" && plan != "":
+		message += "; the pool takes no writes, " + plan
+	case message != "" && st.Health == engine.HealthDegraded:
+		message += "; the pool goes on with less redundancy: put the disks back, or list others in their places in the CStorPoolCluster"
 	}
 	return a.disksCondition(ctx, message)
 }

@@ -112,6 +112,7 @@ func (a *Agent) findDevices(ctx context.Context, trusted func(name, path string)
 			d.label, d.err = a.Storage.Probe(d.path)
 		}
 	}
+	oneOwner(list)
 	return list, nil
 }
 

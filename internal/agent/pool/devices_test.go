@@ -192,7 +192,7 @@ func TestDeviceGoesAndComesBack(t *testing.T) {
 		t.Errorf("phase %s", p)
 	}
 	w.wantEvents("CStorPoolInstance Warning DeviceState b device was in FAULTED state")
-	w.wantCondition(cstorv1.DiskUnavailable, cstorv1.ReasonDisksUnavailable, "Following disks [b] are unavailable/faulted: b: device /dev/b: no such file")
+	w.wantCondition(cstorv1.DiskUnavailable, cstorv1.ReasonDisksUnavailable, "Following disks [b] are unavailable/faulted: b: device /dev/b: no such file; the pool goes on with less redundancy: put the disks back, or ")
 	w.pass()
 	w.pass()
 	if n := w.count("DeviceState"); n != 1 {
@@ -214,10 +214,17 @@ func TestDeviceGoesAndComesBack(t *testing.T) {
 	if err := w.client.Update(w.ctx, bd); err != nil {
 		t.Fatal(err)
 	}
-	w.disks.pool.stats.Health = "ONLINE"
 	w.pass()
 	w.pass()
 	w.wantCalls("return /dev/other")
+	b := w.disks.pool.device("/dev/other")
+	b.State, b.ToResilver = stateResilvering, gib
+	w.disks.pool.resilver = Progress{Done: 1e9, Total: 4e9}
+	w.pass()
+	w.wantCondition(cstorv1.DiskUnavailable, cstorv1.ReasonDisksAvailable, "b: what was missed is being copied, 25% of 3.73G")
+	b.State, b.ToResilver = stateOnline, 0
+	w.disks.pool.stats.Health = "ONLINE"
+	w.pass()
 	w.wantCondition(cstorv1.DiskUnavailable, cstorv1.ReasonDisksAvailable, "")
 	if p := w.instance().Status.Phase; p != cstorv1.PoolOnline {
 		t.Errorf("phase %s", p)
@@ -388,7 +395,7 @@ func TestDestroyedWhenAllDevicesAreGoneForGood(t *testing.T) {
 	}
 	w.restart()
 	w.pass()
-	w.wantCondition(cstorv1.PoolLost, cstorv1.ReasonPoolLost, "BlockDevice does not exist")
+	w.wantCondition(cstorv1.PoolLost, cstorv1.ReasonPoolLost, `a: BlockDevice does not exist: blockdevices.openebs.io "a" not found; b: BlockDevice does not exist`)
 	if err := w.client.Delete(w.ctx, w.instance()); err != nil {
 		t.Fatal(err)
 	}

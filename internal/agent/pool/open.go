@@ -29,12 +29,32 @@ const (
 	impossible verdict = iota
 	create             // all blank, or left by a creation that was interrupted, and the pool was never made
 	imports            // some carry this pool: whether they are enough is for the engine to say
+	adopts             // some carry a pool of another object, and this one was told to take that over
 )
 
-// judge decides from what is on the devices. made says that the pool existed before; a pool that did is never made
-// again, whatever the devices look like. It returns the devices that carry the pool, and what is wrong with the others;
+// identity is what decides whose a pool on devices is.
+type identity struct {
+	owner string // the UID of the pool's object
+	adopt string // the name of a pool that it is to take over, whoever owns that
+	made  bool   // the pool existed before: it is never made again, whatever the devices look like
+}
+
+// judge decides from what is on the devices. It returns those that carry the pool, and what is wrong with the others;
 // the latter is why nothing can be done, if that is the verdict.
-func judge(devices []listed, owner string, made bool) (what verdict, ours []listed, wrong error) {
+func judge(devices []listed, id identity) (what verdict, ours []listed, wrong error) {
+	what = imports
+	carried := func(has func(*engine.Label) bool) (found []listed) {
+		for _, d := range devices {
+			if d.err == nil && has(d.label) {
+				found = append(found, d)
+			}
+		}
+		return found
+	}
+	ours = carried(func(l *engine.Label) bool { return l.Owner == id.owner })
+	if len(ours) == 0 && id.adopt != "" {
+		what, ours = adopts, carried(func(l *engine.Label) bool { return l.Name == id.adopt })
+	}
 	var blank, newest []listed
 	var errs []error
 	for _, d := range devices {
@@ -43,14 +63,16 @@ func judge(devices []listed, owner string, made bool) (what verdict, ours []list
 			blank = append(blank, d)
 		case d.err != nil:
 			errs = append(errs, fmt.Errorf("%s: %w", d.name, d.err))
-		case d.label.Owner != owner:
-			errs = append(errs, fmt.Errorf("%s: device %s belongs to pool %q of another owner (%s); wipe it if it may be used",
-				d.name, d.path, d.label.Name, d.label.Owner))
-		default:
-			ours = append(ours, d)
-			if len(newest) == 0 || d.label.Generation > newest[0].label.Generation {
-				newest = []listed{d}
-			}
+		case !slices.ContainsFunc(ours, func(o listed) bool { return o.name == d.name }):
+			errs = append(errs, fmt.Errorf("%s: %w", d.name, ofAnother(&d)))
+		case len(newest) == 0 || d.label.Generation > newest[0].label.Generation:
+			newest = []listed{d}
+		}
+	}
+	for _, d := range ours {
+		if what == adopts && d.label.Pool != newest[0].label.Pool {
+			return impossible, nil, fmt.Errorf("%s and %s carry two pools named %s (%v and %v): list the devices of one only",
+				newest[0].name, d.name, id.adopt, newest[0].label.Pool, d.label.Pool)
 		}
 	}
 	// A device that the newest labels do not know was replaced; it would keep the engine from opening the others.
@@ -69,22 +91,52 @@ func judge(devices []listed, owner string, made bool) (what verdict, ours []list
 		}
 		return strings.Join(all, ", ")
 	}
-	switch {
+	switch known := id.made || what == adopts; {
 	case len(devices) == 0:
 		return impossible, nil, errors.New("the pool lists no devices")
-	case len(ours) > 0 && (made || len(blank) == 0):
-		if made {
+	case len(ours) > 0 && (known || len(blank) == 0):
+		if known {
 			for _, d := range blank {
 				errs = append(errs, fmt.Errorf("%s: device %s is blank", d.name, d.path))
 			}
 		}
-		return imports, ours, errors.Join(errs...)
+		return what, ours, errors.Join(errs...)
 	case len(errs) > 0:
 		return impossible, nil, errors.Join(errs...)
-	case made:
+	case id.adopt != "":
+		return impossible, nil, fmt.Errorf("%s are blank, and annotation %s says that pool %s is on them; put the right devices in, or remove the annotation", names(blank), cstorv1.AnnotationExistingPool, id.adopt)
+	case id.made:
 		return impossible, nil, fmt.Errorf("%s are blank, but the pool was made before and its data was on them; put the right devices back", names(blank))
 	}
 	return create, ours, nil
+}
+
+// ofAnother says whose device it is, and what can be done about it.
+func ofAnother(d *listed) error {
+	return fmt.Errorf("device %s belongs to pool %q of another owner (%s); to take that pool over with its data, annotate the CStorPoolCluster with %s=%s; wipe the device if it may be used anew",
+		d.path, d.label.Name, d.label.Owner, cstorv1.AnnotationExistingPool, d.label.Name)
+}
+
+// oneOwner makes what is on the devices of one pool say what the newest labels among them do of its name and owner. Those
+// of a device that was away when the pool was taken over are older.
+func oneOwner(list []listed) {
+	newest := map[block.GUID]*engine.Label{}
+	for _, d := range list {
+		if l := d.label; l != nil && d.err == nil && (newest[l.Pool] == nil || l.Generation > newest[l.Pool].Generation) {
+			newest[l.Pool] = l
+		}
+	}
+	for i := range list {
+		d := &list[i]
+		if d.label == nil || d.err != nil {
+			continue
+		}
+		if n := newest[d.label.Pool]; n.Owner != d.label.Owner {
+			l := *d.label
+			l.Name, l.Owner = n.Name, n.Owner
+			d.label = &l
+		}
+	}
 }
 
 func isMember(l *engine.Label, device block.GUID) bool {
@@ -101,20 +153,24 @@ func (a *Agent) openPool(ctx context.Context) error {
 	if err != nil {
 		return err // the API server, not the devices
 	}
-	what, ours, wrong := judge(devices, string(cr.UID), made(cr.Status.Phase))
+	what, ours, wrong := judge(devices, identity{string(cr.UID), cr.Annotations[cstorv1.AnnotationExistingPool], made(cr.Status.Phase)})
 	var eng Engine
 	var replicas Replicas
 	reason, message := "Pool Imported", "Pool Import successful: "+poolName(cr)
 	switch what {
 	case impossible:
 		return a.openFailed(ctx, wrong)
-	case imports:
+	case imports, adopts:
 		paths := make([]string, len(ours))
 		for i, d := range ours {
 			paths[i] = d.path
 		}
 		eng, replicas, err = a.Storage.Open(paths, a.settings())
-		if err == nil || made(cr.Status.Phase) || !errors.Is(err, engine.ErrDamaged) {
+		if err == nil && what == adopts {
+			message += adopted(eng, ours[0].label)
+			err = a.adopt(eng)
+		}
+		if err == nil || what == adopts || made(cr.Status.Phase) || !errors.Is(err, engine.ErrDamaged) {
 			break
 		}
 		fallthrough // labels without a checkpoint: the creation was interrupted
@@ -128,10 +184,28 @@ func (a *Agent) openPool(ctx context.Context) error {
 	}
 	a.setOpen(eng, replicas, "")
 	a.disks = inventory{limit: readOnlyLimit(cr)}
+	a.recovery.opened, a.recovery.fresh = a.Now(), false
 	a.backoff.Reset()
 	a.Log.Info("pool is served", "pool", poolName(cr), "how", reason, "devices", len(devices), "wrong", wrong)
 	a.poolEvents.Event(ctx, cr, corev1.EventTypeNormal, reason, message)
 	return a.clearLost(ctx)
+}
+
+// adopt makes a pool that was opened this object's. If that fails it is closed again.
+func (a *Agent) adopt(eng Engine) error {
+	if err := eng.Adopt(poolName(a.instance), string(a.instance.UID)); err != nil {
+		return errors.Join(fmt.Errorf("take pool over: %w", err), eng.Close())
+	}
+	return nil
+}
+
+// adopted says in words what was taken over.
+func adopted(eng Engine, was *engine.Label) string {
+	text := fmt.Sprintf(", taken over from %s (%s)", was.Name, was.Owner)
+	if names := eng.Names(); len(names) > 0 {
+		text += " with replicas " + strings.Join(names, ", ")
+	}
+	return text
 }
 
 // settings are those of the pool's object.
@@ -139,7 +213,7 @@ func (a *Agent) settings() Settings {
 	every, _, _ := a.scrubSettings()
 	return Settings{
 		ReadOnlyPercent: readOnlyLimit(a.instance), Compression: compression(a.instance.Spec.PoolConfig.Compression),
-		ScrubEvery: every, Log: a.Log,
+		ScrubEvery: every, Fresh: a.recovery.fresh, Log: a.Log,
 	}
 }
 
@@ -213,9 +287,9 @@ func poolName(cr *cstorv1.CStorPoolInstance) string {
 		owner = &cr.OwnerReferences[0]
 	}
 	if owner == nil {
-		return "cstor-" + string(cr.UID)
+		return cstorv1.PoolNamePrefix + string(cr.UID)
 	}
-	return "cstor-" + string(owner.UID)
+	return cstorv1.PoolNamePrefix + string(owner.UID)
 }
 
 // poolGUID follows from the pool's object, so that a creation that was interrupted can be done again on the same devices.

@@ -71,7 +71,7 @@ func (o *opened) AddGroups(groups []Group) error { return o.bring(groups, o.Pool
 
 // bring opens devices for the pool and hands them over.
 func (o *opened) bring(groups []Group, take func([]engine.Group) error) error {
-	made, paths, err := openGroups(groups)
+	made, paths, err := o.disks.openGroups(groups)
 	if err != nil {
 		return err
 	}
@@ -107,7 +107,7 @@ func (o *opened) Destroy() error {
 		if l, err := o.disks.Probe(path); err != nil || !slices.Contains(guids, l.Device) {
 			continue
 		}
-		if err := blank(path); err != nil {
+		if err := o.disks.blank(path); err != nil {
 			return fmt.Errorf("give device back: %w", err)
 		}
 	}
@@ -115,8 +115,8 @@ func (o *opened) Destroy() error {
 }
 
 // blank clears the labels of a device that was this pool's, and gives its space back.
-func blank(path string) error {
-	dev, err := disk.Open(path, disk.Options{})
+func (d *Disks) blank(path string) error {
+	dev, err := d.device(path, disk.Options{})
 	if err != nil {
 		return err
 	}

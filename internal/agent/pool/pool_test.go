@@ -23,13 +23,14 @@ func TestJudge(t *testing.T) {
 	blank := func(n string) listed { return listed{name: n, err: engine.ErrBlank} }
 	gone := func(n string) listed { return listed{name: n, err: errors.New("no such file")} }
 	mine := func(n string, generation uint64, members ...byte) listed {
-		l := &engine.Label{Owner: cspiUID, Device: block.GUID{n[0]}, Generation: generation}
+		l := &engine.Label{Pool: block.GUID{1}, Owner: cspiUID, Device: block.GUID{n[0]}, Generation: generation}
 		for _, m := range members {
 			l.Members = append(l.Members, label.Member{GUID: block.GUID{m}})
 		}
 		return listed{name: n, label: l}
 	}
-	other := listed{name: "c", label: &engine.Label{Name: "cstor-x", Owner: "y"}}
+	other := listed{name: "c", label: &engine.Label{Pool: block.GUID{2}, Name: "cstor-x", Owner: "y", Device: block.GUID{'c'}, Members: []label.Member{{GUID: block.GUID{'c'}}}}}
+	third := listed{name: "d", label: &engine.Label{Pool: block.GUID{3}, Name: "cstor-x", Owner: "z", Device: block.GUID{'d'}}}
 	for _, c := range []struct {
 		name    string
 		devices []listed
@@ -37,27 +38,36 @@ func TestJudge(t *testing.T) {
 		want    verdict
 		ours    int
 		why     string
+		adopt   string
 	}{
-		{"new", []listed{blank("a"), blank("b")}, false, create, 0, ""},
-		{"known", []listed{mine("a", 1, 'a', 'b'), mine("b", 1, 'a', 'b')}, true, imports, 2, ""},
-		{"created, but the process died before it said so", []listed{mine("a", 1, 'a')}, false, imports, 1, ""},
-		{"died while it created", []listed{mine("a", 1, 'a', 'b'), blank("b")}, false, create, 1, ""},
-		{"died while it created, and a disk went away", []listed{mine("a", 1, 'a', 'b'), blank("b"), gone("c")}, false, impossible, 0, "c: no such file"},
-		{"not all there to create", []listed{blank("a"), gone("b")}, false, impossible, 0, "b: no such file"},
-		{"disks replaced by blank ones", []listed{blank("a")}, true, impossible, 0, "a are blank, but the pool was made before"},
-		{"one disk replaced by a blank one", []listed{mine("a", 1, 'a', 'b'), blank("b")}, true, imports, 1, "b: device  is blank"},
-		{"one disk gone", []listed{mine("a", 1, 'a', 'b'), gone("b")}, true, imports, 1, "b: no such file"},
-		{"one disk gone of a pool that did not say yet that it was made", []listed{mine("a", 1, 'a', 'b'), gone("b")}, false, imports, 1, "b: no such file"},
-		{"all disks gone", []listed{gone("a"), gone("b")}, true, impossible, 0, "b: no such file"},
-		{"one that was replaced is listed again", []listed{mine("x", 1, 'a', 'x'), mine("a", 2, 'a', 'b'), mine("b", 2, 'a', 'b')}, true, imports, 2, "x: device  is not a member of pool"},
-		{"one that was replaced is blank by now", []listed{mine("a", 2, 'a'), {name: "x", leaving: true, err: engine.ErrBlank}}, true, imports, 1, ""},
-		{"foreign", []listed{blank("a"), {name: "b", err: foreign}}, false, impossible, 0, "xfs filesystem"},
-		{"damaged", []listed{{name: "a", err: engine.ErrDamaged}}, false, impossible, 0, "damaged"},
-		{"another pool", []listed{other}, false, impossible, 0, `pool "cstor-x" of another owner`},
-		{"one of another pool", []listed{mine("a", 1, 'a'), other}, true, imports, 1, `pool "cstor-x" of another owner`},
-		{"no disks", nil, false, impossible, 0, "lists no devices"},
+		{"new", []listed{blank("a"), blank("b")}, false, create, 0, "", ""},
+		{"known", []listed{mine("a", 1, 'a', 'b'), mine("b", 1, 'a', 'b')}, true, imports, 2, "", ""},
+		{"created, but the process died before it said so", []listed{mine("a", 1, 'a')}, false, imports, 1, "", ""},
+		{"died while it created", []listed{mine("a", 1, 'a', 'b'), blank("b")}, false, create, 1, "", ""},
+		{"died while it created, and a disk went away", []listed{mine("a", 1, 'a', 'b'), blank("b"), gone("c")}, false, impossible, 0, "c: no such file", ""},
+		{"not all there to create", []listed{blank("a"), gone("b")}, false, impossible, 0, "b: no such file", ""},
+		{"disks replaced by blank ones", []listed{blank("a")}, true, impossible, 0, "a are blank, but the pool was made before", ""},
+		{"one disk replaced by a blank one", []listed{mine("a", 1, 'a', 'b'), blank("b")}, true, imports, 1, "b: device  is blank", ""},
+		{"one disk gone", []listed{mine("a", 1, 'a', 'b'), gone("b")}, true, imports, 1, "b: no such file", ""},
+		{"one disk gone of a pool that did not say yet that it was made", []listed{mine("a", 1, 'a', 'b'), gone("b")}, false, imports, 1, "b: no such file", ""},
+		{"all disks gone", []listed{gone("a"), gone("b")}, true, impossible, 0, "b: no such file", ""},
+		{"one that was replaced is listed again", []listed{mine("x", 1, 'a', 'x'), mine("a", 2, 'a', 'b'), mine("b", 2, 'a', 'b')}, true, imports, 2, "x: device  is not a member of pool", ""},
+		{"one that was replaced is blank by now", []listed{mine("a", 2, 'a'), {name: "x", leaving: true, err: engine.ErrBlank}}, true, imports, 1, "", ""},
+		{"foreign", []listed{blank("a"), {name: "b", err: foreign}}, false, impossible, 0, "xfs filesystem", ""},
+		{"damaged", []listed{{name: "a", err: engine.ErrDamaged}}, false, impossible, 0, "damaged", ""},
+		{"another pool", []listed{other}, false, impossible, 0, `pool "cstor-x" of another owner`, ""},
+		{"one of another pool", []listed{mine("a", 1, 'a'), other}, true, imports, 1, `pool "cstor-x" of another owner`, ""},
+		{"no disks", nil, false, impossible, 0, "lists no devices", ""},
+		{"to be taken over", []listed{other, gone("a")}, false, adopts, 1, "a: no such file", "cstor-x"},
+		{"to be taken over by one that was restored", []listed{other, blank("a")}, true, adopts, 1, "a: device  is blank", "cstor-x"},
+		{"to be taken over, beside a blank disk", []listed{other, blank("a")}, false, adopts, 1, "a: device  is blank", "cstor-x"},
+		{"another one is to be taken over", []listed{other}, false, impossible, 0, "annotate the CStorPoolCluster with import.cspi.cstor.openebs.io/existing-pool-name=cstor-x", "cstor-z"},
+		{"two of that name", []listed{other, third}, false, impossible, 0, "c and d carry two pools named cstor-x", "cstor-x"},
+		{"was taken over", []listed{mine("a", 1, 'a')}, false, imports, 1, "", "cstor-x"},
+		{"was taken over, and there is another one of that name", []listed{mine("a", 1, 'a'), other}, true, imports, 1, "c: device  belongs to pool", "cstor-x"},
+		{"nothing to be taken over", []listed{blank("a")}, false, impossible, 0, "a are blank, and annotation", "cstor-x"},
 	} {
-		got, ours, err := judge(c.devices, cspiUID, c.made)
+		got, ours, err := judge(c.devices, identity{cspiUID, c.adopt, c.made})
 		if got != c.want || len(ours) != c.ours || (err != nil) != (c.why != "") || err != nil && !strings.Contains(err.Error(), c.why) {
 			t.Errorf("%s: %v, %d devices, %v", c.name, got, len(ours), err)
 		}
@@ -150,7 +160,7 @@ func TestPoolThatFailsIsNotOnline(t *testing.T) {
 	w.disks.pool.stats.Health, w.disks.pool.stats.Failure = "FAULTED", errDisk.Error()
 	w.pass()
 	cr := w.instance()
-	if cr.Status.Phase != cstorv1.PoolFaulted || len(cr.Status.Conditions) != 1 || cr.Status.Conditions[0].Message != errDisk.Error() {
+	if cr.Status.Phase != cstorv1.PoolFaulted || len(cr.Status.Conditions) != 1 || !strings.HasPrefix(cr.Status.Conditions[0].Message, errDisk.Error()+"; the pool takes no writes, it is opened again at ") {
 		t.Errorf("status %+v", cr.Status)
 	}
 }

@@ -241,7 +241,7 @@ func (a *Agent) readOnlyEvent(ctx context.Context, readOnly bool, used, free int
 // offline is the status of a pool that serves nothing.
 var offline = kube.Fields{"phase": cstorv1.PoolOffline, "healthyReplicas": 0}
 
-// reportOffline says that pool and replicas are not served any more. Replicas that were never created stay as they are.
+// reportOffline says that pool and replicas are not served any more.
 func (a *Agent) reportOffline(ctx context.Context) error {
 	if a.instance == nil {
 		return nil
@@ -251,11 +251,17 @@ func (a *Agent) reportOffline(ctx context.Context) error {
 		_, err := kube.Apply(ctx, a.Client, a.instance, kube.Fields{"status": offline}, nil)
 		errs = append(errs, err)
 	}
+	return errors.Join(append(errs, a.replicasOffline(ctx, "pool is shutting down"))...)
+}
+
+// replicasOffline says why replicas are not served. Those that were never created stay as they are.
+func (a *Agent) replicasOffline(ctx context.Context, why string) error {
+	var errs []error
 	for _, c := range a.claims {
 		switch c.cr.Status.Phase {
 		case cstorv1.ReplicaEmpty, cstorv1.ReplicaInit, cstorv1.ReplicaRecreate:
 		default:
-			errs = append(errs, a.setPhase(ctx, c.cr, cstorv1.ReplicaOffline, "pool is shutting down"))
+			errs = append(errs, a.setPhase(ctx, c.cr, cstorv1.ReplicaOffline, why))
 		}
 	}
 	return errors.Join(errs...)

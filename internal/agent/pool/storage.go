@@ -3,8 +3,11 @@ package pool
 import (
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	engine "github.com/cstor-go/cstor/internal/pool"
 	"github.com/cstor-go/cstor/internal/pool/compress"
@@ -17,6 +20,9 @@ type Disks struct {
 	// Serve begins to serve the replicas of a pool that was opened, and Stop ends that before the pool is closed.
 	Serve func(*engine.Pool) (Replicas, error)
 	Stop  func()
+
+	open func(path string, opt disk.Options) (disk.Device, error) // default disk.Open
+	drop func(path string) error                                  // default forget
 
 	mu   sync.Mutex
 	hung map[string]bool // devices that have not answered yet
@@ -51,7 +57,7 @@ func look[T any](d *Disks, path string, at func(disk.Device) (T, error)) (none T
 	answers := make(chan answer, 1)
 	go func() {
 		var a answer
-		dev, err := disk.Open(path, disk.Options{ReadOnly: true})
+		dev, err := d.device(path, disk.Options{ReadOnly: true})
 		if a.err = err; err == nil {
 			a.found, a.err = at(dev)
 			dev.Close()
@@ -80,7 +86,7 @@ func look[T any](d *Disks, path string, at func(disk.Device) (T, error)) (none T
 
 // Create implements Storage.
 func (d *Disks) Create(groups []Group, cfg engine.Config, set Settings) (Engine, Replicas, error) {
-	made, paths, err := openGroups(groups)
+	made, paths, err := d.openGroups(groups)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -89,7 +95,18 @@ func (d *Disks) Create(groups []Group, cfg engine.Config, set Settings) (Engine,
 
 // Open implements Storage.
 func (d *Disks) Open(paths []string, set Settings) (Engine, Replicas, error) {
-	devs, err := openAll(paths)
+	if set.Fresh {
+		drop := forget
+		if d.drop != nil {
+			drop = d.drop
+		}
+		for _, path := range paths {
+			if err := drop(path); err != nil {
+				return nil, nil, err
+			}
+		}
+	}
+	devs, err := d.openAll(paths)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -115,10 +132,32 @@ func (d *Disks) serve(paths []string, devs []disk.Device, open func() (*engine.P
 	return &opened{Pool: p, disks: d, paths: paths}, replicas, nil
 }
 
+// device opens a device.
+func (d *Disks) device(path string, opt disk.Options) (disk.Device, error) {
+	if d.open != nil {
+		return d.open(path, opt)
+	}
+	return disk.Open(path, opt)
+}
+
+// forget drops what the system has cached of a device, so that reads tell what is on it: after a write that failed the
+// cache may hold what the device does not. What is still to be written stays.
+func forget(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+		return fmt.Errorf("device %s: drop what is cached: %w", path, err)
+	}
+	return nil
+}
+
 // openAll opens devices for a pool; all or none.
-func openAll(paths []string) (devs []disk.Device, err error) {
+func (d *Disks) openAll(paths []string) (devs []disk.Device, err error) {
 	for _, path := range paths {
-		dev, err := disk.Open(path, disk.Options{})
+		dev, err := d.device(path, disk.Options{})
 		if err != nil {
 			closeAll(devs)
 			return nil, err
@@ -129,12 +168,12 @@ func openAll(paths []string) (devs []disk.Device, err error) {
 }
 
 // openGroups opens the devices of raid groups that are to be made; all or none.
-func openGroups(groups []Group) (made []engine.Group, paths []string, err error) {
+func (d *Disks) openGroups(groups []Group) (made []engine.Group, paths []string, err error) {
 	for _, g := range groups {
 		kind, err := raid.ParseKind(g.Kind)
 		var devs []disk.Device
 		if err == nil {
-			devs, err = openAll(g.Devices)
+			devs, err = d.openAll(g.Devices)
 		}
 		if err != nil {
 			closeAll(devicesOf(made))

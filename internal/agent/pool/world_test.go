@@ -125,6 +125,7 @@ type memPool struct {
 	left       func() // called by Detach
 	destroyErr error
 	closed     bool
+	close      chan struct{} // Close waits for it
 }
 
 func (p *memPool) Stats() engine.Stats {
@@ -132,7 +133,13 @@ func (p *memPool) Stats() engine.Stats {
 	return p.stats
 }
 func (p *memPool) Names() []string { return slices.Sorted(maps.Keys(p.replicas)) }
-func (p *memPool) Close() error    { p.closed = true; return nil }
+func (p *memPool) Close() error {
+	if p.close != nil {
+		<-p.close
+	}
+	p.closed = true
+	return nil
+}
 func (p *memPool) Destroy() error {
 	for path := range p.disks.content {
 		p.disks.content[path] = engine.ErrBlank
@@ -166,7 +173,7 @@ func (p *memPool) device(path string) *DeviceInfo {
 func (p *memPool) add(path, state string, like DeviceInfo) {
 	like.GUID, like.Name, like.State, like.Size = block.GUID{byte(len(p.disks.labels) + 1)}, path, state, poolSize
 	p.devices = append(p.devices, like)
-	l := &engine.Label{Name: p.cfg.Name, Owner: p.cfg.Owner, Device: like.GUID}
+	l := &engine.Label{Pool: block.GUID{0xaa}, Name: p.cfg.Name, Owner: p.cfg.Owner, Device: like.GUID}
 	p.disks.labels = append(p.disks.labels, l)
 	p.disks.content[path] = l
 	p.label()
@@ -250,6 +257,17 @@ func (p *memPool) Expand() error {
 	return p.refuse
 }
 
+func (p *memPool) Adopt(name, owner string) error {
+	p.called("adopt as %s of %s", name, owner)
+	for _, l := range p.disks.content {
+		if l, ok := l.(*engine.Label); ok && p.refuse == nil && l.Owner == p.cfg.Owner {
+			l.Name, l.Owner = name, owner
+		}
+	}
+	p.cfg.Name, p.cfg.Owner = name, owner
+	return p.refuse
+}
+
 func (p *memPool) Attach(s replica.Spec) error {
 	if p.replicas[s.Name] == nil {
 		p.replicas[s.Name] = &replica.Status{Name: s.Name, ReplicaID: s.ReplicaID, GUID: block.GUID{byte(len(p.replicas) + 1)}}
@@ -297,6 +315,8 @@ type world struct {
 	disks  *disks
 	agent  *Agent
 	now    time.Time
+
+	dropped int // devices of which what was cached was dropped
 }
 
 func newWorld(t *testing.T, phase cstorv1.PoolPhase, content any) *world {

@@ -4,12 +4,15 @@ import (
 	"cmp"
 	"context"
 	"strconv"
+	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	cstorv1 "github.com/cstor-go/cstor/api/cstor/v1"
+	ndmv1 "github.com/cstor-go/cstor/api/openebs/v1alpha1"
 	"github.com/cstor-go/cstor/internal/operator/object"
 )
 
@@ -52,13 +55,12 @@ func (w *world) newInstance(entry *cstorv1.PoolSpec) *cstorv1.CStorPoolInstance 
 
 // configure makes an instance say what its entry says and may be changed.
 func (w *world) configure(in *cstorv1.CStorPoolInstance, entry *cstorv1.PoolSpec) {
-	in.Spec.NodeSelector = entry.NodeSelector
-	if nodes := w.nodesOf(entry.NodeSelector); len(nodes) == 1 {
-		in.Spec.HostName = hostOf(nodes[0])
+	if host, err := w.place(entry); err == nil {
+		in.Spec.NodeSelector, in.Spec.HostName = entry.NodeSelector, host
 		if in.Labels == nil {
 			in.Labels = map[string]string{}
 		}
-		in.Labels[cstorv1.LabelHostName] = in.Spec.HostName
+		in.Labels[cstorv1.LabelHostName] = host
 	}
 	cfg, all := *entry.PoolConfig.DeepCopy(), &w.cluster.Spec
 	cfg.Resources = cmp.Or(cfg.Resources, all.DefaultResources)
@@ -73,7 +75,7 @@ func (w *world) configure(in *cstorv1.CStorPoolInstance, entry *cstorv1.PoolSpec
 		cfg.ROThresholdLimit = ptr.To(cstorv1.DefaultROThreshold)
 	}
 	in.Spec.PoolConfig = cfg
-	for _, key := range []string{cstorv1.AnnotationScrubEvery, cstorv1.AnnotationScrubRate} {
+	for _, key := range []string{cstorv1.AnnotationScrubEvery, cstorv1.AnnotationScrubRate, cstorv1.AnnotationExistingPool} {
 		if v, ok := w.cluster.Annotations[key]; ok {
 			if in.Annotations == nil {
 				in.Annotations = map[string]string{}
@@ -84,15 +86,20 @@ func (w *world) configure(in *cstorv1.CStorPoolInstance, entry *cstorv1.PoolSpec
 }
 
 // instanceName is the cluster's name and four characters, which follow from the entry: an operator that was killed after
-// it had made the instance finds it again, whatever its cache says.
+// it had made the instance finds it again, whatever its cache says. A cluster that takes over the pools of one that is
+// lost calls them as that one did, so that replicas on them have their names.
 func (w *world) instanceName(entry *cstorv1.PoolSpec) string {
 	taken := map[string]bool{}
 	for i := range w.instances {
 		in := &w.instances[i]
 		taken[in.Name] = !devicesOf(in.Spec.DataRaidGroups).Equal(devicesOf(entry.DataRaidGroups))
 	}
+	uid := string(w.cluster.UID)
+	if existing, ok := strings.CutPrefix(w.cluster.Annotations[cstorv1.AnnotationExistingPool], cstorv1.PoolNamePrefix); ok {
+		uid = existing
+	}
 	for salt := 0; ; salt++ {
-		s := object.Suffix(4, append(sets.List(devicesOf(entry.DataRaidGroups)), string(w.cluster.UID), strconv.Itoa(salt))...)
+		s := object.Suffix(4, append(sets.List(devicesOf(entry.DataRaidGroups)), uid, strconv.Itoa(salt))...)
 		if name := w.cluster.Name + "-" + s; !taken[name] {
 			return name
 		}
@@ -117,6 +124,9 @@ func (r *Reconciler) syncPool(ctx context.Context, w *world, p pool) error {
 	in := p.instance
 	if _, err := w.changeOf(p); err == nil && raidProblem(p.entry) == nil {
 		err := object.Update(ctx, r.Client, in, func(in *cstorv1.CStorPoolInstance) { w.configure(in, p.entry) })
+		if err == nil {
+			err = r.carry(ctx, w, in)
+		}
 		if err != nil {
 			return err
 		}
@@ -130,4 +140,32 @@ func (r *Reconciler) syncPool(ctx context.Context, w *world, p pool) error {
 		r.warn(w.cluster, "PoolDeploymentCreate", err.Error())
 	}
 	return err
+}
+
+// carry makes what names the host of a pool follow the pool to another one: the claims of its devices and its replicas.
+func (r *Reconciler) carry(ctx context.Context, w *world, in *cstorv1.CStorPoolInstance) error {
+	host := in.Spec.HostName
+	for name := range devicesOf(in.Spec.DataRaidGroups, in.Spec.WriteCacheRaidGroups) {
+		c, d := w.claims[name], w.devices[name]
+		if c == nil || d == nil || deviceHost(d) != host {
+			continue
+		}
+		err := object.Update(ctx, r.Client, c, func(c *ndmv1.BlockDeviceClaim) {
+			c.Spec.HostName = host
+			c.Spec.BlockDeviceNodeAttributes = ndmv1.BlockDeviceNodeAttributes{NodeName: d.Spec.NodeAttributes.NodeName, HostName: host}
+		})
+		if err := client.IgnoreNotFound(err); err != nil {
+			return err
+		}
+	}
+	for _, replica := range w.replicas[in.Name] {
+		if old, ok := replica.Annotations[cstorv1.AnnotationPoolHost]; !ok || old == host {
+			continue
+		}
+		err := object.Update(ctx, r.Client, replica, func(c *cstorv1.CStorVolumeReplica) { c.Annotations[cstorv1.AnnotationPoolHost] = host })
+		if err := client.IgnoreNotFound(err); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -35,8 +35,9 @@ import (
 //
 //	node NAME...
 //	bd NAME node=NODE [gib=10] [fs=TYPE] [tag=TAG|none] [state=Active] [claimed]
-//	bd NAME gone | state=STATE      it is removed, or changes its state
-//	cspc [type=stripe] [tags=TAG] [disabled] [cachetype=TYPE] [compression=X] [ro=N] NODE=(BD,...,/,BD,...) [NODE.cache=(BD,...)]
+//	bd NAME gone | state=STATE | carried=NODE      it is removed, changes its state, or is put into another node
+//	hosts                 which host claims, instances and replicas name
+//	cspc [type=stripe] [tags=TAG] [existing=POOL] [disabled] [cachetype=TYPE] [compression=X] [ro=N] NODE=(BD,...,/,BD,...) [NODE.cache=(BD,...)]
 //	                      creates or replaces the cluster's specification; a slash begins another raid group
 //	resilvered BD         the pool's process has its data on a device that replaces another
 //	up NODE...            the pool's process makes it, reports ONLINE, and is ready
@@ -181,7 +182,7 @@ func (s *scene) run(t *testing.T, d *datadriven.TestData) string {
 	case "volume":
 		in := s.instance(words[0])
 		r := &cstorv1.CStorVolumeReplica{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "pvc-1-" + in.Name,
-			Labels: map[string]string{cstorv1.LabelPoolName: in.Name}}}
+			Labels: map[string]string{cstorv1.LabelPoolName: in.Name}, Annotations: map[string]string{cstorv1.AnnotationPoolHost: in.Spec.HostName}}}
 		r.Status.Phase = cstorv1.ReplicaHealthy
 		if d.HasArg("gone") {
 			s.must(s.c.Delete(ctx, r))
@@ -205,6 +206,8 @@ func (s *scene) run(t *testing.T, d *datadriven.TestData) string {
 		s.hidden = marks == "hidden"
 	case "refused":
 		return s.refused()
+	case "hosts":
+		return s.hosts()
 	case "delete":
 		s.must(s.c.Delete(ctx, &cstorv1.CStorPoolCluster{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: clusterName}}))
 	case "advance":
@@ -226,7 +229,10 @@ func (s *scene) device(d *datadriven.TestData, name string) {
 			s.must(s.c.Delete(context.Background(), b))
 			return
 		}
-		d.ScanArgs(s.t, "state", &state)
+		if d.MaybeScanArgs(s.t, "carried", &node) {
+			b.Labels[cstorv1.LabelHostName], b.Spec.NodeAttributes.NodeName = node, node
+		}
+		d.MaybeScanArgs(s.t, "state", &state)
 		b.Status.State = ndmv1.DeviceState(state)
 		s.must(s.c.Update(context.Background(), b))
 		return
@@ -268,6 +274,8 @@ func (s *scene) specify(d *datadriven.TestData) {
 		switch {
 		case a.Key == "tags":
 			c.Annotations[cstorv1.AnnotationAllowedTags] = a.Vals[0]
+		case a.Key == "existing":
+			c.Annotations[cstorv1.AnnotationExistingPool] = a.Vals[0]
 		case a.Key == "disabled":
 			c.Annotations[cstorv1.AnnotationDisable] = "true"
 		case slices.Contains([]string{"type", "cachetype", "compression", "ro"}, a.Key):
@@ -422,6 +430,31 @@ func (s *scene) show() string {
 	s.must(s.c.List(ctx, &replicas))
 	for _, r := range replicas.Items {
 		fmt.Fprintf(&out, "cvr: %s %s\n", r.Name, r.Status.Phase)
+	}
+	return out.String()
+}
+
+// hosts shows which host each object names.
+func (s *scene) hosts() string {
+	var out strings.Builder
+	var instances cstorv1.CStorPoolInstanceList
+	var claims ndmv1.BlockDeviceClaimList
+	var replicas cstorv1.CStorVolumeReplicaList
+	for _, list := range []client.ObjectList{&instances, &claims, &replicas} {
+		s.must(s.c.List(context.Background(), list))
+	}
+	for _, in := range instances.Items {
+		fmt.Fprintf(&out, "cspi: %s %s %s", in.Name, in.Spec.HostName, in.Labels[cstorv1.LabelHostName])
+		if pool := in.Annotations[cstorv1.AnnotationExistingPool]; pool != "" {
+			fmt.Fprintf(&out, " takes over %s", pool)
+		}
+		fmt.Fprintln(&out)
+	}
+	for _, c := range claims.Items {
+		fmt.Fprintf(&out, "bdc: %s %s %s\n", c.Spec.BlockDeviceName, c.Spec.HostName, c.Spec.BlockDeviceNodeAttributes.NodeName)
+	}
+	for _, r := range replicas.Items {
+		fmt.Fprintf(&out, "cvr: %s %s\n", r.Name, r.Annotations[cstorv1.AnnotationPoolHost])
 	}
 	return out.String()
 }

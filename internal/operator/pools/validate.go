@@ -19,7 +19,6 @@ func (w *world) problem() error {
 		return fmt.Errorf("pools in cspc should have at least one item")
 	}
 	listed := sets.New[string]()
-	hosts := map[string]bool{}
 	for i := range c.Spec.Pools {
 		entry := &c.Spec.Pools[i]
 		for _, g := range slices.Concat(entry.DataRaidGroups, entry.WriteCacheRaidGroups) {
@@ -30,16 +29,10 @@ func (w *world) problem() error {
 				listed.Insert(d.BlockDeviceName)
 			}
 		}
-		nodes := w.nodesOf(entry.NodeSelector)
-		if len(nodes) != 1 {
-			return fmt.Errorf("failed to get node from pool nodeSelector: {%v} error: {invalid no.of nodes %d from the given node selectors}",
-				entry.NodeSelector, len(nodes))
+		host, err := w.place(entry)
+		if err != nil {
+			return err
 		}
-		host := hostOf(nodes[0])
-		if hosts[host] {
-			return fmt.Errorf("invalid cspc: duplicate node %s entry", host)
-		}
-		hosts[host] = true
 		if err := w.entryProblem(w.pools[i], host); err != nil {
 			return fmt.Errorf("pool on node %s: %w", host, err)
 		}
@@ -50,6 +43,23 @@ func (w *world) problem() error {
 		}
 	}
 	return nil
+}
+
+// place returns the host that an entry's pool is to be on, which must be one, and no other entry's.
+func (w *world) place(entry *cstorv1.PoolSpec) (host string, err error) {
+	nodes := w.nodesOf(entry.NodeSelector)
+	if len(nodes) != 1 {
+		return "", fmt.Errorf("failed to get node from pool nodeSelector: {%v} error: {invalid no.of nodes %d from the given node selectors}",
+			entry.NodeSelector, len(nodes))
+	}
+	host = hostOf(nodes[0])
+	for i := range w.cluster.Spec.Pools {
+		other := &w.cluster.Spec.Pools[i]
+		if nodes := w.nodesOf(other.NodeSelector); other != entry && len(nodes) == 1 && hostOf(nodes[0]) == host {
+			return "", fmt.Errorf("invalid cspc: duplicate node %s entry", host)
+		}
+	}
+	return host, nil
 }
 
 // entryProblem checks an entry for a node and what it asks of the pool that was made of it.

@@ -84,8 +84,8 @@ func (r *Reconciler) gather(ctx context.Context, from client.Reader, cluster *cs
 	return w, nil
 }
 
-// match finds the instance of each entry: the one with the same node selector, otherwise one that shares a data device.
-// The latter lets a user carry disks to another node and edit only the selector.
+// match finds the instance of each entry: one that shares a data device, rather that with the same node selector; otherwise
+// that with the same selector. So a user may carry disks to other nodes and edit only the selectors.
 func (w *world) match() {
 	free := map[string]*cstorv1.CStorPoolInstance{}
 	for i := range w.instances {
@@ -110,12 +110,15 @@ func (w *world) match() {
 			}
 		}
 	}
-	take(func(e *cstorv1.PoolSpec, in *cstorv1.CStorPoolInstance) bool {
+	here := func(e *cstorv1.PoolSpec, in *cstorv1.CStorPoolInstance) bool {
 		return maps.Equal(e.NodeSelector, in.Spec.NodeSelector)
-	})
-	take(func(e *cstorv1.PoolSpec, in *cstorv1.CStorPoolInstance) bool {
+	}
+	shares := func(e *cstorv1.PoolSpec, in *cstorv1.CStorPoolInstance) bool {
 		return devicesOf(e.DataRaidGroups).Intersection(devicesOf(in.Spec.DataRaidGroups)).Len() > 0
-	})
+	}
+	take(func(e *cstorv1.PoolSpec, in *cstorv1.CStorPoolInstance) bool { return here(e, in) && shares(e, in) })
+	take(shares)
+	take(here)
 	w.surplus = nil
 	for _, name := range slices.Sorted(maps.Keys(free)) {
 		w.surplus = append(w.surplus, *free[name])
