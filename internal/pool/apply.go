@@ -353,8 +353,18 @@ func (r *Replica) PutState(state []byte, applied block.Version) error {
 	sum := [1]uint32{block.Sum(state)}
 	rec := wal.Record{Kind: wal.State, Slot: r.slot, Count: uint32(len(state)), Version: applied, Sums: sum[:]}
 	err := p.unit(r, 0, blocksFor(len(state)), wal.RecordLen+4, func() error {
+		p.idx.mu.RLock()
+		err := p.mayGrow(stateRoot(len(state))-stateRoot(len(r.state)), true)
+		p.idx.mu.RUnlock()
+		if err != nil {
+			p.releaseSpare()
+			return err
+		}
 		return p.add(&rec, state, 0)
-	}, func() { r.state, r.applied = state, applied })
+	}, func() {
+		r.state, r.applied = state, applied
+		r.weigh()
+	})
 	if err != nil {
 		return r.wrap("set state", err)
 	}

@@ -56,6 +56,9 @@ func (p *Pool) prepareCheckpoint() (*pending, error) {
 // already leaves out.
 func (p *Pool) writeRoot(root []byte) ([]extent, error) {
 	w := &p.drain.writer
+	if int64(len(root)) > p.opt.rootBytes { // cannot be, see rootsize.go
+		return nil, p.fail(fmt.Errorf("checkpoint of %d bytes: %w", len(root), ErrTooLarge))
+	}
 	var out []extent
 	for at := 0; at < len(root); at += indexGroup {
 		piece := root[at:min(at+indexGroup, len(root))]
@@ -68,9 +71,6 @@ func (p *Pool) writeRoot(root []byte) ([]extent, error) {
 			return nil, err
 		}
 		out = append(out, extent{Addr: addr, Len: uint32(len(piece)), Sum: block.Sum(piece)})
-	}
-	if len(out) > label.MaxExtents {
-		return nil, p.fail(fmt.Errorf("checkpoint of %d bytes: %w", len(root), ErrTooLarge))
 	}
 	p.idx.mu.Lock()
 	for _, e := range out {

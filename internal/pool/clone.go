@@ -38,6 +38,9 @@ func (p *Pool) clone(name, origin, snapshot string) (*Replica, error) {
 	} else if i = o.snaps.find(snapshot); i < 0 {
 		err = ErrNoSnapshot
 	}
+	if err == nil {
+		err = p.mayGrow(replicaRoot(name, snapshot, o.snaps[i].size), false)
+	}
 	p.idx.mu.RUnlock()
 	if err != nil {
 		p.releaseSpare()

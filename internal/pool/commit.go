@@ -122,6 +122,7 @@ func (p *Pool) commit(c *pending) (freed int, err error) {
 	p.idx.mu.Lock()
 	for _, r := range c.released {
 		p.idx.bySlot[r.slot] = nil
+		r.weighs(0)
 	}
 	p.idx.mu.Unlock()
 	p.trimChain(c.from)

@@ -36,6 +36,9 @@ func (o *Options) setDefaults() {
 	if o.inlineBytes == 0 {
 		o.inlineBytes, o.historyBytes = index.MaxInline, index.MaxHistory
 	}
+	if o.rootBytes == 0 {
+		o.rootBytes = maxRoot
+	}
 	if o.FlushBytes <= 0 {
 		o.FlushBytes = 128 << 20
 	}
@@ -69,6 +72,7 @@ func create(groups []Group, cfg Config, opt Options) (*Pool, error) {
 	if cfg.GUID.IsZero() {
 		cfg.GUID = block.NewGUID()
 	}
+	opt.setDefaults()
 	l, devs, err := plan(groups, cfg, opt)
 	if err != nil {
 		return nil, err
@@ -82,7 +86,6 @@ func create(groups []Group, cfg Config, opt Options) (*Pool, error) {
 		m := newMember(l, i, d.Size(), l.Change, d)
 		members, raidDevs = append(members, m), append(raidDevs, m.dev)
 	}
-	opt.setDefaults()
 	p := preparePool(l, devs, opt)
 	if err := p.build(l, members, raidDevs); err != nil {
 		return nil, err
@@ -193,6 +196,9 @@ func (p *Pool) createReplica(name string, size int64) (*Replica, error) {
 		defer p.end(0)
 		p.idx.mu.RLock()
 		slot, err := p.freeSlot(name)
+		if err == nil {
+			err = p.mayGrow(replicaRoot(name, "", size), false)
+		}
 		p.idx.mu.RUnlock()
 		if err != nil {
 			p.releaseSpare()
@@ -246,6 +252,7 @@ func (p *Pool) register(r *Replica) {
 	}
 	p.idx.bySlot[r.slot] = r
 	p.idx.byName[r.name] = r
+	r.weigh()
 	p.idx.mu.Unlock()
 }
 

@@ -91,6 +91,11 @@ func (p *Pool) addGroups(groups []Group) error {
 	if _, err := own(add(), news[0].guid, news[0].size.Load()).Encode(); err != nil {
 		return err
 	}
+	done, err := p.mayBecome(add())
+	if err != nil {
+		return err
+	}
+	defer done()
 	if err := p.prepare(add(), news); err != nil {
 		return err
 	}
@@ -233,7 +238,7 @@ func (p *Pool) useAll() error {
 	now := p.labels.now.Load()
 	total := now.Segments()
 	var spans []label.Span
-	for i, g := range p.seg.where.Load().groups {
+	for i := range p.seg.where.Load().groups {
 		units := int64(raid.MaxUnits)
 		for _, m := range p.members() {
 			if m.group == i { // of one that was never found nothing is known, so that nothing changes
@@ -243,9 +248,6 @@ func (p *Pool) useAll() error {
 		more := min(units-int64(now.GroupSegments(i)), int64(label.MaxSegments-total))
 		if more <= 0 {
 			continue
-		}
-		if err := g.SetUnits(int(now.GroupSegments(i)) + int(more)); err != nil {
-			return err
 		}
 		spans = append(spans, label.Span{Group: i, Segments: uint32(more)})
 		total += uint64(more)
@@ -267,6 +269,16 @@ func (p *Pool) useAll() error {
 	grow(next)
 	if _, err := own(next, p.members()[0].guid, p.members()[0].size.Load()).Encode(); err != nil {
 		return err
+	}
+	done, err := p.mayBecome(next)
+	if err != nil {
+		return err
+	}
+	defer done()
+	for _, sp := range spans {
+		if err := p.seg.where.Load().groups[sp.Group].SetUnits(int(now.GroupSegments(sp.Group)) + int(sp.Segments)); err != nil {
+			return err
+		}
 	}
 	if err := p.relabel(grow); err != nil {
 		return p.fail(err)

@@ -146,7 +146,7 @@ func (r *Replica) setSnapshots(list []Snapshot) (added []Snapshot, err error) {
 	}
 	header := MaxSnapshots * wal.Len(wal.DropSnapshot, 0, MaxName)
 	for i := range list {
-		if err := checkName(list[i].Name); err != nil {
+		if err := list[i].check(); err != nil {
 			return nil, err
 		}
 		header += wal.Len(wal.TakeSnapshot, 0, len(list[i].Name))
@@ -177,9 +177,12 @@ func (r *Replica) setSnapshots(list []Snapshot) (added []Snapshot, err error) {
 			recs, added = append(recs, takeSnapshot(r, s)), append(added, *s)
 		}
 	}
-	if len(recs) == 0 {
+	p.idx.mu.RLock()
+	err = r.mayTake(recs)
+	p.idx.mu.RUnlock()
+	if err != nil || len(recs) == 0 {
 		p.releaseSpare()
-		return nil, nil
+		return nil, err
 	}
 	for i := range recs {
 		if err := p.add(&recs[i], nil, i); err != nil {
@@ -200,6 +203,32 @@ func (r *Replica) setSnapshots(list []Snapshot) (added []Snapshot, err error) {
 
 func takeSnapshot(r *Replica, s *Snapshot) wal.Record {
 	return wal.Record{Kind: wal.TakeSnapshot, Slot: r.slot, Version: s.Version, Name: s.Name, Block: uint64(s.Referenced / block.Size), Size: s.Size}
+}
+
+// check reports what is wrong with a snapshot that another pool lists.
+func (s *Snapshot) check() error {
+	if s.Size < 0 || s.Size > MaxReplicaSize || s.Referenced < 0 || s.Referenced > MaxReplicaSize {
+		return fmt.Errorf("snapshot %s: %d bytes, %d of them with data: %w", s.Name, s.Size, s.Referenced, ErrTooLarge)
+	}
+	return checkName(s.Name)
+}
+
+// mayTake returns ErrTooLarge when there is no room for the snapshots that records bring, in the place of those that they
+// drop. The log's and the index lock are held.
+func (r *Replica) mayTake(recs []wal.Record) error {
+	snaps, more, size := len(r.snaps), int64(0), int64(0)
+	for i := range recs {
+		switch rec := &recs[i]; rec.Kind {
+		case wal.TakeSnapshot:
+			snaps, more, size = snaps+1, more+snapshotRoot(rec.Name), max(size, rec.Size)
+		case wal.DropSnapshot:
+			snaps, more = snaps-1, more-snapshotRoot(rec.Name)
+		}
+	}
+	if snaps > MaxSnapshots {
+		return fmt.Errorf("%d snapshots: %w", snaps, ErrTooLarge)
+	}
+	return r.p.mayGrow(more+r.moreNodes(size), false)
 }
 
 // versionMerge is what a merge with older versions does to a chunk.
@@ -247,6 +276,11 @@ func (r *Replica) mergeVersions(c *Chunk) (res MergeResult, err error) {
 	if err != nil {
 		return res, err
 	}
+	for i := range c.Snapshots {
+		if err := c.Snapshots[i].check(); err != nil {
+			return res, err
+		}
+	}
 	pk := getPacker()
 	defer pk.release()
 	from := c.pack(r, source, pk)
@@ -279,6 +313,11 @@ func (r *Replica) mergeVersions(c *Chunk) (res MergeResult, err error) {
 			p.releaseSpare()
 			p.end(need)
 			continue // more was applied meanwhile
+		}
+		if err == nil {
+			p.idx.mu.RLock()
+			err = r.mayTake(m.recs)
+			p.idx.mu.RUnlock()
 		}
 		if err == nil && len(m.recs) > 0 {
 			err = r.logMerge(m)

@@ -132,9 +132,11 @@ func (p *Pool) load(ring *label.Ring) error {
 	}
 	for i := range m.replicas {
 		if x := &m.replicas[i]; x.clone {
-			if err := p.attach(p.idx.bySlot[x.slot], x.origin, x.from); err != nil {
+			r := p.idx.bySlot[x.slot]
+			if err := p.attach(r, x.origin, x.from); err != nil {
 				return fmt.Errorf("replica %s: %w", x.name, err)
 			}
+			r.weigh()
 		}
 	}
 	p.log.pos, p.drain.from, p.commits.from = m.from, m.from, m.from
@@ -168,6 +170,7 @@ func (p *Pool) loadReplica(m *replicaImage) error {
 		r.stored += int64(d.stored)
 		p.idx.nodes += int64(granules(d.size))
 	}
+	r.weigh()
 	return nil
 }
 

@@ -51,7 +51,10 @@ var (
 	// ErrStaleChunk is returned by Merge when a block must be taken whose data is not in the chunk, because the puller's
 	// list of what it has was outdated. Pull the chunk again.
 	ErrStaleChunk = errors.New("chunk lacks data that is needed by now, pull it again")
-	// ErrTooLarge is wrapped when a request exceeds one of the engine's limits.
+	// ErrTooLarge is wrapped when a request exceeds one of the engine's limits. One of them is what a checkpoint says of
+	// replicas and snapshots: 31.5 MiB, less 9 bytes for each segment and a bit for each on each device. A replica counts
+	// with its name, its state record, at least 4 KiB, and 40 bytes for each 16 GiB of its size, a snapshot with its name
+	// and 38 bytes. The last eighth is for state records.
 	ErrTooLarge = errors.New("too large")
 
 	// ErrBlank is returned by Probe for a device that carries nothing.
@@ -132,8 +135,9 @@ type Options struct {
 	// Log receives what an operator should know. Default: nothing is logged.
 	Log *slog.Logger
 
-	inlineBytes  int // of older versions in a page, set by tests
-	historyBytes int // of a history page, likewise
+	inlineBytes  int   // of older versions in a page, set by tests
+	historyBytes int   // of a history page, likewise
+	rootBytes    int64 // of a checkpoint's root, likewise
 }
 
 // Stats is a snapshot of a pool's counters. Sizes are bytes.

@@ -86,6 +86,11 @@ func (p *Pool) replaceDevice(old block.GUID, dev disk.Device) (*member, error) {
 	m.size.Store(dev.Size())
 	next := p.labels.now.Load().Clone()
 	add(next, m)
+	done, err := p.mayBecome(next)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	if err := p.prepare(next, []*member{m}); err != nil {
 		return nil, err
 	}
@@ -98,7 +103,7 @@ func (p *Pool) replaceDevice(old block.GUID, dev disk.Device) (*member, error) {
 	}
 	g := p.seg.where.Load().groups[x.Group]
 	p.setMembers(append(p.without(nil), m))
-	err := g.Replace(x.Column, m.dev)
+	err = g.Replace(x.Column, m.dev)
 	if err == nil {
 		p.devs = append(p.devs, dev)
 		err = p.writeLabels(p.labels.now.Load().Clone())

@@ -307,6 +307,7 @@ func (p *Pool) replayRoom(rec *wal.Record) {
 
 // replayState reads a state record's bytes. The index lock is held; nobody else is there yet.
 func (p *Pool) replayState(r *Replica, rec *wal.Record, at uint64) error {
+	defer r.weigh()
 	if rec.Count == 0 {
 		r.state = nil
 		return nil

@@ -92,7 +92,7 @@ func (p *Pool) encodeRoot() []byte {
 		kind := p.seg.kind[i]
 		b = binary.AppendUvarint(b, uint64(p.seg.pageLive[i]/index.Granule)<<segKindBits|uint64(kind))
 		if kind != segIndex {
-			b = binary.AppendUvarint(b, s.clock-min(s.clock, p.seg.birth[i]))
+			b = binary.AppendUvarint(b, min(s.clock-min(s.clock, p.seg.birth[i]), maxAge))
 		}
 		i++
 	}

@@ -115,10 +115,16 @@ func (r *Replica) point(o *Op) (rec wal.Record, err error) {
 	i := r.snaps.find(o.Name)
 	switch {
 	case o.Kind == OpResize:
+		if err := r.p.mayGrow(r.moreNodes(o.Size), false); err != nil {
+			return rec, fmt.Errorf("size %d: %w", o.Size, err)
+		}
 		rec.Kind, rec.Block = wal.Resize, uint64(o.Size)
 	case o.Kind == OpSnapshot && i < 0:
 		if len(r.snaps) >= MaxSnapshots {
 			return rec, fmt.Errorf("snapshot %s: %d snapshots: %w", o.Name, len(r.snaps), ErrTooLarge)
+		}
+		if err := r.p.mayGrow(snapshotRoot(o.Name), false); err != nil {
+			return rec, fmt.Errorf("snapshot %s: %w", o.Name, err)
 		}
 		rec.Kind, rec.Name, rec.Block = wal.Snapshot, o.Name, uint64(r.stored)
 	case o.Kind == OpSnapshot && r.snaps[i].ver.Less(o.Version): // a newer one came with a rebuild: this is to be deleted
@@ -154,6 +160,7 @@ func (r *Replica) indexPoint(rec *wal.Record) {
 	case wal.Resize:
 		r.size.Store(int64(rec.Block))
 	}
+	r.weigh()
 	if rec.Kind != wal.TakeSnapshot && rec.Kind != wal.DropSnapshot {
 		r.applied = rec.Version
 	}

@@ -15,27 +15,38 @@ type memberImage struct {
 	stale raid.Bitmap
 }
 
-// encodeMembers appends the devices and their stale units, as runs.
+// encodeMembers appends the devices and their stale units.
 func (p *Pool) encodeMembers(b []byte) []byte {
 	members := p.members()
 	b = binary.AppendUvarint(b, uint64(len(members)))
 	for _, m := range members {
 		b = append(b, m.guid[:]...)
-		stale := m.dev.StaleUnits()
-		var runs []uint64 // distance from the end of the run before, length
-		end := 0
-		for u := stale.Next(0); u >= 0; u = stale.Next(end) {
-			n := 1
-			for stale.Has(u + n) {
-				n++
-			}
-			runs = append(runs, uint64(u-end), uint64(n))
-			end = u + n
+		b = appendUnits(b, m.dev.StaleUnits())
+	}
+	return b
+}
+
+// appendUnits appends a set of units as runs, or as a bitmap when that is shorter.
+func appendUnits(b []byte, units raid.Bitmap) []byte {
+	for len(units) > 0 && units[len(units)-1] == 0 {
+		units = units[:len(units)-1]
+	}
+	count, end := 0, 0
+	var runs []byte // of each the distance from the end of the one before, and its length
+	for u := units.Next(0); u >= 0 && len(runs) <= 8*len(units); u = units.Next(end) {
+		n := 1
+		for units.Has(u + n) {
+			n++
 		}
-		b = binary.AppendUvarint(b, uint64(len(runs)/2))
-		for _, v := range runs {
-			b = binary.AppendUvarint(b, v)
-		}
+		runs = binary.AppendUvarint(binary.AppendUvarint(runs, uint64(u-end)), uint64(n))
+		count, end = count+1, u+n
+	}
+	if len(runs) <= 8*len(units) {
+		return append(binary.AppendUvarint(b, uint64(count)), runs...)
+	}
+	b = binary.AppendUvarint(binary.AppendUvarint(b, manyRuns), uint64(len(units)))
+	for _, w := range units {
+		b = binary.LittleEndian.AppendUint64(b, w)
 	}
 	return b
 }
@@ -45,24 +56,38 @@ func decodeMembers(r *rootReader) (all []memberImage) {
 	for n := r.uint(label.MaxDevices); n > 0 && !r.bad; n-- {
 		var m memberImage
 		copy(m.guid[:], r.bytes(16))
-		end := uint64(0)
-		for k := r.uint(label.MaxSegments); k > 0 && !r.bad; k-- {
-			from := end + r.uint(label.MaxSegments)
-			end = from + r.uint(label.MaxSegments)
-			if end > label.MaxSegments {
-				r.bad = true
-				break
-			}
-			for len(m.stale) < int(end+63)/64 {
-				m.stale = append(m.stale, 0)
-			}
-			for u := from; u < end; u++ {
-				m.stale[u/64] |= 1 << (u % 64)
-			}
-		}
+		m.stale = decodeUnits(r)
 		all = append(all, m)
 	}
 	return all
+}
+
+// decodeUnits reads what appendUnits wrote.
+func decodeUnits(r *rootReader) (units raid.Bitmap) {
+	k := r.uint(manyRuns)
+	if k == manyRuns {
+		words := r.bytes(8 * r.uint(label.MaxSegments/64))
+		for ; len(words) > 0; words = words[8:] {
+			units = append(units, binary.LittleEndian.Uint64(words))
+		}
+		return units
+	}
+	end := uint64(0)
+	for ; k > 0 && !r.bad; k-- {
+		from := end + r.uint(label.MaxSegments)
+		end = from + r.uint(label.MaxSegments)
+		if end > label.MaxSegments {
+			r.bad = true
+			break
+		}
+		for len(units) < int(end+63)/64 {
+			units = append(units, 0)
+		}
+		for u := from; u < end; u++ {
+			units[u/64] |= 1 << (u % 64)
+		}
+	}
+	return units
 }
 
 // mark is how often units of a device had become stale at some moment, to compare with later.

@@ -85,6 +85,7 @@ type indexState struct {
 	bySlot   []*Replica
 	byName   map[string]*Replica
 	soft     int // entries from which on the background drains
+	rootUse  rootUse
 }
 
 type counters struct {
@@ -121,6 +122,8 @@ type Replica struct {
 	pending int64
 	pages   int64
 	dirs    int64 // directory blocks and nodes on the devices
+	inRoot  int64 // bound for what a checkpoint's root takes for it
+	nodes   int64 // of the directory: how many there may be
 	// destroyed is set with the record in the log and refuses everything from then on; dying is set by the next freeze,
 	// from which on the replica may be taken apart; released says that this has been done, and only the slot remains until
 	// that is checkpointed.
