@@ -96,8 +96,8 @@ powercut: ## Cut the power of every raid type at every operation of the devices,
 	@nice go test ./internal/pool -run PowerCut -every -v -count=1 -timeout 12h $(TESTFLAGS)
 
 .PHONY: fuzz
-fuzz: ## Give every decoder of what is on disk arbitrary input, each for FUZZTIME (30s)
-	@for package in $$(go list ./internal/pool/...); do \
+fuzz: ## Give every decoder of what is on disk or comes from others arbitrary input, each for FUZZTIME (30s)
+	@for package in $$(grep -rl --include='*_test.go' '^func Fuzz' api cmd demo internal $(wildcard bench sim) | xargs -n1 dirname | sort -u | sed 's,^,./,'); do \
 		for fuzzer in $$(go test -list '^Fuzz' $$package | grep '^Fuzz' || true); do \
 			echo "== $$package $$fuzzer"; \
 			GOMEMLIMIT=4GiB nice go test $$package -run '^$$' -fuzz "^$$fuzzer\$$" -fuzztime $(or $(FUZZTIME),30s); \

@@ -222,10 +222,14 @@ func (p *Pool) discard(seg uint32, written uint64) (whole bool, err error) {
 	return true, nil
 }
 
-// discardFree discards the free segments that were not when they became free, until something is written or is to be done.
+// discardTurn is how much discardFree discards at a time: a pool that was opened discards all that is free.
+const discardTurn = 1 << 30
+
+// discardFree discards free segments that were not when they became free, or before the pool was opened, until something
+// is written or is to be done.
 func (p *Pool) discardFree() {
 	written := p.appended.Load()
-	for whole := true; whole && p.idle.Load() && len(p.kick) == 0; {
+	for n, whole := int64(0), true; n < discardTurn && whole && p.idle.Load() && len(p.kick) == 0; n += p.seg.bytes() {
 		seg, ok := p.seg.takeUndiscarded(p.cleanStart())
 		if !ok {
 			return

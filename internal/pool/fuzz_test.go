@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"runtime"
 	"testing"
 
 	"github.com/cstor-go/cstor/internal/block"
@@ -30,7 +31,16 @@ func sampleRoot(tb testing.TB) (root, dir, node []byte, segs int) {
 	return root, dir, node, p.seg.count()
 }
 
-// FuzzRoot: a root that is accepted refers to nothing outside the pool.
+// allocated returns how many bytes of memory f takes, given back or not.
+func allocated(f func()) uint64 {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	f()
+	runtime.ReadMemStats(&after)
+	return after.TotalAlloc - before.TotalAlloc
+}
+
+// FuzzRoot: a root that is accepted refers to nothing outside the pool, and none takes much more memory than its size.
 func FuzzRoot(f *testing.F) {
 	root, _, _, segs := sampleRoot(f)
 	if m, err := decodeRoot(root, segs, 20); err != nil || len(m.replicas) != 2 || string(m.replicas[0].state) != "x" || m.replicas[0].applied != ver(4) ||
@@ -39,7 +49,11 @@ func FuzzRoot(f *testing.F) {
 	}
 	f.Add(root)
 	f.Fuzz(func(t *testing.T, b []byte) {
-		m, err := decodeRoot(b, segs, 20)
+		var m *rootImage
+		var err error
+		if n := allocated(func() { m, err = decodeRoot(b, segs, 20) }); n > 64<<10+64*uint64(len(b)) {
+			t.Fatalf("%d bytes took %d bytes of memory", len(b), n)
+		}
 		if err != nil {
 			return
 		}
@@ -102,7 +116,7 @@ func FuzzNode(f *testing.F) {
 }
 
 // FuzzReplay puts a batch with arbitrary records behind the end of a log, with every checksum right. Whoever opens the
-// pool gets an error or a pool whose replicas can be read.
+// pool gets an error or a pool whose replicas can be read, and needs no more memory than the records are about.
 func FuzzReplay(f *testing.F) {
 	p, m := newMemPool(f, 10<<20, Options{SegmentBytes: 256 << 10, DeltaEntries: 4096})
 	r, err := p.CreateReplica("v", 1<<20)
@@ -126,6 +140,11 @@ func FuzzReplay(f *testing.F) {
 		rec.Version = ver(4)
 		f.Add(wal.Append(nil, &rec), uint8(1), false)
 	}
+	usual := allocated(func() {
+		q, err := OpenReadOnly([]disk.Device{k.Clone()}, Options{})
+		must(f, err)
+		must(f, q.Close())
+	})
 	f.Fuzz(func(t *testing.T, records []byte, n uint8, more bool) {
 		if len(records) > block.Size-wal.FixedLen {
 			return
@@ -136,8 +155,20 @@ func FuzzReplay(f *testing.F) {
 		}
 		b, _ := wal.Finish(append(make([]byte, wal.FixedLen, block.Size), records...), &h)
 		c := k.Clone()
-		must(t, c.WritevAt([][]byte{b}, off))
-		q, err := OpenReadOnly([]disk.Device{c}, Options{})
+		err := c.WritevAt([][]byte{b}, off)
+		must(t, err)
+		most := 2*usual + 4<<20
+		var it wal.Records
+		var rec wal.Record
+		if d, err := wal.Decode(b); err == nil {
+			for it.Reset(b, &d); it.Next(&rec); {
+				most += 64<<10 + uint64(rec.Count)/block.ChunkBlocks*(4<<10)
+			}
+		}
+		var q *Pool
+		if n := allocated(func() { q, err = OpenReadOnly([]disk.Device{c}, Options{}) }); n > most {
+			t.Fatalf("%d bytes of memory, want at most %d", n, most)
+		}
 		if err != nil {
 			return
 		}

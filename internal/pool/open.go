@@ -185,6 +185,9 @@ func (p *Pool) settleSegments() {
 	for i := range p.seg.kind {
 		if p.seg.pageLive[i] == 0 && !p.seg.pinned[i] {
 			p.seg.setFree(uint32(i))
+			if !p.opt.NoDiscard { // whether the devices still have the space nobody has written down
+				p.seg.undiscarded[i/64] |= 1 << (i % 64)
+			}
 		}
 	}
 }

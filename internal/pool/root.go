@@ -212,7 +212,7 @@ func decodeRoot(b []byte, segments int, segShift uint) (*rootImage, error) {
 	m.from.prev = uint32(r.fixed(4))
 	m.from.incarnation = r.fixed(8)
 	m.appended = r.uint(any)
-	m.members = decodeMembers(r)
+	m.members = decodeMembers(r, uint64(segments))
 	m.scrub = decodeScrub(r)
 	m.clock = r.uint(any)
 	slots := map[uint32]bool{}

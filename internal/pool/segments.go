@@ -49,7 +49,7 @@ type segments struct {
 	kind  []uint8
 	birth []uint64 // clock when the data of the segment was written, on the average
 	free  []uint64 // bitmap
-	// undiscarded are those of them whose space the devices still have.
+	// undiscarded are those of them whose space the devices still have, or may have since the pool was opened.
 	undiscarded []uint64
 	nFree       int      // on groups for data
 	nCache      int      // free segments on cache groups

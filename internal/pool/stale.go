@@ -51,22 +51,22 @@ func appendUnits(b []byte, units raid.Bitmap) []byte {
 	return b
 }
 
-// decodeMembers reads what encodeMembers wrote.
-func decodeMembers(r *rootReader) (all []memberImage) {
+// decodeMembers reads what encodeMembers wrote of devices with so many units at most.
+func decodeMembers(r *rootReader, units uint64) (all []memberImage) {
 	for n := r.uint(label.MaxDevices); n > 0 && !r.bad; n-- {
 		var m memberImage
 		copy(m.guid[:], r.bytes(16))
-		m.stale = decodeUnits(r)
+		m.stale = decodeUnits(r, units)
 		all = append(all, m)
 	}
 	return all
 }
 
-// decodeUnits reads what appendUnits wrote.
-func decodeUnits(r *rootReader) (units raid.Bitmap) {
+// decodeUnits reads what appendUnits wrote of units below limit.
+func decodeUnits(r *rootReader, limit uint64) (units raid.Bitmap) {
 	k := r.uint(manyRuns)
 	if k == manyRuns {
-		words := r.bytes(8 * r.uint(label.MaxSegments/64))
+		words := r.bytes(8 * r.uint((limit+63)/64))
 		for ; len(words) > 0; words = words[8:] {
 			units = append(units, binary.LittleEndian.Uint64(words))
 		}
@@ -74,9 +74,9 @@ func decodeUnits(r *rootReader) (units raid.Bitmap) {
 	}
 	end := uint64(0)
 	for ; k > 0 && !r.bad; k-- {
-		from := end + r.uint(label.MaxSegments)
-		end = from + r.uint(label.MaxSegments)
-		if end > label.MaxSegments {
+		from := end + r.uint(limit)
+		end = from + r.uint(limit)
+		if end > limit {
 			r.bad = true
 			break
 		}

@@ -20,6 +20,7 @@ type upkeep struct {
 	kick    chan struct{}
 	stopped chan struct{}
 	now     func() time.Time
+	nap     func(time.Duration) // nil: time passes by itself; set by tests
 
 	mu       sync.Mutex // guards the rest
 	idle     *sync.Cond
@@ -150,7 +151,7 @@ func (p *Pool) rest() {
 // over says so.
 func (p *Pool) stepper(rate func() int64, share int, over func() error) func(n int64) error {
 	u := &p.upkeep
-	last := time.Now()
+	last := u.now()
 	return func(n int64) error {
 		if p.closed.Load() {
 			return ErrClosed
@@ -161,7 +162,7 @@ func (p *Pool) stepper(rate func() int64, share int, over func() error) func(n i
 		if n == 0 {
 			return over()
 		}
-		took := time.Since(last)
+		took := u.now().Sub(last)
 		pause := time.Duration(0)
 		if r := rate(); r > 0 {
 			pause = time.Duration(float64(n)/float64(r)*float64(time.Second)) - took
@@ -172,20 +173,32 @@ func (p *Pool) stepper(rate func() int64, share int, over func() error) func(n i
 		}
 		for pause > 0 { // in pieces, so that what is more urgent need not wait
 			part := min(pause, 100*time.Millisecond)
-			timer := time.NewTimer(part)
-			select {
-			case <-p.quit:
-				timer.Stop()
+			if !p.sleep(part) {
 				return ErrClosed
-			case <-timer.C:
 			}
 			if err := over(); err != nil {
 				return err
 			}
 			pause -= part
 		}
-		last = time.Now()
+		last = u.now()
 		return over()
+	}
+}
+
+// sleep waits for d; false when the pool is closed meanwhile.
+func (p *Pool) sleep(d time.Duration) bool {
+	if p.upkeep.nap != nil {
+		p.upkeep.nap(d)
+		return true
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-p.quit:
+		return false
+	case <-timer.C:
+		return true
 	}
 }
 

@@ -1,0 +1,47 @@
+package replica
+
+import (
+	"encoding/json"
+	"reflect"
+	"runtime"
+	"testing"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/volume"
+)
+
+// FuzzState: what a pool has as a replica's state record is refused, or is the same when it is written and read again.
+// It takes no more memory than its size accounts for.
+func FuzzState(f *testing.F) {
+	list := volume.List{Epoch: 3, Generation: 2, Members: []block.GUID{block.NewGUID(), block.NewGUID()}}
+	for _, st := range []volume.State{
+		{}, {Committed: list, Complete: true, CompleteAt: block.Version{Epoch: 3, N: 9}},
+		{Pending: &list, Base: block.Version{Epoch: 1, N: 1}, History: volume.History{{Epoch: 1, First: 1}, {Epoch: 3, First: 7}}, BootID: "x"},
+	} {
+		b, err := json.Marshal(st)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Add([]byte(`{"history":[{},{},{}],"pending":{"members":[]}}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		st, err := decodeState(b)
+		runtime.ReadMemStats(&after)
+		if n := after.TotalAlloc - before.TotalAlloc; n > 64<<10+128*uint64(len(b)) {
+			t.Fatalf("%d bytes took %d bytes of memory", len(b), n)
+		}
+		if err != nil {
+			return
+		}
+		c, err := json.Marshal(st)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again, err := decodeState(c); err != nil || !reflect.DeepEqual(again, st) {
+			t.Fatalf("%+v became %+v, %v", st, again, err)
+		}
+	})
+}
