@@ -37,7 +37,7 @@ func (g *Group) Flush() error {
 		case !r.done.Load():
 			r.dev.writes.Add(1)
 			r.hung(o.ticks >= hardTicks)
-			if failed == nil && (r.dev.online() || o.ticks >= hardTicks) {
+			if failed == nil && (r.dev.online() || o.ticks >= hardTicks || !g.canLose(r.dev)) {
 				failed = fmt.Errorf("device %s: flush: %w", r.dev.Name(), ErrHung)
 			}
 		case r.err != nil:

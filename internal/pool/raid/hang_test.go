@@ -273,11 +273,11 @@ func (r *rig) settle() {
 // TestStripeIsLeft: whoever does not ask to be kept by the device leaves it when it hangs, with an error. What he gave to
 // be read into is not touched later.
 func TestStripeIsLeft(t *testing.T) {
-	for _, kind := range []string{"read", "write", "flush"} {
+	for _, kind := range []string{"read", "write", "flush", "heal"} {
 		r := newRig(t, shape{Stripe, 1, 1, 0}, newSeed(t))
 		r.fill()
 		r.tick = soon / ticksPerDeadline
-		_, resume := r.mem[0].HangIf(func(op string, _, _ int64) bool { return op == kind })
+		_, resume := r.mem[0].HangIf(func(op string, _, _ int64) bool { return op == kind || kind == "heal" })
 		defer resume()
 		b := make([]byte, r.Row())
 		var err error
@@ -288,6 +288,8 @@ func TestStripeIsLeft(t *testing.T) {
 			err = r.write(0, 1)
 		case "flush":
 			err = r.Flush()
+		case "heal":
+			_, err = r.Heal(0, int64(r.Row()), nil)
 		}
 		if !errors.Is(err, ErrHung) || !strings.Contains(err.Error(), "device d0") {
 			t.Fatal(kind, err)
@@ -305,8 +307,8 @@ func TestStripeIsLeft(t *testing.T) {
 	}
 }
 
-// TestHandedOver: when a device has something that takes long, or took long the last time, even those leave it who would be
-// kept.
+// TestHandedOver: when a device has something that takes long, or took long for the last write or flush, even those leave it
+// who would be kept.
 func TestHandedOver(t *testing.T) {
 	for _, kind := range []string{"read", "write", "flush"} {
 		for _, other := range []string{"read", "write", "flush", "background"} {
@@ -317,15 +319,17 @@ func TestHandedOver(t *testing.T) {
 			waits, resume := r.mem[0].HangIf(func(string, int64, int64) bool { return true })
 			defer resume()
 			r.settle()
-			switch other {
-			case "background":
+			slow := kind == other && kind != "read" // of reads the time is not taken
+			switch {
+			case slow:
+				d.took[doWrite].Store(int64(promptly))
+				d.took[doFlush].Store(int64(promptly))
+			case other == "background":
 				d.run(func() { r.mem[0].Flush() })
-			case kind:
-				d.took[map[string]requestKind{"read": doRead, "write": doWrite, "flush": doFlush}[kind]].Store(int64(promptly))
 			default:
 				go r.inline(other)
 			}
-			for other != kind && !d.watch.late.Load() && d.State() == Online {
+			for !slow && !d.watch.late.Load() && d.State() == Online {
 				runtime.Gosched()
 			}
 			if err := r.inline(kind); !errors.Is(err, ErrHung) {

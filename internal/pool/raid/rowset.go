@@ -72,6 +72,10 @@ func (g *Group) load(row, rows int64) (*rowset, error) {
 		case !r.done.Load():
 			r.dev.reads.Add(1)
 			r.hung(s.o.ticks >= hardTicks)
+			if g.parity == 0 && !g.canLose(r.dev) {
+				s.close()
+				return nil, fmt.Errorf("device %s: %w", r.dev.Name(), ErrHung)
+			}
 		case r.err == nil:
 			m.buf = r.buf
 			for i := range rows {
