@@ -190,18 +190,17 @@ func TestPowerCutDuringCommit(t *testing.T) {
 		seed = rand.Uint64N(1e9)
 	}
 	forLayouts(t, func(t *testing.T, l layout) {
-		if l.name != "stripe" && l.name != "raidz-3" {
+		if l.name != "stripe" && l.name != "raidz-3" && !*everyOp {
 			return
 		}
 		t.Parallel()
 		w := recordCommits(t, l, seed)
-		t.Logf("-powercut.seed=%d: %d operations of the devices, %d happenings", seed, w.rec.Len(), len(w.log))
-		c := &cutTest{t: t, l: l, w: w, cover: map[string]int{}, base: refPool{}}
+		c := newCutTest(t, l, w)
 		rng := rand.New(rand.NewPCG(seed, 8))
 		for r := w.rec.Replay(); !t.Failed(); {
 			c.settle(r.At())
-			if *cutAt == r.At() || *cutAt < 0 && r.At() >= w.created && (!testing.Short() || rng.IntN(2*l.devices()) == 0) {
-				c.cut(r, 1)
+			if *cutAt == r.At() || *cutAt < 0 && r.At() >= w.created && (!testing.Short() || *everyOp || rng.IntN(2*l.devices()) == 0) {
+				c.cuts(r)
 			}
 			if !r.Next() {
 				break
@@ -216,7 +215,7 @@ func TestPowerCutDuringCommit(t *testing.T) {
 // recordCommits is a workload of changes during commits.
 func recordCommits(t *testing.T, l layout, seed uint64) *recordedWorkload {
 	w := &recordedWorkload{seed: seed, guid: block.NewGUID()}
-	w.opt = Options{DeltaEntries: 4096, SegmentBytes: 256 << 10, PageCacheBytes: 64 << 10, Deadline: time.Minute, inlineBytes: 200, historyBytes: 600}
+	w.opt = Options{DeltaEntries: 4096, SegmentBytes: 256 << 10, PageCacheBytes: 64 << 10, Deadline: 20 * time.Second, inlineBytes: 200, historyBytes: 600}
 	mems := l.blank(24 << 20)
 	w.rec = disk.Record(mems...)
 	groups := l.arrange(mems)

@@ -79,10 +79,8 @@ func recordWorkload(t *testing.T, l layout, seed uint64, steps int) *recordedWor
 // it goes on, and the power is cut again. Every cut has one fate of the unflushed writes, with -every each of them, on all
 // devices and mixed with others. In short tests some of the cuts are left out.
 func TestPowerCut(t *testing.T) {
-	fates, sparse := *cutFates, 1
-	if *everyOp {
-		fates = max(fates, int(disk.Fates)+2)
-	} else if testing.Short() {
+	sparse := 1
+	if testing.Short() && !*everyOp {
 		sparse = 3
 	}
 	var mu sync.Mutex
@@ -99,25 +97,17 @@ func TestPowerCut(t *testing.T) {
 				seed = rand.Uint64N(1e9) // another workload for each layout
 			}
 			w := recordWorkload(t, l, seed, steps)
-			t.Logf("-powercut.seed=%d -layout=%s: %d operations of the devices, %d happenings", seed, l.name, w.rec.Len(), len(w.log))
-			c := &cutTest{t: t, l: l, w: w, cover: w.cover, base: refPool{}}
+			c := newCutTest(t, l, w)
 			rng := rand.New(rand.NewPCG(seed, 8))
 			for r := w.rec.Replay(); !t.Failed(); {
 				c.settle(r.At())
 				if *cutAt == r.At() || *cutAt < 0 && rng.IntN(sparse) == 0 {
-					c.cover["cuts"]++
-					for n := range fates {
-						c.cut(r, n)
-						if !r.Unflushed() {
-							break // all fates are the same
-						}
-					}
+					c.cuts(r)
 				}
 				if !r.Next() {
 					break
 				}
 			}
-			t.Logf("%d cuts, %d states of the devices, %d verified", c.cover["cuts"], c.cover["tries"], c.cover["verified"])
 			mu.Lock()
 			for k, n := range c.cover {
 				cover[k] += n
@@ -147,6 +137,27 @@ type cutTest struct {
 
 	base refPool // after the first done happenings of the log
 	done int
+}
+
+func newCutTest(t *testing.T, l layout, w *recordedWorkload) *cutTest {
+	c := &cutTest{t: t, l: l, w: w, cover: w.cover, base: refPool{}}
+	t.Cleanup(func() {
+		t.Logf("-powercut.seed=%d -layout=%s: %d operations of the devices, %d happenings, %d cuts, %d states of the devices, %d verified",
+			w.seed, l.name, w.rec.Len(), len(w.log), c.cover["cuts"], c.cover["tries"], c.cover["verified"])
+	})
+	return c
+}
+
+// cuts cuts the power at this place of the record, as often as there is another fate to be tried.
+func (c *cutTest) cuts(r *disk.Replay) {
+	fates := *cutFates
+	if *everyOp {
+		fates = max(fates, int(disk.Fates)+2)
+	}
+	c.cover["cuts"]++
+	for n := 0; n < fates && (n == 0 || r.Unflushed()); n++ {
+		c.cut(r, n)
+	}
 }
 
 // cut is one power cut, the n-th at this place of the record.
