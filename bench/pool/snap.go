@@ -58,11 +58,71 @@ func (b *bench) snapshots() error {
 			b.table.add(l)
 		}
 	}
+	if err := b.besideNone(b.many()); err != nil {
+		b.failed("snap", "beside none", err)
+	}
 	l, err := b.snapshotStalls()
 	if err == nil {
 		b.table.add(l)
 	}
 	return err
+}
+
+// besideNone measures overwrites and reads of a volume that has so many snapshots in turns with one that has none, on devices in
+// memory: there is nothing but the engine's work, which no device hides.
+func (b *bench) besideNone(held int) error {
+	var es [2]*engine
+	var ws [2]*writer
+	for i, n := range []int{held, 0} {
+		dev, err := newThin(b.path("thin.img"), 4*b.cleaned, true)
+		if err != nil {
+			return err
+		}
+		e := &engine{c: new(counters), opt: options()}
+		if e.p, err = pool.Create(pool.Stripe(counted{dev, e.c}), pool.Config{Name: "bench"}, e.opt); err != nil {
+			dev.Close()
+			return err
+		}
+		defer e.p.Close()
+		r, err := e.p.CreateReplica("v", b.cleaned/2)
+		if err != nil {
+			return err
+		}
+		blocks := uint64(r.Size()) / block.Size
+		fill := newWriter(r, 1, 32, blocks, false, 1)
+		fill.data, fill.sums = patternData, patternSums
+		for range blocks / 32 {
+			if err := r.Apply(fill.next()); err != nil {
+				return err
+			}
+		}
+		w := newWriter(r, 32, 1, blocks, true, b.seed)
+		w.data, w.sums = patternData, patternSums
+		if err := b.history(w, n); err != nil {
+			return err
+		}
+		es[i], ws[i] = e, w
+	}
+	for _, k := range []struct {
+		what string
+		turn func(i int) func(time.Duration) (sample, error)
+	}{
+		{"overwrite", func(i int) func(time.Duration) (sample, error) { return es[i].turn(ws[i]) }},
+		{"read", func(i int) func(time.Duration) (sample, error) { return es[i].reading("v", 32, b.seed) }},
+	} {
+		what := fmt.Sprintf("4 KiB random %s, depth 32, %d snapshots held, beside the same with none", k.what, held)
+		out, err := b.compare("snap, "+what, side{"held", k.turn(0)}, side{"none", k.turn(1)})
+		if err != nil {
+			return err
+		}
+		l := makeLine("snap", what, "thin", iops, block.Size, out)
+		if k.what == "read" {
+			l.amp = 0
+		}
+		l.note = "as raw: none"
+		b.table.add(l)
+	}
+	return nil
 }
 
 // withSnapshots measures overwrites, and afterwards reads, of a volume that has so many snapshots.
@@ -94,19 +154,17 @@ func (b *bench) withSnapshots(held int) (lines [2]line, err error) {
 }
 
 // history overwrites some of a replica at random in many steps, and takes a snapshot after each of the last held ones.
-func (b *bench) history(r *pool.Replica, held int) error {
-	blocks := uint64(r.Size()) / block.Size
-	w := newWriter(r, 32, 1, blocks, true, b.seed)
+func (b *bench) history(w *writer, held int) error {
 	for i := range b.many() {
-		for range max(1, blocks>>16) {
-			if err := r.Apply(w.next()); err != nil {
+		for range max(1, w.of>>16) {
+			if err := w.r.Apply(w.next()); err != nil {
 				return err
 			}
 		}
 		if i >= b.many()-held {
 			w.n++
 			o := pool.Op{Kind: pool.OpSnapshot, Name: fmt.Sprintf("s%d", i), Version: block.Version{Epoch: 1, N: w.n}}
-			if err := r.Apply([]pool.Op{o}); err != nil {
+			if err := w.r.Apply([]pool.Op{o}); err != nil {
 				return err
 			}
 		}

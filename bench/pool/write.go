@@ -47,7 +47,7 @@ func (b *bench) writes(m mode, k writing) (l line, err error) {
 		if err := e.fill(r); err != nil {
 			return l, err
 		}
-		if err := b.history(r, k.held); err != nil {
+		if err := b.history(newWriter(r, 32, 1, uint64(volume/block.Size), true, b.seed), k.held); err != nil {
 			return l, err
 		}
 	}

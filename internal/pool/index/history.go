@@ -118,8 +118,8 @@ func EncodeHistory(dst []byte, old []Old, h *HistRef, slot uint32, chunk uint64)
 	return dst
 }
 
-// OpenHistory checks the encoded history page b against what h says and prepares v for access. checked skips the
-// checksum.
+// OpenHistory checks the encoded history page b against what h says and prepares v for access. checked skips what was
+// checked before: the checksum and each version.
 func OpenHistory(v *OldView, b []byte, h *HistRef, slot uint32, chunk uint64, checked bool) error {
 	le := binary.LittleEndian
 	if len(b) < histFixed || le.Uint32(b) != histMagic {
@@ -131,7 +131,7 @@ func OpenHistory(v *OldView, b []byte, h *HistRef, slot uint32, chunk uint64, ch
 	if le.Uint64(b[8:]) != h.ID || le.Uint64(b[16:]) != chunk || le.Uint32(b[24:]) != slot || int(le.Uint32(b[28:])) != len(b) {
 		return fmt.Errorf("history page of something else: %w", ErrDamaged)
 	}
-	if err := v.open(b[histFixed:]); err != nil {
+	if err := v.open(b[histFixed:], checked); err != nil {
 		return err
 	}
 	if v.n != int(h.Count) {

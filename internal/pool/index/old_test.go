@@ -1,6 +1,8 @@
 package index
 
 import (
+	"encoding/binary"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -156,5 +158,35 @@ func TestRewind(t *testing.T) {
 	p.Rewind(at(6))
 	if p.Ver[0] != at(3) || p.Stored.Has(0) || p.Ver[1] != at(4) || p.Loc[1] != 4 || !p.Ver[2].IsZero() || p.Stored.Has(2) {
 		t.Fatal(p.Ver[:3])
+	}
+}
+
+// TestOldChecked damages an older version of a page: it is found unless the page was checked before.
+func TestOldChecked(t *testing.T) {
+	var p Page
+	for i := range p.Ver {
+		p.SetNewest(Old{Block: uint16(i), Ver: block.Version{Epoch: 1, N: uint64(i + 1000)}, Loc: RawAt(uint64(i) << block.Shift), Stored: true})
+		p.Old = append(p.Old, Old{Block: uint16(i), Ver: block.Version{Epoch: 1, N: uint64(i + 1)}, Loc: RawAt(uint64(i+1000) << block.Shift), Stored: true})
+	}
+	enc := p.Encode(make([]byte, 0, p.MaxLen()), 1, 2, 3)
+	var v View
+	var o OldView
+	if err := v.Open(enc, 1, 2, 3, false); err != nil || v.End() != 1512<<block.Shift || v.Old(&o) != nil || o.Len() != len(p.Old) {
+		t.Fatal("page is not what was encoded:", err)
+	}
+	x := o.b[o.at+7*o.stride:]
+	x[0], x[1] = 0xff, 0x7f // a block that no chunk has
+	binary.LittleEndian.PutUint32(enc[4:], block.Sum(enc[8:]))
+	if err := v.Open(enc, 1, 2, 3, false); err != nil {
+		t.Fatal(err)
+	}
+	if end := v.End(); end != math.MaxUint64 {
+		t.Errorf("end %#x", end)
+	}
+	if err := v.Old(&o); err == nil {
+		t.Error("damaged older versions were opened")
+	}
+	if err := v.Open(enc, 1, 2, 3, true); err != nil || v.Old(&o) != nil {
+		t.Error("a page that was checked is checked again")
 	}
 }

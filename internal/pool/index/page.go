@@ -265,13 +265,14 @@ type View struct {
 	locBase, nBase      uint64
 	locW, nW, eW        int
 	shift               uint
-	locs, sums, eps, ns int // offsets
-	hist, nHist         int // offset and number of references to history pages
-	old                 int // offset of older versions, 0: none
+	locs, sums, eps, ns int  // offsets
+	hist, nHist         int  // offset and number of references to history pages
+	old                 int  // offset of older versions, 0: none
+	sound               bool // these were checked
 }
 
 // Open checks the encoded page b against what it should be and prepares v for access. v refers to b afterwards.
-// checked skips the checksum, for pages that were checked before.
+// checked skips, for pages that were checked before, End included, what takes time in proportion to the page.
 func (v *View) Open(b []byte, id uint64, slot uint32, chunk uint64, checked bool) error {
 	le := binary.LittleEndian
 	if len(b) < pageFixed+128 || le.Uint32(b) != pageMagic {
@@ -284,7 +285,7 @@ func (v *View) Open(b []byte, id uint64, slot uint32, chunk uint64, checked bool
 		return fmt.Errorf("page of something else: %w", ErrDamaged)
 	}
 	nEpochs := int(le.Uint16(b[48:]))
-	*v = View{b: b, locBase: le.Uint64(b[32:]), nBase: le.Uint64(b[40:]), locW: int(b[50]), nW: int(b[51]), eW: int(b[52]), shift: uint(b[53])}
+	*v = View{b: b, sound: checked, locBase: le.Uint64(b[32:]), nBase: le.Uint64(b[40:]), locW: int(b[50]), nW: int(b[51]), eW: int(b[52]), shift: uint(b[53])}
 	at := pageFixed
 	for w := range v.stored {
 		v.stored[w] = le.Uint64(b[at+8*w:])
@@ -305,7 +306,7 @@ func (v *View) Open(b []byte, id uint64, slot uint32, chunk uint64, checked bool
 	if at := v.hist + v.nHist*histRef; v.nHist > MaxHistories || at > len(b) || v.old != 0 && (v.old != at || len(b) > MaxPage) {
 		return fmt.Errorf("older versions out of limits: %w", ErrDamaged)
 	}
-	for i := 0; v.eW > 0 && i < nv; i++ {
+	for i := 0; v.eW > 0 && i < nv && !checked; i++ {
 		if int(getUint(b[v.eps+i*v.eW:], v.eW)) >= nEpochs {
 			return fmt.Errorf("epoch out of limits: %w", ErrDamaged)
 		}
@@ -344,9 +345,9 @@ func (v *View) HasOld() bool { return v.old != 0 || v.nHist > 0 }
 // Old opens the older versions that are in the page.
 func (v *View) Old(o *OldView) error {
 	if v.old == 0 {
-		return o.open(nil)
+		return o.open(nil, true)
 	}
-	return o.open(v.b[v.old:])
+	return o.open(v.b[v.old:], v.sound)
 }
 
 // Histories returns the number of history pages, History one of them.
@@ -381,9 +382,11 @@ func (v *View) data(rank int) (Loc, uint32) {
 // End returns the address behind the last stored byte that the page refers to, 0 if it refers to nothing.
 func (v *View) End() (end uint64) {
 	var o OldView
+	v.sound = false
 	if v.Old(&o) != nil {
 		return ^uint64(0)
 	}
+	v.sound = true
 	end = o.end()
 	for i := range v.nHist {
 		h := v.History(i)
