@@ -8,14 +8,14 @@ import (
 )
 
 const (
-	firstMembers  = "list: {epoch: 0, generation: 1, members: [00000000000000000000000000000001, 00000000000000000000000000000002]}\n"
-	laterMembers  = "list: {epoch: 7, generation: 3, members: [00000000000000000000000000000001]}\n"
-	earlyMembers  = "list: {epoch: 0, generation: 0, members: [00000000000000000000000000000001]}\n"
-	onlyTheFirst  = "set: [00000000000000000000000000000001]\n"
+	firstMembers  = "list: {epoch: 0, generation: 1, members: ['00000000000000000000000000000001', '00000000000000000000000000000002']}\n"
+	laterMembers  = "list: {epoch: 7, generation: 3, members: ['00000000000000000000000000000001']}\n"
+	earlyMembers  = "list: {epoch: 0, generation: 0, members: ['00000000000000000000000000000001']}\n"
+	onlyTheFirst  = "set: ['00000000000000000000000000000001']\n"
 	ofTheFirst    = "cfg: {epoch: 0, generation: 1}\n"
-	claimedBySix  = "epoch: 6\nnonce: 00000000000000aa\n"
-	claimedBySix2 = "epoch: 6\nnonce: 00000000000000bb\n"
-	claimedBy7    = "epoch: 7\nnonce: 00000000000000bb\n"
+	claimedBySix  = "epoch: 6\nnonce: '00000000000000aa'\n"
+	claimedBySix2 = "epoch: 6\nnonce: '00000000000000bb'\n"
+	claimedBy7    = "epoch: 7\nnonce: '00000000000000bb'\n"
 )
 
 // TestVolumeRecordPolicy writes CStorVolumeRecords under deploy/admission.yaml: as the volume's target, and as others.
@@ -35,13 +35,13 @@ func TestVolumeRecordPolicy(t *testing.T) {
 		return c.get("cstorvolumerecords.cstor.openebs.io/pvc-1", "{.metadata.resourceVersion}")
 	}
 	// put creates or replaces the record of pvc-1 and returns what kubectl says when that is refused.
-	put := func(user, pod, content string) string {
+	put := func(user, pod, content string, flags ...string) string {
 		t.Helper()
 		verb, meta := "create", "metadata: {name: pvc-1, namespace: openebs}\n"
 		if v := revision(); v != "" {
 			verb, meta = "replace", "metadata: {name: pvc-1, namespace: openebs, resourceVersion: \""+v+"\"}\n"
 		}
-		args := []string{"kubectl", verb, "-f", "-"}
+		args := append([]string{"kubectl", verb, "-f", "-"}, flags...)
 		if user != "" {
 			args = append(args, "--as", user, "--as-user-extra", "authentication.kubernetes.io/pod-name="+pod)
 		}
@@ -56,7 +56,7 @@ func TestVolumeRecordPolicy(t *testing.T) {
 	}
 	c.run("kubectl", "config", "set-context", "--current", "--namespace=openebs")
 	c.eventually("the policy to be in force", func() bool {
-		return strings.Contains(put("", "", "version: 3\n"), "only the volume's own target")
+		return strings.Contains(put("", "", "version: 1\n", "--dry-run=server"), "only the volume's own target")
 	})
 	for _, s := range []struct {
 		what, user, pod, content, refusal string

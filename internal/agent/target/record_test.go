@@ -14,7 +14,8 @@ import (
 )
 
 func TestRecordIsFoundedOnce(t *testing.T) {
-	owner := &cstorv1.CStorVolume{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: pv, UID: "u"}}
+	owner := &cstorv1.CStorVolume{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: pv, UID: "u", OwnerReferences: []metav1.OwnerReference{
+		{APIVersion: "cstor.openebs.io/v1", Kind: "CStorVolumeConfig", Name: pv, UID: "config"}}}}
 	for name, there := range map[string]bool{"no record": false, "record without a list": true} {
 		t.Run(name, func(t *testing.T) {
 			b := fake.NewClientBuilder().WithScheme(kube.Scheme())
@@ -35,6 +36,13 @@ func TestRecordIsFoundedOnce(t *testing.T) {
 			}
 			if got, err := r.Load(t.Context()); err != nil || !reflect.DeepEqual(*got, first) {
 				t.Fatalf("load: %v %v", got, err)
+			}
+			held, err := r.Read(t.Context())
+			if err != nil || held.Version != 1 {
+				t.Fatalf("version %d, %v", held.Version, err)
+			}
+			if refs := held.object.OwnerReferences; !there && (len(refs) != 1 || refs[0].UID != "config") {
+				t.Errorf("it lives as long as %+v", refs)
 			}
 		})
 	}
