@@ -201,19 +201,6 @@ func (s *Server) Status() []Status {
 	return all
 }
 
-// Report returns what a replica has recorded about itself, whether it is served or not; nothing if there is none.
-func (s *Server) Report(name string) (volume.Report, error) {
-	r := s.cfg.Pool.Replica(name)
-	if r == nil {
-		return volume.Report{}, nil
-	}
-	st, err := decodeState(r.State())
-	if err != nil {
-		return volume.Report{}, fmt.Errorf("replica %s: %w", name, err)
-	}
-	return volume.Report{GUID: r.GUID(), Name: name, State: st, Last: r.Applied(), Size: r.Size()}, nil
-}
-
 // Changed gives a hint, at most one at a time, that Status has changed.
 func (s *Server) Changed() <-chan struct{} { return s.changed }
 

@@ -17,7 +17,6 @@ import (
 	"github.com/cstor-go/cstor/internal/block"
 	engine "github.com/cstor-go/cstor/internal/pool"
 	"github.com/cstor-go/cstor/internal/replica"
-	"github.com/cstor-go/cstor/internal/volume"
 )
 
 const (
@@ -61,8 +60,7 @@ type Replicas interface {
 	Detach(name string)
 	Destroy(name string) error // no error if there is none
 	Status() []replica.Status
-	// Report returns what a replica has recorded about itself, attached or not.
-	Report(name string) (volume.Report, error)
+	Standing(name string) (replica.Standing, error) // attached or not
 	Changed() <-chan struct{}
 }
 

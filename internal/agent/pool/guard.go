@@ -8,7 +8,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	cstorv1 "github.com/cstor-go/cstor/api/cstor/v1"
-	"github.com/cstor-go/cstor/internal/volume"
+	"github.com/cstor-go/cstor/internal/replica"
 )
 
 // needed says why a replica whose object is being deleted must not be destroyed yet. Empty: it may go, since its volume
@@ -21,7 +21,7 @@ import (
 //
 // While the volume lives it decides, not the replica, which cannot know of a member list that was made without it. The
 // replica only knows whether what the CStorVolume says is new enough to be a decision about it.
-func (a *Agent) needed(ctx context.Context, cr *cstorv1.CStorVolumeReplica, own volume.Report) string {
+func (a *Agent) needed(ctx context.Context, cr *cstorv1.CStorVolumeReplica, own replica.Standing) string {
 	key := types.NamespacedName{Namespace: cr.Namespace, Name: cr.Labels[cstorv1.LabelVolumeName]}
 	config, cv := &cstorv1.CStorVolumeConfig{}, &cstorv1.CStorVolume{}
 	err := a.Client.Get(ctx, key, config)
@@ -47,28 +47,9 @@ func (a *Agent) needed(ctx context.Context, cr *cstorv1.CStorVolumeReplica, own 
 		return fmt.Sprintf("replica is a member of volume %s and is kept; remove pool %s from spec.policy.replicaPoolInfo of CStorVolumeConfig %s to remove it",
 			key.Name, cr.PoolOf(), key.Name)
 	}
-	if decided(cv, own) {
+	if own.Without(uint64(cv.Status.Epoch), uint64(cv.Status.Generation)) {
 		return ""
 	}
 	return fmt.Sprintf("replica is kept until the target of volume %s has said whether it is a member: what CStorVolume %s shows, of epoch %d, is older than what the replica has recorded",
 		key.Name, key.Name, cv.Status.Epoch)
-}
-
-// decided reports whether the status of a volume, which does not show the replica, is newer than everything by which the
-// replica may be a member: a list with it, or operations of an epoch. A replica becomes a member only after it has
-// recorded the epoch of the target that makes it one; and once it has left, the status shows a later list than any
-// that it is in.
-func decided(cv *cstorv1.CStorVolume, own volume.Report) bool {
-	shown := volume.List{Epoch: uint64(cv.Status.Epoch), Generation: uint64(cv.Status.Generation)}
-	lists := []volume.List{own.State.Committed}
-	if p := own.State.Pending; p != nil {
-		lists = append(lists, *p)
-	}
-	for _, l := range lists {
-		if l.Has(own.GUID) && l.Compare(shown) >= 0 {
-			return false
-		}
-	}
-	h := own.State.History
-	return len(h) == 0 || h[len(h)-1].Epoch <= shown.Epoch
 }

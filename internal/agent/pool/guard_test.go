@@ -112,14 +112,14 @@ func TestWhatCannotBeReadDestroysNothing(t *testing.T) {
 	for name, fail := range map[string]func(*world){
 		"volume":  refuse(&cstorv1.CStorVolume{}),
 		"config":  refuse(&cstorv1.CStorVolumeConfig{}),
-		"replica": func(w *world) { w.disks.pool.reportErr = errDisk },
+		"replica": func(w *world) { w.disks.pool.standingErr = errDisk },
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := deleting(t, at(2, 1))
 			fail(w)
 			w.pass()
 			w.wantKept("cannot tell")
-			w.agent.Client, w.disks.pool.reportErr = w.client, nil
+			w.agent.Client, w.disks.pool.standingErr = w.client, nil
 			w.pass()
 			w.wantGone()
 		})

@@ -213,7 +213,7 @@ func (a *Agent) remove(ctx context.Context, c *claim, replicas Replicas, present
 
 // keep says why a replica must not be destroyed yet, by what it has recorded itself and what the API server says.
 func (a *Agent) keep(ctx context.Context, cr *cstorv1.CStorVolumeReplica, replicas Replicas) string {
-	own, err := replicas.Report(cr.Name)
+	own, err := replicas.Standing(cr.Name)
 	if err != nil {
 		return fmt.Sprintf("cannot tell whether the volume needs the replica: %v", err)
 	}

@@ -107,25 +107,25 @@ var redundancy = map[string]int{"mirror": 1, "raidz": 1, "raidz2": 2}
 
 // memPool is a pool and its replica server.
 type memPool struct {
-	disks      *disks
-	cfg        engine.Config
-	devices    []DeviceInfo
-	resilver   Progress
-	scrub      Progress
-	damage     []engine.Damage
-	limit      int
-	calls      []string // Replace, Return, AddGroups, Expand
-	refuse     error    // of these
-	generation uint64
-	stats      engine.Stats
-	replicas   map[string]*replica.Status
-	attached   map[string]replica.Spec
-	recorded   volume.State // by the replicas
-	reportErr  error
-	left       func() // called by Detach
-	destroyErr error
-	closed     bool
-	close      chan struct{} // Close waits for it
+	disks       *disks
+	cfg         engine.Config
+	devices     []DeviceInfo
+	resilver    Progress
+	scrub       Progress
+	damage      []engine.Damage
+	limit       int
+	calls       []string // Replace, Return, AddGroups, Expand
+	refuse      error    // of these
+	generation  uint64
+	stats       engine.Stats
+	replicas    map[string]*replica.Status
+	attached    map[string]replica.Spec
+	recorded    volume.State // by the replicas
+	standingErr error
+	left        func() // called by Detach
+	destroyErr  error
+	closed      bool
+	close       chan struct{} // Close waits for it
 }
 
 func (p *memPool) Stats() engine.Stats {
@@ -284,8 +284,8 @@ func (p *memPool) Detach(name string) {
 		p.left()
 	}
 }
-func (p *memPool) Report(name string) (volume.Report, error) {
-	return volume.Report{GUID: p.replicas[name].GUID, State: p.recorded}, p.reportErr
+func (p *memPool) Standing(name string) (replica.Standing, error) {
+	return replica.StandingOf(p.replicas[name].GUID, p.recorded), p.standingErr
 }
 func (p *memPool) Changed() <-chan struct{} { return nil }
 func (p *memPool) Status() (all []replica.Status) {
