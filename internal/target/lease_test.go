@@ -3,6 +3,7 @@ package target
 import (
 	"context"
 	"net"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -11,8 +12,9 @@ import (
 	"github.com/cstor-go/cstor/internal/volume"
 )
 
-// leased starts a target with stubs for replicas, which give leases as long as gives says so, and tell when one is ended.
-func leased(t *testing.T, gives func() bool) (tgt *Target, released chan struct{}) {
+// leased starts a target with stubs for replicas, which give leases as long as gives says so. released returns, when all
+// stubs have ended, how many were told that their lease is over.
+func leased(t *testing.T, gives func() bool) (tgt *Target, released func() int64) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -25,20 +27,23 @@ func leased(t *testing.T, gives func() bool) (tgt *Target, released chan struct{
 	ended := make(chan struct{})
 	go func() { tgt.Serve(context.Background()); close(ended) }()
 	t.Cleanup(func() { tgt.Close(); <-ended })
-	released = make(chan struct{}, replicas)
+	var stubs sync.WaitGroup
+	var over atomic.Int64
 	for range replicas {
-		go stub(l.Addr().String(), size, func(m volume.Message) bool {
-			switch m.(type) {
-			case volume.Ping:
-				return gives()
-			case volume.Release:
-				released <- struct{}{}
-			}
-			return true
+		stubs.Go(func() {
+			stub(l.Addr().String(), size, func(m volume.Message) bool {
+				switch m.(type) {
+				case volume.Ping:
+					return gives()
+				case volume.Release:
+					over.Add(1)
+				}
+				return true
+			})
 		})
 	}
 	await(t, tgt, func(st volume.Status) bool { return st.Serving })
-	return tgt, released
+	return tgt, func() int64 { stubs.Wait(); return over.Load() }
 }
 
 // await waits for what the target tells of itself.
@@ -80,15 +85,15 @@ func TestReadWithoutLease(t *testing.T) {
 	await(t, tgt, func(st volume.Status) bool { return !st.Serving })
 	held := read()
 	await(t, tgt, func(volume.Status) bool {
+		select {
+		case err := <-held:
+			t.Fatalf("a read without a lease was answered: %v", err)
+		default:
+		}
 		tgt.mu.Lock()
 		defer tgt.mu.Unlock()
 		return tgt.core.Counters().LeaseWaits == 1
 	})
-	select {
-	case err := <-held:
-		t.Fatalf("a read without a lease was answered: %v", err)
-	default:
-	}
 	mute.Store(false)
 	if err := <-held; err != nil {
 		t.Error(err)
@@ -100,7 +105,7 @@ func TestReadWithoutLease(t *testing.T) {
 func TestCloseReleases(t *testing.T) {
 	tgt, released := leased(t, func() bool { return true })
 	tgt.Close()
-	for range 3 {
-		<-released
+	if n := released(); n != 3 {
+		t.Errorf("%d of 3 replicas were told", n)
 	}
 }
