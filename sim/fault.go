@@ -44,7 +44,7 @@ func (w *world) scheduleFaults() {
 		}},
 		{600 * ms, func() { w.strand(some()) }},
 		{1200 * ms, func() { w.partition(2 + w.rng.IntN(3)) }},
-		{400 * ms, w.secondTarget},
+		{250 * ms, w.secondTarget},
 		{500 * ms, func() { w.fill(some()) }},
 		{60 * ms, func() { some().disk.collect() }},
 		{250 * ms, w.act},

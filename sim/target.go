@@ -61,9 +61,16 @@ func (w *world) secondTarget() {
 		for _, id := range sortedConns(t.conns) {
 			if c := t.conns[id]; w.chance(0.6) {
 				c.hush(w.between(0, 600*ms))
-				w.after(w.between(0, 60*ms), &c.r.process, c.r.newTarget)
+				leave := c.r.newTarget
+				if w.chance(0.3) {
+					leave = func() { w.bounce(c.r) }
+				}
+				w.after(w.between(0, 60*ms), &c.r.process, leave)
 			}
 		}
+	}
+	if w.chance(0.15) {
+		t.stop()
 	}
 	w.after(w.between(0, 60*ms), nil, w.startTarget)
 	w.after(w.between(100*ms, 1500*ms), nil, func() {
@@ -73,17 +80,22 @@ func (w *world) secondTarget() {
 	})
 }
 
-// end ends the target, sometimes in good order: it says that it shows nothing any more, and goes on for a moment.
+// stop lets the target end in good order: it says that it shows nothing any more. Its process is still there.
+func (t *target) stop() {
+	t.w.logf("target stops")
+	t.ending = true
+	t.core.Stop(t.clock(t.w))
+	t.ready()
+}
+
+// end ends the target, sometimes in good order.
 func (t *target) end() {
 	w := t.w
 	if t.ending || !w.chance(0.4) {
 		t.kill()
 		return
 	}
-	w.logf("target ends")
-	t.ending = true
-	t.core.Stop(t.clock(w))
-	t.ready()
+	t.stop()
 	w.after(w.between(0, 40*ms), nil, func() {
 		t.kill()
 		w.after(w.between(0, 60*ms), nil, w.startTarget)

@@ -183,6 +183,12 @@ func Run(o Options) (Coverage, error) {
 	if w.chance(0.3) {
 		w.settings.HoldLimit = 150 * ms
 	}
+	if w.chance(0.3) {
+		w.settings.ClaimGrace = 2 * ms
+	}
+	if w.chance(0.3) {
+		w.settings.Lease = 180 * ms
+	}
 	w.two = w.chance(0.3)
 	factor := []int{1, 2, 3, 3, 3, 5}[w.rng.IntN(6)]
 	w.operator.want = volume.Desired{Founding: factor, Factor: factor}
