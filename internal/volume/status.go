@@ -17,6 +17,25 @@ func mode(s peerState) Mode {
 	return Degraded
 }
 
+// Counters count what happened to the volume under this target.
+type Counters struct {
+	Ejections   uint64 // members that left while the rest could go on
+	Suspensions uint64 // members that left while the rest could not
+	Resends     uint64 // replicas that came back by resending
+	Joins       uint64 // rebuilds begun
+	Interrupted uint64 // rebuilds that ended before promotion
+	Divergent   uint64 // replicas found to hold operations that the volume does not
+	Promotions  uint64
+	Finished    uint64 // pending lists of an earlier target finished
+	Added       uint64
+	Removed     uint64
+	Superseded  uint64 // times that another target was found to have opened the volume
+	HeldReads   uint64 // replies to reads that had to wait for an overlapping operation
+	LeaseWaits  uint64 // replies to reads that had to wait for leases
+	StandDowns  uint64 // times that the leases ran out while the members in sync were a quorum
+	ReadRetries uint64
+}
+
 // Counters returns what has happened so far.
 func (c *Core) Counters() Counters { return c.counters }
 
