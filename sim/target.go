@@ -58,21 +58,23 @@ func (w *world) secondTarget() {
 		w.freeze(&t.process, w.between(0, 300*ms))
 	}
 	if t.split = w.chance(0.7); t.split {
-		for _, id := range sortedConns(t.conns) {
-			if c := t.conns[id]; w.chance(0.6) {
-				c.hush(w.between(0, 600*ms))
+		ids := sortedConns(t.conns)
+		stays := w.rng.IntN(len(ids) + 1) // one has not heard of anything, if there is more than one
+		for i, id := range ids {
+			if c := t.conns[id]; i != stays && w.chance(0.8) {
+				c.hush(w.between(20*ms, 300*ms))
 				leave := c.r.newTarget
 				if w.chance(0.3) {
 					leave = func() { w.bounce(c.r) }
 				}
-				w.after(w.between(0, 60*ms), &c.r.process, leave)
+				w.after(w.between(0, 30*ms), &c.r.process, leave)
 			}
 		}
 	}
 	if w.chance(0.15) {
 		t.stop()
 	}
-	w.after(w.between(0, 60*ms), nil, w.startTarget)
+	w.after(w.between(0, 20*ms), nil, w.startTarget)
 	w.after(w.between(100*ms, 1500*ms), nil, func() {
 		if w.other == t {
 			t.end()
