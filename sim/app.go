@@ -17,7 +17,7 @@ type app struct {
 	depth    int
 	open     int
 	requests []*request
-	lost     []*request // without an answer, or superseded, since the last request that succeeded
+	lost     []*request // without an answer, or superseded, and not known whether they may yet take effect
 	writes   [blocks][]*request
 	reads    [blocks][]seen
 	final    bool // every block is being read for the last time
@@ -43,6 +43,7 @@ type request struct {
 	state   reqState
 	begun   uint64
 	ended   uint64 // never, unless it succeeded
+	lostAt  uint64 // when it got lost
 	bound   uint64 // if it took effect at all, then before this; zero: not known
 	refused bool   // was never executed
 	again   bool   // proposed to a successor: what is answered with an error may have been executed before
@@ -73,49 +74,54 @@ func (a *app) work() {
 	if w.calm {
 		return
 	}
-	if a.open < a.depth && w.target != nil {
+	t, depth, kinds := w.target, a.depth, 1.0
+	if w.other != nil && w.chance(0.4) {
+		t, depth, kinds = w.other, 4*a.depth, 0.45 // mostly reads: it may well hold the others
+	}
+	if t != nil && t.open < depth {
 		b := uint64(w.rng.IntN(blocks))
 		n := uint32(min(1+uint64(w.rng.IntN(4)), blocks-b))
-		switch x := w.rng.Float64(); {
+		switch x := w.rng.Float64() * kinds; {
 		case x < 0.40:
-			a.submit(&request{kind: block.Read, block: b, count: n})
+			a.submit(t, &request{kind: block.Read, block: b, count: n})
 		case x < 0.82:
-			a.submit(&request{kind: block.Write, block: b, count: n})
+			a.submit(t, &request{kind: block.Write, block: b, count: n})
 		case x < 0.92:
-			a.submit(&request{kind: block.Discard, block: b, count: n})
+			a.submit(t, &request{kind: block.Discard, block: b, count: n})
 		default:
-			a.submit(&request{kind: block.Flush})
+			a.submit(t, &request{kind: block.Flush})
 		}
 	}
 	w.after(w.between(0, 6*ms), nil, a.work)
 }
 
-// submit hands a request to the target that is there.
-func (a *app) submit(r *request) {
+// submit hands a request to a target.
+func (a *app) submit(t *target, r *request) {
 	w := a.w
 	a.lastID++
 	a.open++
-	r.id, r.t, r.begun, r.ended = a.lastID, w.target, a.tick(), never
+	t.open++
+	r.id, r.t, r.begun, r.ended = a.lastID, t, a.tick(), never
 	a.requests = append(a.requests, r)
 	if r.kind == block.Write || r.kind == block.Discard {
 		for b := r.block; b < r.block+uint64(r.count); b++ {
 			a.writes[b] = append(a.writes[b], r)
 		}
 	}
-	w.after(0, &r.t.process, func() {
-		c := r.t.core
+	w.after(0, &t.process, func() {
+		c, now := t.core, t.clock(w)
 		switch r.kind {
 		case block.Read:
-			c.Read(w.now, &volume.ReadOp{Block: r.block, Count: r.count, Tag: r})
+			c.Read(now, &volume.ReadOp{Block: r.block, Count: r.count, Tag: r})
 		case block.Flush:
-			c.Flush(w.now, r)
+			c.Flush(now, r)
 		case block.Write:
-			c.Propose(w.now, &volume.Op{Kind: volume.OpWrite, FUA: w.chance(0.2), Block: r.block, Count: r.count, Tag: r})
+			c.Propose(now, &volume.Op{Kind: volume.OpWrite, FUA: w.chance(0.2), Block: r.block, Count: r.count, Tag: r})
 		case block.Discard:
-			c.Propose(w.now, &volume.Op{Kind: volume.OpDiscard, Block: r.block, Count: r.count, Tag: r})
+			c.Propose(now, &volume.Op{Kind: volume.OpDiscard, Block: r.block, Count: r.count, Tag: r})
 		}
 		if !w.chance(0.2) { // else with whatever comes next: shells work in batches
-			r.t.ready()
+			t.ready()
 		}
 	})
 }
@@ -127,6 +133,7 @@ func (a *app) finish(r *request) {
 	}
 	r.state = reqDone
 	a.open--
+	r.t.open--
 }
 
 func (a *app) completed(r *request, err error) {
@@ -138,7 +145,7 @@ func (a *app) completed(r *request, err error) {
 	case err == nil:
 		a.succeeded(r)
 	case errors.Is(err, block.ErrSuperseded):
-		a.lost = append(a.lost, r)
+		a.lose(r)
 		a.w.cover.Retries++
 	case errors.Is(err, block.ErrNoSpace):
 		r.refused = !r.again
@@ -148,15 +155,27 @@ func (a *app) completed(r *request, err error) {
 	}
 }
 
-// succeeded notes a request's success. The target that answers it has opened the volume: what the targets before were
-// asked has taken effect by now, or never will.
+// lose notes that a request gets no answer any more: it may have taken effect.
+func (a *app) lose(r *request) {
+	r.lostAt = a.tick()
+	a.lost = append(a.lost, r)
+}
+
+// succeeded notes a request's success. The target that answers it had the volume after it was asked: what was lost before that
+// has taken effect by now, or never will.
 func (a *app) succeeded(r *request) {
 	r.ended = a.tick()
 	a.w.cover.Completed++
-	for _, l := range a.lost {
-		l.bound = r.ended
+	if r.t == a.w.other {
+		a.w.cover.SecondAnswers++
 	}
-	a.lost = a.lost[:0]
+	a.lost = slices.DeleteFunc(a.lost, func(l *request) bool {
+		if l.lostAt > r.begun {
+			return false
+		}
+		l.bound = r.ended
+		return true
+	})
 }
 
 func (a *app) released(r *request) {
@@ -194,16 +213,15 @@ func (a *app) read(r *request, err error) {
 	}
 }
 
-// targetDied leaves the requests that were open without an answer.
-func (a *app) targetDied() {
+// targetDied leaves the requests that a target was asked without an answer.
+func (a *app) targetDied(t *target) {
 	for _, r := range a.requests {
-		if r.state == reqOpen {
+		if r.t == t && r.state == reqOpen {
 			r.state = reqLost
-			a.lost = append(a.lost, r)
+			a.lose(r)
 			a.open--
 		}
 	}
-	a.requests = a.requests[:0]
 }
 
 // watch ends the run when the faults are over, everything was answered and the volume is as it was wanted.
@@ -218,7 +236,7 @@ func (a *app) watch() {
 		}
 		a.final = true
 		for b := range uint64(blocks) {
-			a.submit(&request{kind: block.Read, block: b, count: 1, last: true})
+			a.submit(w.target, &request{kind: block.Read, block: b, count: 1, last: true})
 		}
 	}
 	w.after(8*ms, nil, a.watch)

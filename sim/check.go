@@ -28,7 +28,7 @@ func (w *world) settled() bool {
 		return false
 	}
 	for _, r := range w.replicas {
-		if r.frozen > w.now || r.conn != nil && r.conn.silent > w.now {
+		if r.frozen > w.now || r.conn != nil && max(r.conn.silent[0], r.conn.silent[1]) > w.now {
 			return false
 		}
 	}

@@ -13,8 +13,8 @@ type conn struct {
 	id     volume.SessionID
 	r      *replica
 	t      *target
-	silent time.Duration // nothing gets through before
-	lost   bool          // what is under way is lost, the end of the connection alone still arrives
+	silent [2]time.Duration // nothing gets through to that end before
+	lost   bool             // what is under way is lost, the end of the connection alone still arrives
 	last   [2]time.Duration
 	open   [2]bool // as each end sees it: replica's, target's
 }
@@ -57,7 +57,7 @@ func (c *conn) transmit(to int, do func()) {
 	at := max(w.now+d, c.last[to])
 	c.last[to] = at
 	p := c.proc(to)
-	w.push(&event{at: at, proc: p, life: p.life, conn: c, do: func() {
+	w.push(&event{at: at, proc: p, life: p.life, conn: c, end: to, do: func() {
 		if c.open[to] && !c.lost {
 			do()
 		}
@@ -67,9 +67,22 @@ func (c *conn) transmit(to int, do func()) {
 // lose breaks the connection for both, and what is under way with it.
 func (c *conn) lose() {
 	c.lost = true
-	c.silent = 0
+	c.silent = [2]time.Duration{}
 	c.cut()
 }
+
+// hush keeps the connection silent for d, in one direction or in both.
+func (c *conn) hush(d time.Duration) {
+	way := c.w.rng.IntN(3)
+	for end := range c.silent {
+		if way != end {
+			c.silence(end, d)
+		}
+	}
+}
+
+// silence lets nothing through to one end for d.
+func (c *conn) silence(end int, d time.Duration) { c.silent[end] = max(c.silent[end], c.w.now+d) }
 
 // shut closes one end. The other learns of it behind what is under way to it; what is under way here is lost.
 func (c *conn) shut(end int) {
@@ -83,7 +96,7 @@ func (c *conn) hangup(end int) {
 	w := c.w
 	c.last[end] = max(w.now+w.between(0, 2*ms), c.last[end])
 	p := c.proc(end)
-	w.push(&event{at: c.last[end], proc: p, life: p.life, conn: c, do: func() {
+	w.push(&event{at: c.last[end], proc: p, life: p.life, conn: c, end: end, do: func() {
 		if !c.open[end] {
 			return
 		}

@@ -29,6 +29,10 @@ type Coverage struct {
 	NotYet        uint64 // pulls that were early
 	OldFrames     uint64 // operations of a session that was over
 	HeldReads     uint64
+	LeaseWaits    uint64 // reads that waited for leases
+	StandDowns    uint64 // times that the leases of a target ran out
+	PromiseWaits  uint64 // promises that waited for the end of a lease
+	SecondAnswers uint64 // requests that succeeded at a target beside a newer one
 	ReadRetries   uint64
 	ScaleUps      uint64
 	ScaleDowns    uint64
@@ -77,6 +81,8 @@ func (w *world) harvest(t *target) {
 	w.cover.Divergent += n.Divergent
 	w.cover.Superseded += n.Superseded
 	w.cover.HeldReads += n.HeldReads
+	w.cover.LeaseWaits += n.LeaseWaits
+	w.cover.StandDowns += n.StandDowns
 	w.cover.ReadRetries += n.ReadRetries
 	w.cover.Finished += n.Finished
 }

@@ -32,7 +32,7 @@ func (w *world) scheduleFaults() {
 		}},
 		{250 * ms, func() { // a connection goes silent
 			if c := some().conn; c != nil {
-				c.silent = w.now + w.between(0, 200*ms)
+				c.hush(w.between(0, 200*ms))
 			}
 		}},
 		{400 * ms, func() { // a link is down
@@ -44,7 +44,7 @@ func (w *world) scheduleFaults() {
 		}},
 		{600 * ms, func() { w.strand(some()) }},
 		{1200 * ms, func() { w.partition(2 + w.rng.IntN(3)) }},
-		{400 * ms, w.secondTarget},
+		{250 * ms, w.secondTarget},
 		{500 * ms, func() { w.fill(some()) }},
 		{60 * ms, func() { some().disk.collect() }},
 		{250 * ms, w.act},
@@ -76,13 +76,13 @@ func (w *world) targetProcess() *process {
 func (w *world) freeze(p *process, d time.Duration) {
 	if p != nil && p.alive {
 		w.logf("frozen for %v", d)
-		p.frozen = w.now + d
+		p.frozen = max(p.frozen, w.now+d) // never shorter: what comes would overtake what has come
 	}
 }
 
 func (w *world) killTarget() {
 	if w.target != nil {
-		w.target.kill()
+		w.target.end()
 		w.after(w.between(0, 60*ms), nil, w.startTarget)
 	}
 }
@@ -107,7 +107,8 @@ func (w *world) strand(r *replica) {
 	w.logf("%s is stranded", r.name)
 	for _, id := range sortedConns(t.conns) {
 		if c := t.conns[id]; c.r != r {
-			c.silent = w.now + 40*ms
+			c.silence(atReplica, 40*ms)
+			c.silence(atTarget, 40*ms)
 			w.after(w.between(5*ms, 39*ms), nil, c.lose)
 		}
 	}

@@ -57,7 +57,7 @@ func (w *world) tell() {
 		w.after(w.between(0, 10*ms), &t.process, func() {
 			d := w.operator.want
 			d.Remove = slices.Clone(d.Remove)
-			t.core.Want(w.now, d)
+			t.core.Want(t.clock(w), d)
 			t.ready()
 		})
 	}

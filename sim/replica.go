@@ -37,10 +37,8 @@ func (r *replica) start() {
 	if r.alive || r.w.destroy[r.disk.report.GUID] {
 		return
 	}
-	r.alive = true
-	r.life++
-	r.frozen = 0
-	r.member = volume.NewMember(r.disk.report)
+	r.process.start(r.w)
+	r.member = volume.NewMember(r.clock(r.w), r.disk.report, r.w.settings.Lease)
 	r.w.logf("%s starts: last=%v complete=%v", r.name, r.disk.report.Last, r.disk.report.State.Complete)
 	r.dial()
 }
@@ -116,7 +114,7 @@ func (r *replica) reply(c *conn, m volume.Message) {
 // message takes a control message.
 func (r *replica) message(c *conn, m volume.Message) {
 	r.w.logf("%s <- %T %+v", r.name, m, m)
-	r.do(c, r.member.Step(c.id, m))
+	r.do(c, r.member.Step(r.clock(r.w), c.id, m))
 }
 
 // do carries out what the member decided.
@@ -127,6 +125,10 @@ func (r *replica) do(c *conn, rd volume.MemberReady) {
 		if r.disk.report.Last != rd.Applied {
 			r.w.fail("%s: state to be persisted with %v, pool has %v", r.name, rd.Applied, r.disk.report.Last)
 		}
+	}
+	if rd.After > 0 {
+		r.w.cover.PromiseWaits++
+		r.w.after(time.Duration(float64(rd.After)/r.rate)+1, &r.process, func() { r.do(c, r.member.Wake(r.clock(r.w), c.id)) })
 	}
 	for _, m := range rd.Messages {
 		r.w.logf("%s -> %T %+v", r.name, m, m)

@@ -17,6 +17,9 @@ type target struct {
 	status volume.Status
 	served bool // this core has
 	logins bool // a front end had sessions, since it has served
+	ending bool // in good order
+	split  bool // cut off from those that go to its successor
+	open   int  // requests of the application
 }
 
 // startTarget starts a target unless there is one; only secondTarget leaves another beside it.
@@ -24,24 +27,25 @@ func (w *world) startTarget() {
 	if w.target != nil {
 		return
 	}
-	t := &target{w: w, process: process{alive: true}, conns: map[volume.SessionID]*conn{}}
+	t := &target{w: w, conns: map[volume.SessionID]*conn{}}
+	t.start(w)
 	t.core = volume.NewCore(w.rng.Uint64(), blocks*block.Size, w.settings, w.operator.want)
 	w.target = t
 	w.logf("target starts, wants %+v", w.operator.want)
 	if w.record != nil {
 		l := *w.record
-		w.after(w.between(0, 20*ms), &t.process, func() { t.core.Recorded(w.now, l); t.ready() })
+		w.after(w.between(0, 20*ms), &t.process, func() { t.core.Recorded(t.clock(w), l); t.ready() })
 	}
 	t.tick()
 	for _, r := range w.replicas {
-		if r.alive && w.chance(0.7) {
+		if r.alive && w.chance(0.7) && (w.other == nil || !w.other.split) {
 			w.after(w.between(0, 10*ms), &r.process, r.newTarget)
 		}
 	}
 }
 
-// secondTarget leaves the target to itself, often frozen for a moment, and starts another. The application has lost its
-// session and goes on with the new one; each replica that connects anew may reach either, until the old one ends.
+// secondTarget leaves the target to itself, often frozen for a moment or without hearing of some of its replicas, and starts
+// another. The application uses both; each replica that connects anew may reach either, until the old one ends.
 func (w *world) secondTarget() {
 	t := w.target
 	if !w.two || t == nil || w.other != nil || !t.logins {
@@ -50,21 +54,62 @@ func (w *world) secondTarget() {
 	w.logf("target is left aside")
 	w.cover.SecondTargets++
 	w.other, w.target = t, nil
-	w.app.targetDied()
-	if w.chance(0.5) {
+	if w.chance(0.4) {
 		w.freeze(&t.process, w.between(0, 300*ms))
 	}
-	w.after(w.between(0, 60*ms), nil, w.startTarget)
+	if t.split = w.chance(0.7); t.split {
+		ids := sortedConns(t.conns)
+		stays := w.rng.IntN(len(ids) + 1) // one has not heard of anything, if there is more than one
+		for i, id := range ids {
+			if c := t.conns[id]; i != stays && w.chance(0.8) {
+				c.hush(w.between(20*ms, 300*ms))
+				leave := c.r.newTarget
+				if w.chance(0.3) {
+					leave = func() { w.bounce(c.r) }
+				}
+				w.after(w.between(0, 30*ms), &c.r.process, leave)
+			}
+		}
+	}
+	if w.chance(0.15) {
+		t.stop()
+	}
+	w.after(w.between(0, 20*ms), nil, w.startTarget)
 	w.after(w.between(100*ms, 1500*ms), nil, func() {
 		if w.other == t {
-			t.kill()
+			t.end()
 		}
+	})
+}
+
+// stop lets the target end in good order: it says that it shows nothing any more. Its process is still there.
+func (t *target) stop() {
+	t.w.logf("target stops")
+	t.ending = true
+	t.core.Stop(t.clock(t.w))
+	t.ready()
+}
+
+// end ends the target, sometimes in good order.
+func (t *target) end() {
+	w := t.w
+	if t.ending || !w.chance(0.4) {
+		t.kill()
+		return
+	}
+	t.stop()
+	w.after(w.between(0, 40*ms), nil, func() {
+		t.kill()
+		w.after(w.between(0, 60*ms), nil, w.startTarget)
 	})
 }
 
 // kill ends the target. What it sent still arrives, followed by the end of the connection.
 func (t *target) kill() {
 	w := t.w
+	if !t.alive {
+		return
+	}
 	w.logf("target killed")
 	w.harvest(t)
 	t.alive = false
@@ -75,10 +120,10 @@ func (t *target) kill() {
 	}
 	if w.other == t {
 		w.other = nil
-		return
+	} else {
+		w.target = nil
 	}
-	w.target = nil
-	w.app.targetDied()
+	w.app.targetDied(t)
 }
 
 func sortedConns(m map[volume.SessionID]*conn) (ids []volume.SessionID) {
@@ -90,29 +135,29 @@ func sortedConns(m map[volume.SessionID]*conn) (ids []volume.SessionID) {
 }
 
 func (t *target) tick() {
-	t.core.Tick(t.w.now)
+	t.core.Tick(t.clock(t.w))
 	t.ready()
 	t.w.after(t.w.settings.PingEvery/2, &t.process, t.tick)
 }
 
 func (t *target) connect(c *conn, m volume.Register) {
-	t.core.Connect(t.w.now, c.id, m)
+	t.core.Connect(t.clock(t.w), c.id, m)
 	t.ready()
 }
 
 func (t *target) disconnected(c *conn) {
 	delete(t.conns, c.id)
-	t.core.Disconnect(t.w.now, c.id)
+	t.core.Disconnect(t.clock(t.w), c.id)
 	t.ready()
 }
 
 func (t *target) step(c *conn, m volume.Message) {
-	t.core.Step(t.w.now, c.id, m)
+	t.core.Step(t.clock(t.w), c.id, m)
 	t.ready()
 }
 
 func (t *target) ack(c *conn, a ackFrame) {
-	t.core.Ack(t.w.now, c.id, a.applied, a.stable)
+	t.core.Ack(t.clock(t.w), c.id, a.applied, a.stable)
 	t.ready()
 }
 
@@ -120,7 +165,7 @@ func (t *target) readReply(c *conn, a readReply) {
 	if a.err == nil {
 		a.r.Tag.(*request).got = a.data
 	}
-	t.core.ReadReply(t.w.now, c.id, a.r, a.err)
+	t.core.ReadReply(t.clock(t.w), c.id, a.r, a.err)
 	t.ready()
 }
 
@@ -180,7 +225,7 @@ func (t *target) found(l volume.List) {
 			w.record = &l
 		}
 		got := *w.record
-		w.after(w.between(0, 15*ms), &t.process, func() { t.core.Recorded(w.now, got); t.ready() })
+		w.after(w.between(0, 15*ms), &t.process, func() { t.core.Recorded(t.clock(w), got); t.ready() })
 	})
 }
 
@@ -235,7 +280,7 @@ func (t *target) send(s volume.Send) {
 // observe is what the control plane and the checks see of the target.
 func (t *target) observe() {
 	w := t.w
-	if t != w.target {
+	if t != w.target || t.ending {
 		return // nobody looks at it
 	}
 	old := t.status

@@ -30,8 +30,8 @@ type world struct {
 
 	settings volume.Settings
 	replicas []*replica // alive or to be started again; destroyed ones leave
-	target   *target    // the newest one, which the application uses; nil between two of them
-	other    *target    // the one before, when it goes on
+	target   *target    // the newest one; nil between two of them
+	other    *target    // the one before, when it goes on; the application goes on using it, too
 	two      bool       // that may happen in this run
 	record   *volume.List
 	operator operator
@@ -47,6 +47,25 @@ type process struct {
 	alive  bool
 	life   int // counts starts
 	frozen time.Duration
+	born   time.Duration
+	rate   float64 // of its clock
+}
+
+// start begins a life of the process, with a clock that is up to 5 % wrong.
+func (p *process) start(w *world) {
+	p.alive, p.frozen, p.born = true, 0, w.now
+	p.life++
+	switch p.rate = 0.95 + 0.1*w.rng.Float64(); w.rng.IntN(3) {
+	case 0:
+		p.rate = 0.95
+	case 1:
+		p.rate = 1.05
+	}
+}
+
+// clock is the time that the process sees.
+func (p *process) clock(w *world) time.Duration {
+	return time.Duration(float64(w.now-p.born)*p.rate) + ms
 }
 
 type event struct {
@@ -55,6 +74,7 @@ type event struct {
 	proc *process
 	life int
 	conn *conn
+	end  int // of conn
 	do   func()
 }
 
@@ -98,8 +118,8 @@ func (w *world) step() bool {
 	}
 	e := heap.Pop(&w.events).(*event)
 	w.now = e.at
-	if e.conn != nil && e.conn.silent > w.now {
-		e.at = e.conn.silent
+	if e.conn != nil && e.conn.silent[e.end] > w.now {
+		e.at = e.conn.silent[e.end]
 		w.push(e)
 		return true
 	}
@@ -154,7 +174,7 @@ func Run(o Options) (Coverage, error) {
 	w := &world{
 		rng: rand.New(rand.NewPCG(o.Seed, 0x5eed)), trace: o.Trace, destroy: map[block.GUID]bool{},
 		settings: volume.Settings{
-			Deadline: 60 * ms, PingEvery: 15 * ms, ClaimGrace: 30 * ms, HoldLimit: 1500 * ms, Backoff: 5 * ms,
+			Deadline: 60 * ms, PingEvery: 15 * ms, Lease: 60 * ms, ClaimGrace: 30 * ms, HoldLimit: 1500 * ms, Backoff: 5 * ms,
 		},
 	}
 	if w.chance(0.3) {
@@ -162,6 +182,12 @@ func Run(o Options) (Coverage, error) {
 	}
 	if w.chance(0.3) {
 		w.settings.HoldLimit = 150 * ms
+	}
+	if w.chance(0.3) {
+		w.settings.ClaimGrace = 2 * ms
+	}
+	if w.chance(0.3) {
+		w.settings.Lease = 180 * ms
 	}
 	w.two = w.chance(0.3)
 	factor := []int{1, 2, 3, 3, 3, 5}[w.rng.IntN(6)]

@@ -88,16 +88,9 @@ func runTarget(ctx context.Context, cfg *rest.Config, f targetFlags) error {
 		})
 	}
 	a := agent.New(agent.Config{Client: client, Namespace: f.namespace, Volume: f.volume, Pod: podName(), Node: nodeName(), Log: log})
-	// Ready means that the ports are open, not that the volume serves: without being ready it would never be reached by
-	// the replicas that it waits for.
-	var open atomic.Bool
+	var running atomic.Pointer[target.Target] // nil: its ports are not open
 	start("health", func() error {
-		return health.Serve(ctx, healthPort, func() error {
-			if !open.Load() {
-				return errors.New("ports are not open")
-			}
-			return nil
-		}, a)
+		return health.Serve(ctx, healthPort, func() error { return reachable(running.Load()) }, a)
 	})
 	log.Info("target process started", "version", version, "volume", f.volume)
 	cv, err := a.Load(ctx)
@@ -130,16 +123,28 @@ func runTarget(ctx context.Context, cfg *rest.Config, f targetFlags) error {
 	start("replicas", func() error { return t.Serve(context.WithoutCancel(ctx)) }) // until Close
 	start("iscsi", func() error { return frontend.Serve(iscsiPort) })
 	start("agent", func() error { a.Run(ctx, t); return nil })
-	open.Store(true)
+	running.Store(t)
 
 	<-ctx.Done()
-	open.Store(false)
+	running.Store(nil)
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastAnswers)
 	defer cancel()
 	if err := frontend.Shutdown(last); err != nil {
 		log.Warn("some commands were not answered", "err", err)
 	}
 	return ended(ctx, nil)
+}
+
+// reachable returns nil while replicas and initiators shall be led here, or else why not. That does not mean that the volume
+// serves: the replicas that it waits for would never come. But they shall find another target when there is one.
+func reachable(t *target.Target) error {
+	if t == nil {
+		return errors.New("ports are not open")
+	}
+	if st := t.Status(); st.StoodDown {
+		return errors.New(st.Holding)
+	}
+	return nil
 }
 
 // serving returns nil while the volume takes I/O, or else why it does not.

@@ -52,10 +52,10 @@ func newAttached(s *Server, spec Spec, r *pool.Replica) (*attached, error) {
 		return nil, fmt.Errorf("replica %s: %w", spec.Name, err)
 	}
 	a := &attached{server: s, spec: spec, r: r, log: s.log.With("replica", spec.Name), ended: make(chan struct{})}
-	a.member = volume.NewMember(volume.Report{
+	a.member = volume.NewMember(s.now(), volume.Report{
 		GUID: r.GUID(), ReplicaID: spec.ReplicaID, Name: spec.Name, PullAddr: s.cfg.PullAddr,
 		State: st, Last: r.Applied(), Size: r.Size(),
-	})
+	}, volume.LeaseTime)
 	a.ctx, a.cancel = context.WithCancel(s.ctx)
 	a.show()
 	return a, nil
@@ -133,8 +133,11 @@ func (a *attached) do(s *session, ready volume.MemberReady) error {
 		}
 		s.restate(ready.Applied)
 	}
-	if len(ready.Messages) == 1 && ready.Messages[0] == volume.Message(volume.Pong{}) {
-		s.send(volume.Pong{})
+	if ready.After > 0 {
+		s.wakeIn(ready.After)
+	}
+	if pong, ok := only[volume.Pong](ready.Messages); ok {
+		s.send(pong)
 	} else if ready.State != nil || len(ready.Messages) > 0 {
 		a.server.flusher.say(s, ready.State != nil, ready.Messages)
 	}
@@ -146,6 +149,14 @@ func (a *attached) do(s *session, ready volume.MemberReady) error {
 		return errors.New(ready.Close)
 	}
 	return nil
+}
+
+// only returns the message if there is exactly one, of that type.
+func only[M volume.Message](messages []volume.Message) (m M, ok bool) {
+	if len(messages) == 1 {
+		m, ok = messages[0].(M)
+	}
+	return m, ok
 }
 
 // tellSpace tells the target, if there is a session, whether there is room for more. The last that a session says is what

@@ -63,6 +63,7 @@ type Server struct {
 	cfg     Config
 	log     *slog.Logger
 	flusher *flusher
+	start   time.Time // of the members' clock
 	changed chan struct{}
 	ctx     context.Context
 	cancel  context.CancelFunc
@@ -85,12 +86,15 @@ func New(cfg Config) *Server {
 	if cfg.PullAddr == "" {
 		cfg.PullAddr = cfg.PullListen.Addr().String()
 	}
-	s := &Server{cfg: cfg, log: cfg.Log, changed: make(chan struct{}, 1), replicas: map[string]*attached{}}
+	s := &Server{cfg: cfg, log: cfg.Log, start: time.Now(), changed: make(chan struct{}, 1), replicas: map[string]*attached{}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.flusher = newFlusher(cfg.Pool)
 	s.tasks.Go(func() { s.flusher.run(s.ctx) })
 	return s
 }
+
+// now is the members' clock.
+func (s *Server) now() time.Duration { return time.Since(s.start) }
 
 // Serve lets others pull until ctx ends, then ends all sessions. The pool stays open.
 func (s *Server) Serve(ctx context.Context) error {

@@ -218,9 +218,27 @@ func (s *session) take(f *wire.Frame) (err error) {
 		}
 		s.a.mu.Lock()
 		defer s.a.mu.Unlock()
-		return s.a.do(s, s.a.member.Step(s.id, m))
+		return s.a.do(s, s.a.member.Step(s.a.server.now(), s.id, m))
 	}
 	return fmt.Errorf("%w: unexpected %v from the target", wire.ErrFormat, f.Type)
+}
+
+// wakeIn lets the member go on in d with what it has put off, if the session is still there. a.mu is held.
+func (s *session) wakeIn(d time.Duration) {
+	a := s.a
+	time.AfterFunc(d, func() {
+		a.mu.Lock()
+		var err error
+		if a.session == s {
+			err = a.do(s, a.member.Wake(a.server.now(), s.id))
+		}
+		a.mu.Unlock()
+		if err != nil {
+			s.failed.CompareAndSwap(nil, &err)
+			s.out.Close()
+		}
+		s.out.Flush()
+	})
 }
 
 // apply hands the gathered operations to the pool as one batch.

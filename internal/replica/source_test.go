@@ -17,8 +17,8 @@ func newSource(t *testing.T, s *Server, promise volume.Promise) *attached {
 	a := newPull(t, s).a
 	m, guid := a.member, a.r.GUID()
 	m.Connect(1)
-	m.Step(1, volume.Claim{Promise: promise})
-	m.Step(1, volume.Found{List: volume.List{Epoch: promise.Epoch, Generation: 1, Members: []block.GUID{guid}}})
+	m.Step(s.now(), 1, volume.Claim{Promise: promise})
+	m.Step(s.now(), 1, volume.Found{List: volume.List{Epoch: promise.Epoch, Generation: 1, Members: []block.GUID{guid}}})
 	open := block.Version{Epoch: promise.Epoch, N: 1}
 	rd := m.Open(1, &volume.Op{Kind: volume.OpOpen, Version: open, Open: &volume.EpochStart{Epoch: open.Epoch, First: open.N}})
 	if rd.State == nil {
@@ -75,7 +75,7 @@ func TestSourceLeavesWhileReading(t *testing.T) {
 		}
 		a.mu.Lock()
 		defer a.mu.Unlock()
-		a.member.Step(1, volume.Claim{Promise: volume.Promise{Epoch: 2, Nonce: 2}})
+		a.member.Step(s.now(), 1, volume.Claim{Promise: volume.Promise{Epoch: 2, Nonce: 2}})
 	}()
 	var remote *wire.RemoteError
 	if err := ask(); !errors.As(err, &remote) {

@@ -23,8 +23,9 @@ func (r *noRecord) Found(_ context.Context, l volume.List) (volume.List, error) 
 	return l, nil
 }
 
-// stub is a replica that keeps nothing: it acknowledges operations once per batch and reads zeroes.
-func stub(addr string, size int64) {
+// stub is a replica that keeps nothing: it acknowledges operations once per batch and reads zeroes. It is deaf to messages
+// that takes, unless it is nil, says no to.
+func stub(addr string, size int64, takes func(volume.Message) bool) {
 	conn, err := net.Dial("tcp", addr)
 	if err != nil {
 		return
@@ -35,7 +36,7 @@ func stub(addr string, size int64) {
 		return
 	}
 	defer out.Close()
-	m := volume.NewMember(volume.Report{GUID: block.NewGUID(), Size: size})
+	m, start := volume.NewMember(0, volume.Report{GUID: block.NewGUID(), Size: size}, volume.LeaseTime), time.Now()
 	m.Connect(1)
 	send := func(msgs ...volume.Message) {
 		for _, msg := range msgs {
@@ -67,7 +68,10 @@ func stub(addr string, size int64) {
 				if err != nil {
 					return
 				}
-				send(m.Step(1, msg).Messages...)
+				if takes != nil && !takes(msg) {
+					continue
+				}
+				send(m.Step(time.Since(start), 1, msg).Messages...)
 			case wire.TypeRead:
 				wire.PutReadReply(reply, f.Tag, f.Block, []uint32{block.ZeroSum})
 				out.AppendCopy(reply)
@@ -137,7 +141,7 @@ func benchmark(b *testing.B, replicas, depth int, op block.Op) {
 	go func() { t.Serve(context.Background()); close(ended) }()
 	defer func() { t.Close(); <-ended }()
 	for range replicas {
-		go stub(l.Addr().String(), size)
+		go stub(l.Addr().String(), size, nil)
 	}
 	for !t.Status().Serving {
 		time.Sleep(time.Millisecond)

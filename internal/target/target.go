@@ -127,14 +127,14 @@ func (t *Target) Serve(ctx context.Context) error {
 
 // Close ends the target: connections are closed, what is in flight is not completed.
 func (t *Target) Close() {
+	now := t.enter()
+	t.closed = true
+	t.core.Stop(now) // which the replicas are told
+	t.leave()
 	t.cancel()
 	t.cfg.ReplicaListen.Close()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.closed {
-		return
-	}
-	t.closed = true
 	for _, s := range t.sessions {
 		s.out.Close()
 	}
@@ -211,8 +211,9 @@ func (t *Target) Want(d volume.Desired) {
 
 // Status describes the volume.
 func (t *Target) Status() volume.Status {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	now := t.enter()
+	defer t.leave()
+	t.core.Tick(now) // this process may have been frozen
 	st := t.core.Status()
 	if t.fences > 0 {
 		st.Serving, st.Holding = false, "another target has served the volume: ending the initiators' sessions"

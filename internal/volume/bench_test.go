@@ -14,9 +14,9 @@ func BenchmarkCore(b *testing.B) {
 	c := NewCore(1, 1<<30, Settings{}, Desired{Founding: members, Factor: members})
 	ms := make([]*Member, members)
 	for i := range ms {
-		ms[i] = NewMember(Report{GUID: block.GUID{byte(i + 1)}})
+		ms[i] = NewMember(0, Report{GUID: block.GUID{byte(i + 1)}}, LeaseTime)
 		ms[i].Connect(SessionID(i + 1))
-		c.Connect(0, SessionID(i+1), Register{ms[i].Report()})
+		c.Connect(1, SessionID(i+1), Register{ms[i].Report()})
 	}
 	for r := c.Ready(); r != nil; r = c.Ready() {
 		sends, rec := append([]Send(nil), r.Sends...), r.Record
@@ -24,16 +24,16 @@ func BenchmarkCore(b *testing.B) {
 			m := ms[s.Session-1]
 			switch {
 			case s.Message != nil:
-				for _, reply := range m.Step(s.Session, s.Message).Messages {
-					c.Step(0, s.Session, reply)
+				for _, reply := range m.Step(0, s.Session, s.Message).Messages {
+					c.Step(1, s.Session, reply)
 				}
 			case s.Ops != nil:
 				m.Open(s.Session, s.Ops[0])
-				c.Ack(0, s.Session, 1, 1)
+				c.Ack(1, s.Session, 1, 1)
 			}
 		}
 		if rec != nil {
-			c.Recorded(0, *rec)
+			c.Recorded(1, *rec)
 		}
 	}
 	if !c.Status().Serving {
@@ -43,7 +43,7 @@ func BenchmarkCore(b *testing.B) {
 	for i := range free {
 		free[i] = &Op{Kind: OpWrite, Block: uint64(i), Count: 1}
 	}
-	now, acked := time.Duration(0), uint64(1)
+	now, acked := time.Duration(1), uint64(1)
 	b.ReportAllocs()
 	for n := 0; n < b.N; {
 		now++

@@ -49,11 +49,13 @@ type Core struct {
 	authority *peer
 	stuck     time.Duration // since when nobody is in sync and nobody on the way to it, zero: somebody is
 
-	peers     []*peer // by GUID
-	serving   bool    // the epoch is open and the in-sync set satisfies the lists
-	suspended bool    // a member in sync is silent, and the others are no quorum
-	attempt   uint64  // of the last Join
-	risked    *peer   // the last complete member that was sent a Join, at riskedAt
+	peers     []*peer       // by GUID
+	serving   bool          // the epoch is open and the in-sync set satisfies the lists
+	suspended bool          // a member in sync is silent, and the others are no quorum
+	since     time.Duration // since when a quorum is known to keep its promise, zero: none is; see leasedSince
+	leased    bool          // no other target can have opened the volume by now
+	attempt   uint64        // of the last Join
+	risked    *peer         // the last complete member that was sent a Join, at riskedAt
 	riskedAt  time.Duration
 
 	ring      ring
@@ -70,23 +72,6 @@ type Core struct {
 	out      *Ready // being filled
 	outs     [2]Ready
 	dirty    bool // Sends may be due although out is empty
-}
-
-// Counters count what happened to the volume under this target.
-type Counters struct {
-	Ejections   uint64 // members that left while the rest could go on
-	Suspensions uint64 // members that left while the rest could not
-	Resends     uint64 // replicas that came back by resending
-	Joins       uint64 // rebuilds begun
-	Interrupted uint64 // rebuilds that ended before promotion
-	Divergent   uint64 // replicas found to hold operations that the volume does not
-	Promotions  uint64
-	Finished    uint64 // pending lists of an earlier target finished
-	Added       uint64
-	Removed     uint64
-	Superseded  uint64 // times that another target was found to have opened the volume
-	HeldReads   uint64 // replies to reads that had to wait for an overlapping operation
-	ReadRetries uint64
 }
 
 // peerState is what a replica is to this target.
@@ -147,6 +132,7 @@ type peer struct {
 	pinged    bool          // since pingedAt nothing came
 	pingedAt  time.Duration
 	pingSent  time.Duration // the last one
+	leased    time.Duration // when the last one was sent that it answered with a lease
 }
 
 type flush struct {
@@ -161,6 +147,7 @@ func NewCore(nonce uint64, size int64, s Settings, d Desired) *Core {
 	s.Deadline = cmp.Or(s.Deadline, time.Second)
 	s.FlushDeadline = cmp.Or(s.FlushDeadline, 5*s.Deadline)
 	s.PingEvery = cmp.Or(s.PingEvery, s.Deadline/4)
+	s.Lease = cmp.Or(s.Lease, LeaseTime)
 	s.ClaimGrace = cmp.Or(s.ClaimGrace, 500*time.Millisecond)
 	s.HoldLimit = cmp.Or(s.HoldLimit, 100*time.Second)
 	s.Backoff = cmp.Or(s.Backoff, 100*time.Millisecond)
@@ -264,7 +251,11 @@ func (c *Core) Step(now time.Duration, id SessionID, m Message) {
 		return
 	}
 	p.heard, p.pinged = now, false
-	if _, ok := m.(Pong); ok {
+	if pong, ok := m.(Pong); ok {
+		if !c.tookLease(p, pong.At) {
+			c.close(p, "replica answered a ping that it was not sent")
+			c.poke()
+		}
 		return
 	}
 	switch m := m.(type) {
@@ -274,6 +265,7 @@ func (c *Core) Step(now time.Duration, id SessionID, m Message) {
 			p.report = m.Report
 			c.noteList(m.Report.State.Committed)
 			c.become(p, promised)
+			c.sendPing(p)
 		}
 	case Refused:
 		c.answer(p)
@@ -354,6 +346,7 @@ func (c *Core) forgettable(p *peer) bool {
 // restart gives up: a new target has to claim the volume.
 func (c *Core) restart(why string) {
 	if c.phase != over {
+		c.releaseLeases()
 		c.phase, c.serving = over, false
 		c.holding = why
 		c.out.Restart = why
@@ -408,7 +401,7 @@ func (c *Core) lose(p *peer, why string) {
 	was := p.state
 	c.out.Sends = slices.DeleteFunc(c.out.Sends, func(s Send) bool { return s.Session == p.session && s.Ops != nil })
 	p.session, p.required, p.listed, p.claimed = 0, false, false, false
-	p.owes, p.pinged = 0, false
+	p.owes, p.pinged, p.leased = 0, false, 0
 	c.become(p, gone)
 	if p.error == "" || was == insync {
 		p.error = why

@@ -40,24 +40,30 @@ func (c *Core) Tick(now time.Duration) {
 	c.checkStuck()
 }
 
-// pingAnyway is after how many Settings.PingEvery a replica is pinged that is heard all the time, or has a ping to answer: it
-// wants to hear of us, too.
+// pingAnyway is after how many Settings.PingEvery a replica is pinged that has a ping to answer: it wants to hear of us, too.
 const pingAnyway = 4
 
-// ping asks p for a sign of life when nothing came from it for a while, and shows it ours.
+// ping asks p for a sign of life and for a lease, and shows it that we live.
 func (c *Core) ping(p *peer) {
 	every := c.settings.PingEvery
-	if p.pinged || c.now-p.heard < every {
+	if p.pinged {
 		every *= pingAnyway
 	}
-	if c.now-p.pingSent < every {
-		return
+	if c.now-p.pingSent >= every {
+		c.sendPing(p)
 	}
+}
+
+func (c *Core) sendPing(p *peer) {
 	if !p.pinged {
 		p.pinged, p.pingedAt = true, c.now
 	}
 	p.pingSent = c.now
-	c.send(p, Ping{})
+	if p.state >= promised {
+		c.send(p, Ping{At: c.now, Lease: c.settings.Lease})
+	} else {
+		c.send(p, Ping{})
+	}
 }
 
 // silent reports whether p owes an answer for too long. What has to be stable first has a deadline of its own, and
@@ -121,7 +127,7 @@ func (c *Core) shed() {
 // answerHeld answers what was held for too long. Operations that were sequenced stay in the stream (replication rule
 // 19): they are answered, not undone.
 func (c *Core) answerHeld() {
-	if c.serving && !c.suspended {
+	if c.serving && !c.suspended && c.leased {
 		return
 	}
 	late := func(since time.Duration) bool { return c.now-since > c.settings.HoldLimit }

@@ -3,6 +3,7 @@ package volume
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/cstor-go/cstor/internal/block"
 )
@@ -25,9 +26,10 @@ type MemberReady struct {
 	State    *State        // non-nil: persist it (stable) with Applied before anything else
 	Applied  block.Version // the version of the last applied operation, part of the same record
 	Messages []Message
-	Pull     *Pull  // start pulling; replaces any other pull
-	StopPull bool   // end the pull that runs, if any
-	Close    string // non-empty: close the session after Messages, this is why
+	Pull     *Pull         // start pulling; replaces any other pull
+	StopPull bool          // end the pull that runs, if any
+	Close    string        // non-empty: close the session after Messages, this is why
+	After    time.Duration // call Wake when so much time has passed, if the session is still the current one; zero: no need
 }
 
 // joinPhase is how far a rebuild got in this session.
@@ -52,10 +54,22 @@ type Member struct {
 	phase   joinPhase
 	attempt uint64
 	join    Join
+	longest time.Duration // of the leases that are given
+	lease   lease
+	asked   Promise // waits until the lease ends; zero: none does
 }
 
-// NewMember returns the replica that r describes, as it was found on disk.
-func NewMember(r Report) *Member { return &Member{report: r} }
+// NewMember returns the replica that r describes, as it was found on disk. now is the time of a clock that goes on
+// steadily from here; all methods that take a time want it of the same. longest is LeaseTime, or what leases last at most
+// where that is known to be another time: the replica may have given one to the target that has its promise just now,
+// which nothing but this remembers.
+func NewMember(now time.Duration, r Report, longest time.Duration) *Member {
+	m := &Member{report: r, longest: longest}
+	if p := r.State.Promised; p != (Promise{}) {
+		m.lease = lease{nonce: p.Nonce, until: now + longest}
+	}
+	return m
+}
 
 // Report tells what the replica is now.
 func (m *Member) Report() Report { return m.report }
@@ -64,7 +78,7 @@ func (m *Member) Report() Report { return m.report }
 // for its Register message afterwards.
 func (m *Member) Connect(id SessionID) {
 	m.session = id
-	m.claimed = false
+	m.claimed, m.asked = false, Promise{}
 	m.endJoin()
 }
 
@@ -72,7 +86,7 @@ func (m *Member) Connect(id SessionID) {
 func (m *Member) Disconnect(id SessionID) {
 	if id == m.session {
 		m.session = 0
-		m.claimed = false
+		m.claimed, m.asked = false, Promise{}
 		m.endJoin()
 	}
 }
@@ -84,18 +98,16 @@ func (m *Member) endJoin() {
 }
 
 // Step takes a message of the target. Messages of a session that is not the current one are ignored.
-func (m *Member) Step(id SessionID, msg Message) (rd MemberReady) {
+func (m *Member) Step(now time.Duration, id SessionID, msg Message) (rd MemberReady) {
 	if id != m.session || id == 0 {
 		return MemberReady{Close: "session is not the current one"}
 	}
 	if claim, ok := msg.(Claim); ok {
-		return m.claim(claim.Promise)
+		return m.claim(now, claim.Promise)
 	}
 	if !m.claimed {
 		switch msg.(type) {
-		case Ping:
-			return MemberReady{Messages: []Message{Pong{}}}
-		case Drop:
+		case Ping, Drop:
 		default:
 			return MemberReady{Close: fmt.Sprintf("%T before a promise", msg)}
 		}
@@ -116,16 +128,33 @@ func (m *Member) Step(id SessionID, msg Message) (rd MemberReady) {
 		m.Disconnect(id)
 		return MemberReady{StopPull: stop, Close: "dropped by the target: " + msg.Reason}
 	case Ping:
-		return MemberReady{Messages: []Message{Pong{}}}
+		return m.ping(now, msg)
+	case Release:
+		m.lease = lease{}
+		return MemberReady{}
 	}
 	return MemberReady{Close: fmt.Sprintf("unexpected %T", msg)}
 }
 
-// claim gives the promise if it is above every one given so far, or the very same (replication rule 11).
-func (m *Member) claim(p Promise) MemberReady {
+// Wake goes on with what had to wait: see MemberReady.After.
+func (m *Member) Wake(now time.Duration, id SessionID) MemberReady {
+	if id != m.session || m.asked == (Promise{}) {
+		return MemberReady{}
+	}
+	return m.claim(now, m.asked)
+}
+
+// claim gives the promise if it is above every one given so far, or the very same, when no other target has a lease any
+// more (replication rule 11).
+func (m *Member) claim(now time.Duration, p Promise) MemberReady {
 	s := &m.report.State
+	m.asked = Promise{}
 	if p != s.Promised && p.Epoch <= s.Promised.Epoch {
 		return MemberReady{Messages: []Message{Refused{Promised: s.Promised}}}
+	}
+	if wait := m.lease.wait(now, p.Nonce); wait > 0 {
+		m.asked = p
+		return MemberReady{After: wait}
 	}
 	var rd MemberReady
 	rd.StopPull = m.phase != joinNone

@@ -43,8 +43,14 @@ type (
 	}
 	// Drop ends the session: the replica is not wanted. It may register again later.
 	Drop struct{ Reason string }
-	// Ping asks for a sign of life; any frame is one. Answered by Pong.
-	Ping struct{}
+	// Ping asks for a sign of life; any frame is one. Answered by Pong. With a Lease it asks a replica that has promised not
+	// to promise another target for so long: see lease.go.
+	Ping struct {
+		At    time.Duration // of the target's clock, when this was sent
+		Lease time.Duration // zero: none is asked for
+	}
+	// Release ends the lease: the target shows nothing any more.
+	Release struct{}
 )
 
 // From a replica to the target.
@@ -86,7 +92,8 @@ type (
 	Space struct{ Full bool }
 	// Failed says that the replica cannot go on (device error, gap in the stream) before it closes the session.
 	Failed struct{ Reason string }
-	Pong   struct{}
+	// Pong answers a Ping; At is repeated if it gives the lease.
+	Pong struct{ At time.Duration }
 )
 
 // Peer names a replica that another pulls from.
@@ -104,6 +111,7 @@ func (Promote) message()    {}
 func (SetList) message()    {}
 func (Drop) message()       {}
 func (Ping) message()       {}
+func (Release) message()    {}
 func (Register) message()   {}
 func (Promised) message()   {}
 func (Refused) message()    {}
@@ -211,6 +219,7 @@ type Settings struct {
 	// FlushDeadline is the same for a member that does not get on with a flush; default 5 times Deadline.
 	FlushDeadline time.Duration
 	PingEvery     time.Duration // default Deadline/4
+	Lease         time.Duration // how long a lease lasts, at most LeaseTime, which is the default
 	ClaimGrace    time.Duration // how long a target that starts waits for promises beyond a quorum; default 500 ms
 	HoldLimit     time.Duration // requests held longer than this without quorum are answered with block.ErrRetry; default 100 s
 	Backoff       time.Duration // before a failed rebuild is tried again; doubles up to 64 times that; default 100 ms
@@ -252,6 +261,7 @@ type Replica struct {
 type Status struct {
 	Serving   bool   // I/O is possible now
 	Holding   string // why not, in words that say what to do; empty when Serving
+	StoodDown bool   // another target has opened the volume since this one served: for a while this one wants no replicas
 	Epoch     uint64
 	Last      uint64 // number of the last operation sequenced
 	Committed List   // no members: not known yet, until a claim is won

@@ -64,7 +64,8 @@ func (c *Core) dispatchReads() {
 
 // ReadReply tells that the member answered r, with data in the shell's hands or with an error. The data may hold
 // operations that are not completed: then it is not shown before they are, for until then another target may undo
-// them (replication rule 17). It is checked here, not at dispatch, since the member may have applied them since.
+// them (replication rule 17). And it may be older than what another target wrote: see mayShow. Both are checked here, not
+// at dispatch, since the member may have applied operations, and another target may have come, since.
 func (c *Core) ReadReply(now time.Duration, id SessionID, r *ReadOp, err error) {
 	c.now = now
 	p := c.session(id)
@@ -88,10 +89,13 @@ func (c *Core) ReadReply(now time.Duration, id SessionID, r *ReadOp, err error) 
 	default:
 		if r.after = c.overlap(r); r.after != 0 {
 			c.counters.HeldReads++
-			c.answered = append(c.answered, r)
+		} else if c.mayShow(r) {
+			c.out.ReadsDone = append(c.out.ReadsDone, r)
 			return
+		} else {
+			c.counters.LeaseWaits++
 		}
-		c.out.ReadsDone = append(c.out.ReadsDone, r)
+		c.answered = append(c.answered, r)
 	}
 }
 
@@ -124,11 +128,11 @@ func (op *Op) touches(r *ReadOp) bool {
 	return op.Block < r.Block+uint64(r.Count) && r.Block < op.Block+uint64(op.Count)
 }
 
-// showAnswered reports the reads whose overlapping operations are completed.
+// showAnswered reports the reads whose overlapping operations are completed, as far as leases allow.
 func (c *Core) showAnswered() {
 	done := c.finished()
 	c.answered = slices.DeleteFunc(c.answered, func(r *ReadOp) bool {
-		if r.after > done {
+		if r.after > done || !c.mayShow(r) {
 			return false
 		}
 		c.out.ReadsDone = append(c.out.ReadsDone, r)

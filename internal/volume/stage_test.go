@@ -22,7 +22,7 @@ func (e *stage) run(names []string, until string) {
 		for _, n := range names {
 			a := e.members[n]
 			for _, q := range []*[]func(){&a.in, &a.out} {
-				if len(*q) > 0 {
+				if frozen := e.frozen && a.core == e.aside; len(*q) > 0 && (!frozen || q == &a.in) {
 					f := (*q)[0]
 					*q = (*q)[1:]
 					f()
@@ -43,12 +43,11 @@ func (e *stage) run(names []string, until string) {
 func (a *actor) toTarget(e *stage, what string, f func()) {
 	session := a.session
 	a.out = append(a.out, func() {
-		if e.core != nil && session == a.session {
+		if a.core != nil && session == a.session {
 			if what != "" {
 				e.printf("%s: %s", a.name, what)
 			}
-			f()
-			e.ready()
+			e.at(a.core, f)
 		}
 	})
 }
@@ -63,9 +62,13 @@ func (e *stage) carryOut(a *actor, rd MemberReady) {
 		})
 		return
 	}
+	if rd.After > 0 {
+		e.printf("%s: waits %v for the end of a lease", a.name, rd.After)
+		a.wakeAt = e.now + rd.After
+	}
 	for _, m := range rd.Messages {
 		session := a.session
-		a.toTarget(e, text(m), func() { e.core.Step(e.now, session, m) })
+		a.toTarget(e, e.text(m), func() { e.core.Step(e.now, session, m) })
 	}
 	if rd.Pull != nil {
 		a.pull = rd.Pull
@@ -77,11 +80,20 @@ func (e *stage) carryOut(a *actor, rd MemberReady) {
 		e.printf("%s: closes: %s", a.name, rd.Close)
 		a.in, a.out, a.pull = nil, nil, nil
 		a.m.Disconnect(a.session)
-		if e.core != nil {
-			e.core.Disconnect(e.now, a.session)
-			e.ready()
-		}
+		e.at(a.core, func() { e.core.Disconnect(e.now, a.session) })
 	}
+}
+
+// at does something with a target, if it lives.
+func (e *stage) at(core *Core, do func()) {
+	if core == nil {
+		return
+	}
+	was := e.core
+	e.core = core
+	do()
+	e.ready()
+	e.core = was
 }
 
 func (e *stage) ack(a *actor, stable bool) {
@@ -161,6 +173,33 @@ func (e *stage) actorOf(id SessionID) *actor {
 	return nil
 }
 
+// expire lets all leases run out.
+func (e *stage) expire() {
+	e.now += LeaseTime
+	e.wake()
+}
+
+// wake lets the members go on that have waited for as long as they wanted.
+func (e *stage) wake() {
+	for _, n := range slices.Sorted(maps.Keys(e.members)) {
+		if a := e.members[n]; a.wakeAt != 0 && a.wakeAt <= e.now {
+			a.wakeAt = 0
+			e.carryOut(a, a.m.Wake(e.now, a.session))
+		}
+	}
+}
+
+// text is what is told of a message, "" if nothing is.
+func (e *stage) text(m Message) string {
+	switch m.(type) {
+	case Ping, Pong:
+		if !e.pings {
+			return ""
+		}
+	}
+	return text(m)
+}
+
 // ready is the shell of the target.
 func (e *stage) ready() {
 	for rd := e.core.Ready(); rd != nil; rd = e.core.Ready() {
@@ -220,10 +259,15 @@ func (e *stage) send(s Send) {
 		return
 	}
 	switch {
+	case s.Message == Message(Release{}): // often the last before the session ends
+		e.printf("target to %s: %s", a.name, text(s.Message))
+		e.carryOut(a, a.m.Step(e.now, s.Session, s.Message))
 	case s.Message != nil:
 		a.in = append(a.in, func() {
-			e.printf("target to %s: %s", a.name, text(s.Message))
-			e.carryOut(a, a.m.Step(s.Session, s.Message))
+			if what := e.text(s.Message); what != "" {
+				e.printf("target to %s: %s", a.name, what)
+			}
+			e.carryOut(a, a.m.Step(e.now, s.Session, s.Message))
 		})
 	case s.Ops != nil:
 		var ops []Op
@@ -244,6 +288,9 @@ func (e *stage) send(s Send) {
 
 func (e *stage) sendRead(s ReadSend) {
 	a := e.actorOf(s.Session)
+	if a == nil {
+		return // it has another session, of which the target has not heard
+	}
 	a.in = append(a.in, func() {
 		if err := a.m.MayRead(s.Session); err != nil {
 			return

@@ -1,6 +1,9 @@
 package volume
 
-import "strings"
+import (
+	"cmp"
+	"strings"
+)
 
 func mode(s peerState) Mode {
 	switch s {
@@ -14,21 +17,41 @@ func mode(s peerState) Mode {
 	return Degraded
 }
 
+// Counters count what happened to the volume under this target.
+type Counters struct {
+	Ejections   uint64 // members that left while the rest could go on
+	Suspensions uint64 // members that left while the rest could not
+	Resends     uint64 // replicas that came back by resending
+	Joins       uint64 // rebuilds begun
+	Interrupted uint64 // rebuilds that ended before promotion
+	Divergent   uint64 // replicas found to hold operations that the volume does not
+	Promotions  uint64
+	Finished    uint64 // pending lists of an earlier target finished
+	Added       uint64
+	Removed     uint64
+	Superseded  uint64 // times that another target was found to have opened the volume
+	HeldReads   uint64 // replies to reads that had to wait for an overlapping operation
+	LeaseWaits  uint64 // replies to reads that had to wait for leases
+	StandDowns  uint64 // times that the leases ran out while the members in sync were a quorum
+	ReadRetries uint64
+}
+
 // Counters returns what has happened so far.
 func (c *Core) Counters() Counters { return c.counters }
 
 // Status describes the volume: every member of a list and every replica that is connected.
 func (c *Core) Status() Status {
 	s := Status{
-		Serving:  c.serving && c.silentNow() == "",
+		Serving:  c.serving && c.holdsLease() && c.silentNow() == "",
 		Epoch:    c.promise.Epoch,
 		Last:     c.last(),
-		Desired:  c.adopted,
 		Removing: c.removing,
 		Holding:  c.holdingNow(),
+
+		StoodDown: c.phase == claiming && c.now < c.past.until,
 	}
 	if c.phase == open {
-		s.Committed, s.Pending = c.committed, c.pending
+		s.Committed, s.Pending, s.Desired = c.committed, c.pending, c.adopted
 	}
 	seen := func(g [16]byte) bool { return c.find(g) != nil }
 	for _, p := range c.peers {
@@ -66,7 +89,7 @@ func (p *peer) problem() string {
 func (c *Core) holdingNow() string {
 	switch {
 	case c.serving:
-		return c.silentNow()
+		return cmp.Or(c.silentNow(), c.leaseless())
 	case c.phase != open:
 		return c.holding
 	}
@@ -92,4 +115,12 @@ func (c *Core) silentNow() string {
 		return ""
 	}
 	return "waiting for replicas that are silent, the others are no quorum: " + strings.Join(names, ", ")
+}
+
+// leaseless says whose leases are missing, "" if they suffice.
+func (c *Core) leaseless() string {
+	if c.holdsLease() {
+		return ""
+	}
+	return "waiting for replicas to tell that no other target has taken over: " + c.missing(c.leases)
 }

@@ -301,13 +301,14 @@ func (c *Core) drain() {
 	c.dispatchReads()
 }
 
-// refreshServing recomputes whether the in-sync set satisfies the lists.
+// refreshServing recomputes whether the in-sync set satisfies the lists, and what its leases allow.
 func (c *Core) refreshServing() {
 	was := c.serving
 	c.serving = c.phase == open && c.satisfies(func(p *peer) bool { return p.state == insync })
 	if was != c.serving {
 		c.out.Status = true
 	}
+	c.renew()
 }
 
 // Ready returns what is to be done, nil if nothing. It is valid until the next call of Ready, but Sends refer to the

@@ -32,6 +32,9 @@ func (e *stage) status() {
 	if st.Pending != nil {
 		fmt.Fprintf(&e.out, " pending=%s", listText(*st.Pending))
 	}
+	if st.StoodDown {
+		fmt.Fprintf(&e.out, " stood down")
+	}
 	fmt.Fprintf(&e.out, " factor=%d\n", st.Desired.Factor)
 	if st.Holding != "" {
 		fmt.Fprintf(&e.out, "holding: %s\n", st.Holding)
@@ -86,6 +89,14 @@ func text(m Message) string {
 		return name + " " + listsText(m.Committed, m.Pending)
 	case ListSet:
 		return name + " " + listsText(m.Committed, m.Pending)
+	case Ping:
+		if m.Lease > 0 {
+			return name + " for a lease"
+		}
+	case Pong:
+		if m.At > 0 {
+			return name + " with a lease"
+		}
 	case Drop:
 		return name + ": " + m.Reason
 	case JoinFailed:

@@ -17,7 +17,8 @@ import (
 // TestTranscripts runs the files of testdata. Each is the life of one volume: commands, and what they led to.
 //
 //	replicas a b c            make empty replicas
-//	target founding=3 factor=3 start a target; the one before is dead, its connections are not yet noticed
+//	target founding=3 factor=3 start a target, when all leases of the one before have run out unless it is soon;
+//	                          the one before is dead, its connections are not yet noticed
 //	connect a b               these dial the target that is there
 //	run [a b] [until=Text]    deliver and do everything, only to and from these if any are given, until a line has Text
 //	quiet                     the same as run without printing it
@@ -26,14 +27,19 @@ import (
 //	powerloss a to=1.2        the same, and the disk has lost what came after that
 //	kill                      the target is gone; nothing it sent is lost
 //	aside                     the target goes on, but all its connections are lost
+//	leave [frozen]            the target goes on by itself with the connections that it has, or is frozen with them
+//	other                     the commands that follow are for the target that was left, or again for the newer one
 //	back                      the target that is there goes aside, the one that is aside comes back
+//	expire                    all leases run out, before anybody does anything
+//	stop                      the target ends in good order
+//	pings                     tell of pings from now on
 //	epochs a b n=300          these replicas were complete through that many epochs
 //	progress c chunks=1       c tells how far its pull is; hang, resume, damage, space: see there
 //	write b content [fua]     propose; discard b; read b; flush
 //	want factor=2 remove=a    tick 1s; step a <message>; member a; members; status
 func TestTranscripts(t *testing.T) {
 	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
-		e := &stage{members: map[string]*actor{}}
+		e := &stage{members: map[string]*actor{}, now: time.Second}
 		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
 			e.out.Reset()
 			e.command(t, d)
@@ -50,12 +56,14 @@ type stage struct {
 	out     strings.Builder
 	core    *Core
 	aside   *Core
+	frozen  bool // aside does nothing
 	now     time.Duration
 	members map[string]*actor
 	record  *List
 	session SessionID
 	nonce   uint64
 	mute    bool
+	pings   bool
 	brief   bool
 }
 
@@ -63,10 +71,12 @@ type stage struct {
 type actor struct {
 	name    string
 	m       *Member
+	core    *Core // that it is connected to; nil: it is dead
 	blocks  map[uint64]content
 	session SessionID
 	in, out []func()
 	pull    *Pull
+	wakeAt  time.Duration // the member is to be called then; zero: never
 	hung    bool
 	after   []func() // what it will do when it is not hung any more
 	damaged bool
@@ -91,22 +101,41 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 	switch d.Cmd {
 	case "replicas":
 		for _, n := range names {
-			e.members[n] = &actor{name: n, m: NewMember(Report{GUID: e.guid(n), Name: n, PullAddr: n}), blocks: map[uint64]content{}}
+			e.members[n] = &actor{name: n, m: NewMember(e.now, Report{GUID: e.guid(n), Name: n, PullAddr: n}, LeaseTime), blocks: map[uint64]content{}}
 		}
 	case "target":
+		if !slices.Contains(names, "soon") {
+			e.expire()
+		}
 		e.nonce++
 		e.core = NewCore(e.nonce, 1<<20, Settings{}, Desired{Founding: num("founding"), Factor: num("factor")})
 		if e.record != nil {
 			e.core.Recorded(e.now, *e.record)
 		}
 		e.ready()
+	case "stop":
+		e.core.Stop(e.now)
+		e.ready()
+	case "expire":
+		e.expire()
+	case "pings":
+		e.pings = true
 	case "kill":
+		for _, a := range e.members {
+			if a.core == e.core {
+				a.core = nil
+			}
+		}
 		e.core = nil
+	case "leave":
+		e.core, e.aside, e.frozen = nil, e.core, slices.Contains(names, "frozen")
+	case "other":
+		e.core, e.aside, e.frozen = e.aside, e.core, false
 	case "connect":
 		for _, n := range names {
 			a := e.members[n]
 			e.session++
-			a.session, a.in, a.out, a.pull = e.session, nil, nil, nil
+			a.session, a.core, a.in, a.out, a.pull = e.session, e.core, nil, nil, nil
 			a.m.Connect(a.session)
 			e.core.Connect(e.now, a.session, Register{Report: a.m.Report()})
 			e.ready()
@@ -116,15 +145,12 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 			a := e.members[n]
 			a.in, a.out, a.pull = nil, nil, nil
 			a.m.Disconnect(a.session)
-			if e.core != nil {
-				e.core.Disconnect(e.now, a.session)
-				e.ready()
-			}
+			e.at(a.core, func() { e.core.Disconnect(e.now, a.session) })
 		}
 	case "crash":
 		for _, n := range names {
 			a := e.members[n]
-			a.m = NewMember(a.m.Report())
+			a.m = NewMember(e.now, a.m.Report(), LeaseTime)
 			a.in, a.out, a.pull, a.session = nil, nil, nil, 0
 		}
 	case "powerloss":
@@ -133,7 +159,7 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 			r := a.m.Report()
 			r.Last = parseVersion(opt["to"])
 			maps.DeleteFunc(a.blocks, func(_ uint64, c content) bool { return r.Last.Less(c.version) })
-			a.m = NewMember(r)
+			a.m = NewMember(e.now, r, LeaseTime)
 			a.in, a.out, a.pull, a.session = nil, nil, nil, 0
 		}
 	case "aside", "back":
@@ -144,7 +170,7 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 			a.session = 0
 		}
 		e.ready()
-		e.core, e.aside = e.aside, e.core
+		e.core, e.aside, e.frozen = e.aside, e.core, true
 	case "epochs":
 		for _, n := range names {
 			r := e.members[n].m.Report()
@@ -153,7 +179,7 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 				r.Last = block.Version{Epoch: r.State.History.Epoch(), N: r.Last.N + 1}
 			}
 			r.State.Promised.Epoch = r.Last.Epoch
-			e.members[n].m = NewMember(r)
+			e.members[n].m = NewMember(e.now, r, LeaseTime)
 		}
 	case "run", "quiet":
 		e.mute = d.Cmd == "quiet"
@@ -183,8 +209,11 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 		}
 		for end := e.now + dur; e.now < end; {
 			e.now += min(200*time.Millisecond, end-e.now)
-			e.core.Tick(e.now)
-			e.ready()
+			e.wake()
+			if !e.frozen {
+				e.at(e.aside, func() { e.core.Tick(e.now) })
+			}
+			e.at(e.core, func() { e.core.Tick(e.now) })
 			if slices.Contains(names, "alive") { // what is sent is delivered; only what happens to sessions and requests is told
 				e.brief = true
 				e.run(nil, "")
@@ -243,8 +272,7 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 		default:
 			t.Fatalf("%s: unknown message", d.Pos)
 		}
-		rd := a.m.Step(a.session, m)
-		e.print(rd)
+		e.print(a.m.Step(e.now, a.session, m))
 	case "rebuilt":
 		e.print(e.members[names[0]].m.Rebuilt(uint64(num("attempt"))))
 	case "attach": // a session of a replica with a target that is not on the stage

@@ -17,7 +17,7 @@ import (
 
 const (
 	// Version is the format's version, the first field of each frame.
-	Version = 1
+	Version = 2
 	// HeaderSize is the number of bytes of a frame's header.
 	HeaderSize = 48
 	// MaxBlocks is the number of blocks that one frame carries at most (4 MiB of data).

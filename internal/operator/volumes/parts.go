@@ -30,8 +30,9 @@ func selectorOf(volume string) map[string]string {
 	}
 }
 
-// newService returns the Service that gives the target an address of its own for life. Replicas connect to a target
-// before it can be ready, so the address leads to it in any state.
+// newService returns the Service that gives the target an address of its own for life. It leads to a target whose ports are open,
+// whether the volume serves or not, but neither to one that stands down nor to one that is being deleted: PublishNotReadyAddresses
+// would keep these in, and replicas and initiators would be spread over them and the one that replaces them.
 func newService(config *cstorv1.CStorVolumeConfig) *corev1.Service {
 	volume := volumeOf(config)
 	port := func(name string, number int32) corev1.ServicePort {
@@ -57,8 +58,7 @@ func newService(config *cstorv1.CStorVolumeConfig) *corev1.Service {
 				port("mgmt", cstorv1.PortReplica),
 				port("exporter", cstorv1.PortMetrics),
 			},
-			Selector:                 selectorOf(volume),
-			PublishNotReadyAddresses: true,
+			Selector: selectorOf(volume),
 		},
 	}
 }
