@@ -12,8 +12,9 @@ import (
 )
 
 // TestBitFlipsAnywhere inverts bits wherever a device holds anything, labels and checkpoints included. Without
-// redundancy the pool then refuses to open, or every block that it shows is what was written or an error. With
-// redundancy nothing is to be noticed, whatever happens to as many devices of each group as may be lost.
+// redundancy the pool then refuses to open, or every block that it shows is what was written or an error, and nothing
+// that was stable is gone. With redundancy nothing is to be noticed, whatever happens to as many devices of each group
+// as may be lost.
 func TestBitFlipsAnywhere(t *testing.T) {
 	seed := seedOf(t)
 	forLayouts(t, func(t *testing.T, l layout) {
@@ -49,7 +50,15 @@ func flipBits(t *testing.T, l layout, seed uint64, kill bool, cover map[string]i
 	for range 20 {
 		a.apply()
 	}
+	stable := map[string]block.Version{}
 	if kill {
+		must(t, p.Sync())
+		for name := range a.now {
+			stable[name] = p.Replica(name).Applied()
+		}
+		for range 12 { // each of these says that it was stable
+			a.apply()
+		}
 		mems = disk.KillAll(mems)
 		p.Close()
 	} else {
@@ -101,6 +110,11 @@ func flipBits(t *testing.T, l layout, seed uint64, kill bool, cover map[string]i
 			cover["blocks repaired"] += int(q.Stats().BlocksRepaired)
 		} else {
 			wrong = history.look(t, q)
+			for name, v := range stable {
+				if r := q.Replica(name); r == nil || r.Applied().Less(v) {
+					a.fatalf("replica %s was at %v on stable storage, and is not", name, v)
+				}
+			}
 			if !kill {
 				for name, r := range a.now { // a checkpoint has everything: nothing may be older than it was
 					wrong += r.errors(t, q.Replica(name))

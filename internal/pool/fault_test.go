@@ -8,6 +8,7 @@ import (
 
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/disk"
+	"github.com/cstor-go/cstor/internal/pool/wal"
 )
 
 // TestFlushFailureIsFinal: after a failed flush nothing is written or called stable any more, and everything can be
@@ -112,6 +113,46 @@ func TestDamagedLogIsNotItsEnd(t *testing.T) {
 	k.FlipBit(off+200, 1)
 	if _, err := Open([]disk.Device{k}, Options{}); !errors.Is(err, ErrDamaged) {
 		t.Fatal(err)
+	}
+}
+
+// TestLogGoesOnElsewhere damages a header, or a link, whose batch was called stable only in a later segment than the one in
+// which the log seems to end then.
+func TestLogGoesOnElsewhere(t *testing.T) {
+	for _, link := range []bool{false, true} {
+		p, m := newMemPool(t, 256<<20, Options{SegmentBytes: 1 << 20, FlushBytes: 1 << 30})
+		r, err := p.CreateReplica("v", 64<<20)
+		must(t, err)
+		must(t, p.Sync())
+		var at logPos
+		for n := range uint64(160) { // 5 segments and more without a flush
+			p.log.mu.Lock()
+			if n == 16 || link && p.log.pos.seg == at.seg && n > 16 {
+				at = p.log.pos
+			}
+			p.log.mu.Unlock()
+			must(t, r.Apply([]Op{write(n*8, 8, n+1)}))
+		}
+		must(t, p.Sync())
+		must(t, r.Apply([]Op{write(1, 1, 161)}))
+		if link { // behind the last batch of the segment
+			l := p.newLogReader()
+			h, _, err := l.header(at.seg, at.block)
+			must(t, err)
+			if at.advance(&h, p.seg.row(at.seg)); h.Flags&wal.FlagLink != 0 {
+				t.Fatal("the place is that of a link")
+			}
+			h, _, err = l.header(at.seg, at.block)
+			if must(t, err); h.Flags&wal.FlagLink == 0 {
+				t.Fatal("no link behind the last batch")
+			}
+		}
+		_, off := p.where(uint64(at.seg)<<p.seg.shift + uint64(at.block)<<block.Shift)
+		k := m.Kill()
+		k.FlipBit(off+33, 1)
+		if p, err := Open([]disk.Device{k}, Options{}); !errors.Is(err, ErrDamaged) {
+			t.Errorf("link %v: %v, %v", link, err, p.Replica("v").Applied())
+		}
 	}
 }
 

@@ -25,6 +25,12 @@ func (pos *logPos) advance(h *wal.Header, row uint32) {
 	pos.block += padded(h, row)
 }
 
+// leads reports whether h, if it is a link, leads to a place where a batch may be.
+func (p *Pool) leads(h *wal.Header) bool {
+	return h.Flags&wal.FlagLink == 0 ||
+		uint64(h.NextSegment) < uint64(p.seg.count()) && h.NextBlock < p.seg.blocks() && h.NextBlock%p.seg.row(h.NextSegment) == 0
+}
+
 // padded returns the number of blocks that a batch takes, whole rows.
 func padded(h *wal.Header, row uint32) uint32 {
 	return (uint32(h.HeaderBlocks+h.DataBlocks) + row - 1) &^ (row - 1)
@@ -59,6 +65,9 @@ func (p *Pool) replay() error {
 		p.log.chain = append(p.log.chain, end.seg)
 	}
 	p.settleSegments()
+	if err := p.lookBehind(end); err != nil {
+		return err
+	}
 	for _, seg := range p.log.chain {
 		p.suspect(seg)
 	}
@@ -134,10 +143,10 @@ func (p *Pool) scan(pos logPos) (batches []batchAt, end logPos, stable uint64, e
 		if err != nil {
 			break
 		}
-		link := h.Flags&wal.FlagLink != 0
-		if link && (uint64(h.NextSegment) >= uint64(p.seg.count()) || h.NextBlock >= p.seg.blocks() || h.NextBlock%p.seg.row(h.NextSegment) != 0) {
+		if !p.leads(&h) {
 			break
 		}
+		link := h.Flags&wal.FlagLink != 0
 		s := step{at: batchAt{seg: pos.seg, block: pos.block, link: link}}
 		stable = max(stable, h.Stable)
 		s.before = pos
@@ -167,20 +176,7 @@ func (p *Pool) scan(pos logPos) (batches []batchAt, end logPos, stable uint64, e
 			batches = append(batches, steps[i].at)
 		}
 	}
-	return batches, end, stable, p.lookBehind(end)
-}
-
-// lookBehind searches the rest of the segment in which the log ends for batches of the same incarnation that were
-// written when what follows the end was stable already. Finding one means that the log is damaged, not at its end.
-func (p *Pool) lookBehind(end logPos) error {
-	l := p.newLogReader().readAhead()
-	for b := end.block; b < p.seg.blocks(); b += p.seg.row(end.seg) {
-		h, _, err := l.header(end.seg, b)
-		if err == nil && h.Incarnation == end.incarnation && h.Stable >= end.seq && h.Seq > end.seq {
-			return fmt.Errorf("segment %d block %d: batch %d is unreadable, but batch %d behind it says that it was on stable storage: %w", end.seg, end.block, end.seq, h.Seq, ErrDamaged)
-		}
-	}
-	return nil
+	return batches, end, stable, nil
 }
 
 // replayBatch applies the records of one batch to the index, draining the delta when it is full. Batches of one unit

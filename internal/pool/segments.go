@@ -183,6 +183,9 @@ func (s *segments) setFree(seg uint32) {
 	s.addFree(sp.group, 1)
 }
 
+// isFree reports whether a segment is free. The caller is alone.
+func (s *segments) isFree(seg uint32) bool { return s.free[seg/64]>>(seg%64)&1 != 0 }
+
 // take marks a segment as in use. The caller holds mu or is alone.
 func (s *segments) take(seg uint32, kind uint8) {
 	if s.kind[seg] == segFree {
