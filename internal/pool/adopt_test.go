@@ -2,6 +2,7 @@ package pool
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/cstor-go/cstor/internal/pool/disk"
@@ -21,6 +22,9 @@ func TestAdopt(t *testing.T) {
 	}
 	mems[0].Reopen()
 	if p, err = Open([]disk.Device{mems[0]}, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Adopt(strings.Repeat("x", MaxName+1), "one"); !errors.Is(err, ErrTooLarge) || p.Stats().Health == HealthFaulted {
 		t.Fatal(err)
 	}
 	if err := p.Adopt("new", "two"); err != nil {

@@ -268,7 +268,7 @@ func (r *Replica) ReadChunk(number uint64, have []block.Version, c *Chunk) error
 	for n, i := range c.DataOf {
 		places[n] = place{loc: v.page.Loc[i], sum: v.page.Sum[i], at: i, stored: true}
 	}
-	if err := r.fetch(places[:len(c.DataOf)], number, c.Data); err != nil {
+	if err := r.fetch(places[:len(c.DataOf)], number, c.Data, true); err != nil {
 		return r.wrap("read chunk", err)
 	}
 	r.p.count.blocksRead.Add(uint64(len(c.DataOf)))

@@ -58,9 +58,17 @@ func Create(groups []Group, cfg Config, opt Options) (*Pool, error) {
 	return p, nil
 }
 
+// namesFit returns an error for a name or an owner that a label has no room for.
+func namesFit(name, owner string) error {
+	if len(name) > MaxName || len(owner) > MaxName {
+		return fmt.Errorf("name of %d bytes, owner of %d bytes, at most %d each: %w", len(name), len(owner), MaxName, ErrTooLarge)
+	}
+	return nil
+}
+
 func create(groups []Group, cfg Config, opt Options) (*Pool, error) {
-	if len(cfg.Name) > MaxName || len(cfg.Owner) > MaxName {
-		return nil, fmt.Errorf("name of %d bytes, owner of %d bytes: %w", len(cfg.Name), len(cfg.Owner), ErrTooLarge)
+	if err := namesFit(cfg.Name, cfg.Owner); err != nil {
+		return nil, err
 	}
 	for _, g := range groups {
 		for _, d := range g.Devices {

@@ -23,8 +23,8 @@ type stretch struct {
 }
 
 // fetch reads the content of places of a chunk into dst, what is close together on a device with one read, and checks
-// it. The caller is entered as a reader.
-func (r *Replica) fetch(places []place, chunk uint64, dst []byte) error {
+// it. The caller is entered as a reader. inline says that it holds no lock: see segments.readInline.
+func (r *Replica) fetch(places []place, chunk uint64, dst []byte, inline bool) error {
 	for len(places) > 0 {
 		if !places[0].stored {
 			clear(dst[:block.Size])
@@ -32,7 +32,7 @@ func (r *Replica) fetch(places []place, chunk uint64, dst []byte) error {
 			continue
 		}
 		x := r.p.stretch(places)
-		if err := r.obtain(&x, places[:x.n], chunk, dst[:x.n*block.Size]); err != nil {
+		if err := r.obtain(&x, places[:x.n], chunk, dst[:x.n*block.Size], inline); err != nil {
 			return err
 		}
 		places, dst = places[x.n:], dst[x.n*block.Size:]
@@ -81,14 +81,18 @@ func (p *Pool) stretch(places []place) stretch {
 }
 
 // obtain reads a stretch and puts the content of its places, checked, into dst.
-func (r *Replica) obtain(x *stretch, places []place, chunk uint64, dst []byte) error {
+func (r *Replica) obtain(x *stretch, places []place, chunk uint64, dst []byte, inline bool) error {
 	b := dst
 	if !x.direct {
 		buf := stretches.Get().(*[]byte)
 		defer stretches.Put(buf)
 		b = (*buf)[:x.to-x.from]
 	}
-	if err := r.p.seg.readInline(b, x.from); err != nil {
+	read := r.p.seg.readAt
+	if inline {
+		read = r.p.seg.readInline
+	}
+	if err := read(b, x.from); err != nil {
 		return fmt.Errorf("block %d: %w", chunk*block.ChunkBlocks+uint64(places[0].at), err)
 	}
 	for i := range places {

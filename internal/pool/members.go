@@ -115,6 +115,9 @@ func (p *Pool) prepare(next *label.Label, news []*member) error {
 func (p *Pool) Adopt(name, owner string) error {
 	p.upkeep.change.Lock()
 	defer p.upkeep.change.Unlock()
+	if err := namesFit(name, owner); err != nil {
+		return p.wrap("adopt", err)
+	}
 	err := p.usable()
 	if err == nil {
 		err = p.relabel(func(l *label.Label) bool {

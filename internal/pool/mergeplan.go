@@ -154,7 +154,7 @@ func (r *Replica) planBlock(m *versionMerge, c *Chunk, b int, here, there []inde
 			}
 			if data.raw == nil && k >= 0 {
 				data.raw = disk.Buffer(block.Size)
-				if err := r.fetch([]place{{loc: here[k].Loc, sum: here[k].Sum, at: uint16(b), stored: true}}, c.Index, data.raw); err != nil {
+				if err := r.fetch([]place{{loc: here[k].Loc, sum: here[k].Sum, at: uint16(b), stored: true}}, c.Index, data.raw, false); err != nil {
 					return err
 				}
 				rec.Sums[0] = here[k].Sum

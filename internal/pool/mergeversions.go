@@ -81,7 +81,7 @@ func (r *Replica) readVersions(number uint64, first, count int, have []BlockVers
 		if send {
 			n := len(*to)
 			*to = slices.Grow(*to, block.Size)[:n+block.Size]
-			if err := r.fetch([]place{{loc: o.Loc, sum: o.Sum, at: o.Block, stored: true}}, number, (*to)[n:]); err != nil {
+			if err := r.fetch([]place{{loc: o.Loc, sum: o.Sum, at: o.Block, stored: true}}, number, (*to)[n:], true); err != nil {
 				return err
 			}
 			r.p.count.blocksRead.Add(1)

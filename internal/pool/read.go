@@ -65,7 +65,7 @@ func (r *Replica) read(first uint64, dst []byte, sums []uint32, at *snapshot) er
 			err = r.findAt(s, first, k, at.ver)
 		}
 		if err == nil {
-			err = r.fetch(s.places[:k], first/block.ChunkBlocks, dst[:k*block.Size])
+			err = r.fetch(s.places[:k], first/block.ChunkBlocks, dst[:k*block.Size], true)
 		}
 		if err != nil {
 			return err

@@ -301,16 +301,20 @@ func (p *Pool) replayRoom(rec *wal.Record) {
 	}
 }
 
-// replayState reads a state record's bytes. The index lock is held; nobody else is there yet.
+// replayState reads a state record's bytes. The index lock is held, but not while the device is asked: a pool that fails
+// meanwhile takes it.
 func (p *Pool) replayState(r *Replica, rec *wal.Record, at uint64) error {
-	defer r.weigh()
-	if rec.Count == 0 {
-		r.state = nil
-		return nil
+	var b []byte
+	if rec.Count > 0 {
+		b = make([]byte, rec.Count)
+		p.idx.mu.Unlock()
+		err := p.readSummed(b, at, rec.Sums[0])
+		p.idx.mu.Lock()
+		if err != nil {
+			return fmt.Errorf("state of replica %s: %w", r.name, err)
+		}
 	}
-	r.state = make([]byte, rec.Count)
-	if err := p.readSummed(r.state, at, rec.Sums[0]); err != nil {
-		return fmt.Errorf("state of replica %s: %w", r.name, err)
-	}
+	r.state = b
+	r.weigh()
 	return nil
 }

@@ -217,3 +217,111 @@ func (s *hungStripe) over(kind string) {
 	must(t, q.Check())
 	must(t, q.Close())
 }
+
+// TestStuckAndReplaced has a stripe's device hang in a write or a flush while another takes its place: what only the old one
+// has is not taken for written, and nobody waits for it.
+func TestStuckAndReplaced(t *testing.T) {
+	for _, kind := range []string{"write", "flush"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			p, mems := stripeOf(t, 1, Options{SegmentBytes: 256 << 10, DeltaEntries: 4096, Compression: compress.Off, Deadline: 100 * time.Millisecond})
+			r, err := p.CreateReplica("v", 4<<20)
+			must(t, err)
+			must(t, r.Apply([]Op{write(0, 20, 1)}))
+			must(t, p.Sync())
+			waits, resume := mems[0].HangOp(kind, 1)
+			defer resume()
+			res := make(chan error, 1)
+			go func() {
+				err := r.Apply([]Op{write(30, 1, 2)})
+				if err == nil {
+					err = p.Sync()
+				}
+				res <- err
+			}()
+			<-waits
+			old := p.members()[0].dev
+			must(t, p.Replace(p.members()[0].guid, disk.NewMem("new", 32<<20)))
+			for err = nil; err == nil; {
+				_, err = p.CreateReplica("w", 1<<20)
+				if err == nil {
+					err = p.DestroyReplica("w")
+				}
+			}
+			if !errors.Is(err, ErrFailed) || old.State() == raid.Online {
+				t.Error(err, old.State())
+			}
+			resume()
+			if err := <-res; err == nil {
+				t.Error("a write that no device has that counts is taken for stable")
+			}
+			p.Close()
+		})
+	}
+}
+
+// TestHungInMerge has a device hang in a read that a rebuild makes while it holds the log: the others go on.
+func TestHungInMerge(t *testing.T) {
+	p, mems := stripeOf(t, 1, Options{SegmentBytes: 256 << 10, DeltaEntries: 4096, Compression: compress.Off, Deadline: 100 * time.Millisecond})
+	r, err := p.CreateReplica("v", 4<<20)
+	must(t, err)
+	must(t, r.Apply([]Op{write(0, 1, 1), snap("s", 2), write(0, 1, 5)}))
+	must(t, p.cycle())
+	c := &Chunk{Scan: ver(10), First: 0, Count: 1, Snapshots: []Snapshot{{Name: "s", Version: ver(2), Size: 4 << 20}}}
+	for i := range c.Versions {
+		c.Sums[i] = block.ZeroSum
+	}
+	c.Versions[0], c.Stored[0], c.Sums[0] = ver(1), true, block.Sum(fill(1, 1)) // which is here, below what is newer
+	reads := 0
+	waits, resume := mems[0].HangIf(func(op string, _, n int64) bool {
+		if op == "read" && n == block.Size {
+			reads++
+		}
+		return op == "read" && reads >= 2 // the first is of the plan without the lock
+	})
+	defer resume()
+	res := make(chan error, 1)
+	go func() { _, err := r.Merge(c); res <- err }()
+	<-waits
+	for err == nil {
+		if _, err = p.CreateReplica("w", 1<<20); err == nil {
+			err = p.DestroyReplica("w")
+		}
+	}
+	if !errors.Is(err, ErrFailed) {
+		t.Error(err)
+	}
+	if err := <-res; !errors.Is(err, raid.ErrHung) && !errors.Is(err, ErrFailed) {
+		t.Error(err)
+	}
+	resume()
+	p.Close()
+}
+
+// TestHungInReplay has a device hang in the read of a state record: Open returns.
+func TestHungInReplay(t *testing.T) {
+	opt := Options{SegmentBytes: 256 << 10, DeltaEntries: 4096, Compression: compress.Off, Deadline: 50 * time.Millisecond}
+	p, m := newMemPool(t, 64<<20, opt)
+	r, err := p.CreateReplica("v", 1<<20)
+	must(t, err)
+	must(t, p.cycle())
+	must(t, r.SetState(bytes.Repeat([]byte{0xab}, 5000), ver(1)))
+	k := m.Kill()
+	at := int64(0)
+	for b := make([]byte, block.Size); b[0] != 0xab || b[block.Size-1] != 0xab; at += block.Size {
+		must(t, k.ReadAt(b, at))
+	}
+	at -= block.Size
+	reads := 0
+	_, resume := k.HangIf(func(op string, off, _ int64) bool {
+		if op == "read" && off == at {
+			reads++
+		}
+		return reads >= 2 && off == at // the first is the scan's
+	})
+	defer resume()
+	if q, err := Open([]disk.Device{k}, opt); err == nil {
+		q.Close()
+		t.Fatal("opened")
+	}
+}

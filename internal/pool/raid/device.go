@@ -244,13 +244,12 @@ func (d *Device) begin() bool {
 
 func (d *Device) end() { d.inflight.Add(-1) }
 
-// run lets the disk do something by itself, which counts as a request.
+// run lets the disk do something by itself, which counts as a request under way. It is not watched: nobody waits for it,
+// a busy disk may take long for it, and one that hangs does so for others too.
 func (d *Device) run(work func()) {
 	d.inflight.Add(1)
 	go func() {
-		x := d.start(doBackground)
 		work()
-		d.stop(x)
 		d.end()
 	}()
 }
@@ -282,6 +281,9 @@ func (d *Device) tryOut(g *Group, cause error, force bool) (done, gone bool) {
 	}
 	if g != nil && !force && !g.canLose(d) {
 		return false, false
+	}
+	if g != nil && force && g.parity == 0 && !g.canLose(d) {
+		g.forfeit.Store(true)
 	}
 	d.cause.Store(&cause)
 	d.moment.Add(1)

@@ -25,7 +25,7 @@ func (g *Group) Flush() error {
 			cols++
 		}
 	}
-	if cols < g.data {
+	if cols < g.data || g.forfeit.Load() {
 		o.cancel()
 		return fmt.Errorf("flush: %w: %w", ErrLost, g.why())
 	}

@@ -75,6 +75,8 @@ type Group struct {
 	log          *slog.Logger
 	onChange     func()
 
+	forfeit atomic.Bool // without redundancy, and a device went out that had what no other has
+
 	layout atomic.Pointer[layout]
 	mu     sync.Mutex // guards changes of layout, and devices going out
 	ops    sync.Pool
@@ -313,7 +315,7 @@ func (g *Group) State() Health {
 		}
 	}
 	switch n := g.data + g.parity; {
-	case there < g.data:
+	case there < g.data || g.forfeit.Load():
 		return Faulted
 	case whole < n:
 		return Degraded

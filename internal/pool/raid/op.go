@@ -15,12 +15,11 @@ const (
 	doWrite
 	doFlush
 	doDiscard
-	doBackground // what a device does by itself, see disk.Worker
 	requestKinds
 )
 
 func (k requestKind) String() string {
-	return [...]string{doRead: "read", doWrite: "write", doFlush: "flush", doDiscard: "discard", doBackground: "write-out"}[k]
+	return [...]string{doRead: "read", doWrite: "write", doFlush: "flush", doDiscard: "discard"}[k]
 }
 
 // request is one call of one device. It runs in a goroutine of its own, so that who waits can give up on it. Everything

@@ -82,7 +82,16 @@ func (g *Group) writeInline(lay *layout, d *Device, bufs [][]byte, off int64) er
 			}
 		})
 	}
-	return nil
+	return g.stillIn(d, "write")
+}
+
+// stillIn returns an error if d, the only device of which a request was made, went out meanwhile: what it has done since does
+// not count, and the device that takes its place had no part in it.
+func (g *Group) stillIn(d *Device, what string) error {
+	if d.online() {
+		return nil
+	}
+	return fmt.Errorf("%s: %w: %w", what, ErrLost, g.why())
 }
 
 // FlushInline is Flush for who prefers to be kept by a device that hangs to being slower.
@@ -100,7 +109,7 @@ func (g *Group) FlushInline() error {
 		return fmt.Errorf("flush: %w", err)
 	}
 	d.succeeded()
-	return nil
+	return g.stillIn(d, "flush")
 }
 
 // ReadInline is Read for who prefers to be kept by a device that hangs to being slower.
