@@ -200,7 +200,7 @@ func forCuts(t *testing.T, l layout, rng *rand.Rand, f func(s *sweep, sw *powerS
 			cut(n, mixed)
 		}
 	} else {
-		parts := 40
+		parts := 20
 		if testing.Short() {
 			parts = 10
 		}
