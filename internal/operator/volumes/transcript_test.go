@@ -390,6 +390,9 @@ func (s *scene) show() string {
 	s.must(s.c.List(ctx, &services, here))
 	for _, d := range services.Items {
 		fmt.Fprintf(&out, "service: %s\n", d.Name)
+		if d.Spec.PublishNotReadyAddresses {
+			fmt.Fprintln(&out, "  leads to targets that stand down or end")
+		}
 	}
 	var budgets policyv1.PodDisruptionBudgetList
 	s.must(s.c.List(ctx, &budgets, here))
