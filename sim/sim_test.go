@@ -15,11 +15,11 @@ var (
 
 // floors is what 500 runs must have reached, or they showed nothing: about a third of what they do reach.
 var floors = Coverage{
-	Completed: 100_000, Retries: 2500, NoSpace: 5000, Damaged: 20, Takeovers: 1500, Restarts: 35, SecondTargets: 100, Superseded: 30, Ejections: 1000,
+	Completed: 100_000, Retries: 2500, NoSpace: 5000, Damaged: 20, Takeovers: 1500, Restarts: 50, SecondTargets: 100, Superseded: 50, Ejections: 1000,
 	Suspensions: 2500, Resends: 4000, Joins: 3000, Pulls: 3000, DeltaPulls: 2000, Promotions: 1500, Interrupted: 1000,
-	Divergent: 35, NotYet: 150, OldFrames: 20, HeldReads: 2500, ReadRetries: 200,
+	Divergent: 35, NotYet: 150, OldFrames: 25, HeldReads: 3000, ReadRetries: 200,
 	LeaseWaits: 350, StandDowns: 300, PromiseWaits: 3000, SecondAnswers: 3500, ScaleUps: 300, ScaleDowns: 300,
-	Cancels: 100, CancelledLate: 5, Finished: 20,
+	Cancels: 100, CancelledLate: 5, Finished: 30,
 }
 
 func TestSeeds(t *testing.T) {
