@@ -103,6 +103,8 @@ func steady(s, dir string, known map[string]string) string {
 //
 //	run ARGS      runs "cstor pool ARGS", with the devices' names replaced by their paths
 //	flip DEVICE OFFSET    flips a bit
+//	smash DEVICE OFFSET LENGTH    inverts bytes
+//	zero DEVICE OFFSET LENGTH     clears bytes
 //	restore       brings the pool back as it was
 func TestPoolTools(t *testing.T) {
 	dir := t.TempDir() // its name in tables must not change their widths: devices are named relative to it
@@ -138,6 +140,22 @@ func TestPoolTools(t *testing.T) {
 				t.Fatal(err)
 			}
 			b[off] ^= 8
+			if err := os.WriteFile(args[0], b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			return ""
+		case "smash", "zero":
+			var off, n int
+			fmt.Sscan(args[1]+" "+args[2], &off, &n)
+			b, err := os.ReadFile(args[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := off; i < off+n; i++ {
+				if b[i] = ^b[i]; d.Cmd == "zero" {
+					b[i] = 0
+				}
+			}
 			if err := os.WriteFile(args[0], b, 0o600); err != nil {
 				t.Fatal(err)
 			}

@@ -184,8 +184,8 @@ func PoolReport(w io.Writer, r *pool.Report) {
 	for _, f := range r.Findings {
 		fmt.Fprintf(w, "%s\n", f)
 	}
-	if more := r.Damage - len(r.Findings); more > 0 {
-		fmt.Fprintf(w, "and %d more\n", more)
+	if r.Omitted > 0 {
+		fmt.Fprintf(w, "and %s more\n", plural(int64(r.Omitted), "place"))
 	}
 	for _, n := range r.Notes {
 		fmt.Fprintf(w, "note: %s\n", n)
@@ -196,18 +196,23 @@ func PoolReport(w io.Writer, r *pool.Report) {
 	fmt.Fprintf(w, "pool %s: %s, %s; read %s of data (%s), %s, %s, %s on all devices; replayed %s\n",
 		r.Pool, plural(int64(r.Devices), "device"), plural(int64(r.Replicas), "replica"), plural(r.Blocks, "block"), Bytes(r.Bytes), plural(r.Pages, "index page"),
 		plural(r.Headers, "batch header"), plural(r.Rows, "row"), plural(int64(r.Replayed), "batch"))
-	lost := 0
-	for _, f := range r.Findings {
-		if f.Lost {
-			lost++
-		}
-	}
-	switch {
-	case r.Damage == 0:
+	if r.Damage == 0 {
 		fmt.Fprintln(w, "no damage found")
-	case r.Damage > len(r.Findings):
-		fmt.Fprintf(w, "%s\n", plural(int64(r.Damage), "finding"))
-	default:
-		fmt.Fprintf(w, "%s, %d of which no redundancy makes good\n", plural(int64(r.Damage), "finding"), lost)
+		return
 	}
+	fmt.Fprintln(w)
+	t := newTable(w, "DEVICE", "PLACES", "MADE GOOD", "LOST")
+	for _, d := range r.Totals {
+		t.row(d.Device, d.Places, places(d.Places-d.Lost, d.Bytes-d.LostBytes), places(d.Lost, d.LostBytes))
+	}
+	t.t.Flush()
+	fmt.Fprintf(w, "\n%s: redundancy makes good for %d, not for %d\n", plural(int64(r.Damage), "place"), r.Damage-r.Lost, r.Lost)
+}
+
+// places returns a number of places and how many bytes these are.
+func places(n int, bytes int64) string {
+	if bytes == 0 {
+		return fmt.Sprint(n)
+	}
+	return fmt.Sprintf("%d (%s)", n, Bytes(bytes))
 }

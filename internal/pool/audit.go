@@ -32,6 +32,9 @@ type faultAt struct {
 	off int64
 }
 
+// noneHas is said of what is lost.
+const noneHas = "does not have its checksum, and no copy and no parity has"
+
 const (
 	auditWindow = 1 << 20 // references in memory
 	auditRun    = 1 << 20 // bytes read at once, unless something reaches over the end
@@ -343,7 +346,7 @@ func (a *auditor) run(from, to uint64, refs []piece) {
 		if err := p.seg.readAt(b, x.at&^(block.Size-1)); err != nil {
 			a.finding(x, "cannot be read: "+err.Error())
 		} else if !x.right(b[x.at&(block.Size-1):][:x.n], a.content) {
-			a.finding(x, "does not have its checksum, and no copy and no parity has")
+			a.finding(x, noneHas)
 		}
 	}
 }
@@ -359,7 +362,7 @@ func (a *auditor) fault(f *raid.Fault, g *groupState, rowAt uint64, refs []piece
 	if !f.Unreadable && p.offline.tail(rowAt, rowAt+uint64(g.Row()), p.seg.shift) {
 		return // written on some devices when the power went; opening the pool makes them equal
 	}
-	x := Finding{What: FoundCopy, Device: f.Device.Name(), Offset: f.Off, Block: -1}
+	x := Finding{What: FoundCopy, Device: f.Device.Name(), Offset: f.Off, Length: block.Size, Block: -1}
 	who := "what is not in use any more"
 	lo, hi := rowAt, rowAt+uint64(g.Row())
 	if f.Parity {
@@ -372,31 +375,54 @@ func (a *auditor) fault(f *raid.Fault, g *groupState, rowAt uint64, refs []piece
 			}
 		}
 	}
+	var first *piece
 	for i := range refs {
-		if y := &refs[i]; y.at < hi && y.end() > lo {
-			who = p.describe(y)
-			if y.kind == pieceBlock && int(y.slot) < len(p.idx.bySlot) && p.idx.bySlot[y.slot] != nil && !f.Parity {
-				x.Replica, x.Block, x.Version = p.idx.bySlot[y.slot].name, int64(y.number), new(y.ver)
-				who = fmt.Sprintf("version %v", y.ver)
-			}
-			break
+		y := &refs[i]
+		if y.at >= hi || y.end() <= lo {
+			continue
+		}
+		replica := y.kind == pieceBlock && int(y.slot) < len(p.idx.bySlot) && p.idx.bySlot[y.slot] != nil && !f.Parity
+		switch b := int64(y.number); {
+		case first == nil && replica:
+			x.Replica, x.Block, x.Version, x.blocks = p.idx.bySlot[y.slot].name, b, new(y.ver), 1
+			first, who = y, fmt.Sprintf("version %v", y.ver)
+		case first == nil:
+			first, who = y, p.describe(y)
+		case replica && x.Replica != "" && y.slot == first.slot: // compressed blocks share one of the device
+			x.addBlocks(b, b, 1)
 		}
 	}
+	has := "the redundancy of " + g.name() + " has"
 	switch {
 	case f.Unreadable:
-		x.Text = fmt.Sprintf("cannot be read: %s, which the redundancy of %s has", who, g.name())
+		x.Text, x.several = fmt.Sprintf("cannot be read: %s, which %s", who, has), "cannot be read; "+has+" them"
+	case f.Parity && covered(rowAt, g, refs):
+		x.several = "parity is wrong; all data of the row is intact, and parity can be made of it"
+		x.Text = fmt.Sprintf("%s: the row at %#x in %s, in which is %s", x.several, rowAt, g.name(), who)
 	case f.Parity:
-		x.Text = fmt.Sprintf("the row at %#x in %s, in which is %s, is not consistent: this block does not fit the others; what has no checksum may be wrong on any device", rowAt, g.name(), who)
+		x.several = "parity does not fit the row; what is in use of the row is intact, but what is not may be wrong instead of the parity"
+		x.Text = fmt.Sprintf("%s: the row at %#x in %s, in which is %s", x.several, rowAt, g.name(), who)
 	default:
-		x.Text = fmt.Sprintf("is not what it should be: %s, which the redundancy of %s has", who, g.name())
+		x.Text, x.several = fmt.Sprintf("is not what it should be: %s, which %s", who, has), "are not what they should be; "+has+" them"
 	}
 	a.r.add(x)
+}
+
+// covered reports whether every byte of data of the row at an address belongs to one of refs, ascending.
+func covered(rowAt uint64, g *groupState, refs []piece) bool {
+	at := rowAt
+	for i := range refs {
+		if x := &refs[i]; x.at <= at && x.end() > at {
+			at = x.end()
+		}
+	}
+	return at >= rowAt+uint64(g.Row())
 }
 
 // finding reports what is wrong with something that is in use.
 func (a *auditor) finding(x *piece, text string) {
 	p := a.p
-	f := Finding{What: x.kind.String(), Block: -1, Lost: true, Text: text}
+	f := Finding{What: x.kind.String(), Block: -1, Length: int64(x.n), Lost: true, Text: text}
 	f.Device, f.Offset = p.where(x.at)
 	switch x.kind {
 	case pieceBlock, piecePage, pieceDir, pieceState:
@@ -406,6 +432,9 @@ func (a *auditor) finding(x *piece, text string) {
 		switch x.kind {
 		case pieceBlock:
 			f.Block, f.Version = int64(x.block()), new(x.ver)
+			if text == noneHas {
+				f.several = "do not have their checksums, and no copy and no parity has"
+			}
 			f.Text = fmt.Sprintf("version %v %s", x.ver, text)
 		case piecePage, pieceDir:
 			f.Block = int64(x.block())

@@ -256,6 +256,9 @@ func TestVerifyNames(t *testing.T) {
 					d[n].FlipBit(off, 1)
 					rep := verify(t, d)
 					expect(t, rep, "device "+d[n].Name(), fmt.Sprint("offset ", off&^4095))
+					if f := rep.Findings[0]; f.What == FoundParity && !strings.Contains(f.Text, "parity is wrong; all data of the row is intact") {
+						t.Error(f)
+					}
 					if rep.Damage != 1 {
 						t.Error(rep.Findings)
 					}
