@@ -198,6 +198,19 @@ func TestVerifyNames(t *testing.T) {
 			c[0].FlipBit(128<<10+4096+20, 1) // slot 1
 			expect(t, verify(t, c), "device mem0 offset 135168: ring: slot 1")
 		})
+		t.Run("end of ring", func(t *testing.T) {
+			for end, off := range map[string]int64{"head": 128 << 10, "tail": mems[0].Size() - 1<<20 + 128<<10} {
+				for _, garbage := range []byte{0, 0xa5} {
+					c := clone()
+					must(t, c[0].WritevAt([][]byte{bytes.Repeat([]byte{garbage}, 128<<10)}, off))
+					rep := verify(t, c)
+					expect(t, rep, fmt.Sprintf("device mem0 offset %d", off), "ring at the "+end+" of the device announces nothing")
+					if rep.Damage != 1 || len(rep.Notes) > 0 {
+						t.Error(rep.Findings, rep.Notes)
+					}
+				}
+			}
+		})
 		t.Run("header", func(t *testing.T) {
 			c := clone()
 			_, _, loc := stored(t, spies(t, c), "v", 3)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/disk"
 	"github.com/cstor-go/cstor/internal/pool/label"
 	"github.com/cstor-go/cstor/internal/pool/raid"
@@ -22,7 +23,7 @@ func Verify(devs []disk.Device, opt Options) (*Report, error) {
 		if !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrChecksum) {
 			return nil, fmt.Errorf("verify: %w", err)
 		}
-		for _, d := range devs {
+		for _, d := range devs { // their labels give the pool its name
 			l, e := label.Probe(disk.ReadOnly(d))
 			if e != nil {
 				r.add(Finding{What: FoundLabel, Offset: -1, Block: -1, Lost: true, Text: e.Error()})
@@ -158,11 +159,26 @@ func becameLonger(d disk.Device, own *label.Label) bool {
 // ring verifies the announcements of checkpoints on a device. out says that it may lack some.
 func (r *Report) ring(d disk.Device, l *label.Label, newest *label.Ring, out bool) {
 	slots := label.Slots(d, l.Size, l.Pool)
+	head, tail := slots[:label.RingSlots], slots[label.RingSlots:]
+	r.ringEnd(d, "head", head, tail, newest, out)
+	if c := label.Copies(d, l.Size); becameLonger(d, l) && errors.Is(c[2].Err, ErrBlank) && errors.Is(c[3].Err, ErrBlank) {
+		return // of which labels tells
+	}
+	r.ringEnd(d, "tail", tail, head, newest, out)
+}
+
+// ringEnd verifies the announcements at one end of a device. What is at the other one has been written here too, and
+// was on stable storage before the next checkpoint was announced.
+func (r *Report) ringEnd(d disk.Device, end string, slots, other []label.Slot, newest *label.Ring, out bool) {
+	nothing := !slices.ContainsFunc(slots, func(s label.Slot) bool { return s.Ring != nil })
+	var gone []Finding
+	var torn []string
 	for i := range slots {
-		s := &slots[i]
-		n := uint64(i % label.RingSlots)
+		s, o := &slots[i], other[i].Ring
+		n := uint64(i)
 		f := Finding{What: FoundRing, Device: d.Name(), Offset: s.Off, Block: -1}
 		current := n == newest.Generation%label.RingSlots
+		missed := nothing && o != nil && o.Generation < newest.Generation
 		switch {
 		case s.Ring != nil && s.Ring.Generation > newest.Generation:
 			if !out {
@@ -174,15 +190,36 @@ func (r *Report) ring(d disk.Device, l *label.Label, newest *label.Ring, out boo
 				f.Text = fmt.Sprintf("checkpoint %d is somewhere else than another announcement of it says", newest.Generation)
 				r.add(f)
 			}
-		case current && !out && (s.Ring != nil || errors.Is(s.Err, ErrBlank)):
-			r.note("device %s offset %d: checkpoint %d is not announced here: its announcement was interrupted", d.Name(), s.Off, newest.Generation)
 		case s.Err != nil && !errors.Is(s.Err, ErrBlank):
 			if n == (newest.Generation+1)%label.RingSlots && errors.Is(s.Err, ErrDamaged) {
-				r.note("device %s offset %d: the announcement of checkpoint %d was being written when the power went", d.Name(), s.Off, newest.Generation+1)
+				torn = append(torn, fmt.Sprintf("device %s offset %d: the announcement of checkpoint %d was being written when the power went", d.Name(), s.Off, newest.Generation+1))
 				continue
 			}
 			f.Text = fmt.Sprintf("slot %d: %v", n, s.Err)
-			r.add(f)
+			gone = append(gone, f)
+		case missed && !out:
+			f.Text = fmt.Sprintf("slot %d: checkpoint %d, which the other end announces, is not announced here", n, o.Generation)
+			gone = append(gone, f)
+		case current && !out:
+			torn = append(torn, fmt.Sprintf("device %s offset %d: checkpoint %d is not announced here: its announcement was interrupted", d.Name(), s.Off, newest.Generation))
 		}
 	}
+	if len(gone) == 0 || len(gone) == 1 && !nothing {
+		for _, f := range gone {
+			r.add(f)
+		}
+		r.Notes = append(r.Notes, torn...)
+		return
+	}
+	f := gone[0]
+	f.Length = gone[len(gone)-1].Offset + block.Size - f.Offset
+	f.Text = fmt.Sprintf("the ring at the %s of the device has lost %d of its %d slots up to offset %d: only its other end and other devices announce what these did", end, len(gone), label.RingSlots, f.Offset+f.Length)
+	if nothing {
+		f.Offset, f.Length = slots[0].Off, label.RingSlots*block.Size
+		f.Text = fmt.Sprintf("the ring at the %s of the device announces nothing: only its other end and other devices announce checkpoint %d", end, newest.Generation)
+		if end == "tail" {
+			f.Text += "; if the device has just become larger the next checkpoint is announced here too"
+		}
+	}
+	r.add(f)
 }
