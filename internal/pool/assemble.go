@@ -66,11 +66,19 @@ func probeAll(devs []disk.Device, deadline time.Duration) []*found {
 }
 
 // assemble reads the labels and finds the pool that the devices make together.
-func assemble(devs []disk.Device, deadline time.Duration) (*assembly, error) {
+func assemble(devs []disk.Device, opt Options) (*assembly, error) {
 	if len(devs) == 0 {
 		return nil, errors.New("no devices")
 	}
-	return judge(probeAll(devs, deadline))
+	if opt.Manual {
+		var all []*found
+		for _, d := range devs {
+			l, err := label.Probe(d)
+			all = append(all, &found{d, l, err})
+		}
+		return judge(all)
+	}
+	return judge(probeAll(devs, opt.Deadline))
 }
 
 // judge decides whether what was found is a pool that can be opened: all devices belong to it, and those that are there

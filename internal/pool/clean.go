@@ -4,8 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"runtime"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -66,7 +64,7 @@ var (
 )
 
 func (c *cleaner) init(p *Pool) {
-	c.p, c.incarnation, c.damaged, c.costs = p, rand.Uint64(), map[uint32]uint64{}, map[uint64]indexCost{}
+	c.p, c.incarnation, c.damaged, c.costs = p, p.opt.Rand(), map[uint32]uint64{}, map[uint64]indexCost{}
 	c.warm.kind, c.cold.kind = segWarm, segCold
 }
 
@@ -270,7 +268,7 @@ func (c *cleaner) breathe() error {
 	if p.closed.Load() || p.deltaFills() {
 		return errHurried
 	}
-	runtime.Gosched()
+	p.yield()
 	p.flushIfDue()
 	if p.hurry.Load() == 0 && !p.cycles.wanted() && p.pace.ahead(p.count.logBytes.Load()) {
 		select {

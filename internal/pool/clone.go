@@ -3,7 +3,6 @@ package pool
 import (
 	"fmt"
 
-	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/wal"
 )
 
@@ -47,7 +46,7 @@ func (p *Pool) clone(name, origin, snapshot string) (*Replica, error) {
 		return nil, err
 	}
 	from := o.snaps[i] // changes under the log's lock only
-	r := p.newReplica(name, block.NewGUID(), from.size)
+	r := p.newReplica(name, p.opt.newGUID(), from.size)
 	r.slot, r.applied, r.origin, r.from = slot, from.ver, o, from
 	if err := p.add(&wal.Record{
 		Kind: wal.Clone, Slot: slot, Block: uint64(from.size), Count: o.slot, Version: from.ver, GUID: r.guid, Name: name, From: snapshot,

@@ -33,6 +33,7 @@ type pending struct {
 	dead     []uint32   // segments that neither this checkpoint nor what follows it in the log needs
 	released []*Replica // whose slots a replay from the checkpoint before would meet in use
 
+	run   func()        // with Options.Manual: commits it, for whoever waits first
 	over  func()        // if not nil, called at the end
 	done  chan struct{} // closed after that
 	freed int           // segments
@@ -42,6 +43,9 @@ type pending struct {
 
 // wait returns when the checkpoint is committed. ok is false when it turned out to be void.
 func (c *pending) wait() (ok bool, err error) {
+	if c.run != nil {
+		c.run()
+	}
 	<-c.done
 	return !c.void, c.err
 }
@@ -67,7 +71,7 @@ func (w *committer) wait() {
 	c := w.newest
 	w.mu.Unlock()
 	if c != nil {
-		<-c.done
+		_, _ = c.wait() // an error is the pool's failure
 	}
 }
 
@@ -85,7 +89,8 @@ func (p *Pool) startCommit(c *pending) {
 	w.mu.Lock()
 	w.newest, w.running, w.owed = c, true, false
 	w.mu.Unlock()
-	go func() {
+	run := func() {
+		c.run = nil
 		c.freed, c.err = p.commit(c)
 		w.mu.Lock()
 		w.running, w.inline = false, c.void
@@ -96,7 +101,12 @@ func (p *Pool) startCommit(c *pending) {
 		}
 		close(c.done)
 		p.wake()
-	}()
+	}
+	if p.opt.Manual {
+		c.run = run
+	} else {
+		go run()
+	}
 }
 
 // commit makes a checkpoint the state that the next Open begins with, and gives back what only the one before needed.

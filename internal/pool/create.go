@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/disk"
@@ -45,6 +46,9 @@ func (o *Options) setDefaults() {
 	if o.Deadline <= 0 {
 		o.Deadline = raid.DefaultDeadline
 	}
+	if o.Rand == nil {
+		o.Rand = rand.Uint64
+	}
 }
 
 // Create makes a pool of raid groups on blank devices, empty and stable when it returns. The pool owns the devices from
@@ -77,8 +81,9 @@ func create(groups []Group, cfg Config, opt Options) (*Pool, error) {
 			}
 		}
 	}
+	opt.setDefaults()
 	if cfg.GUID.IsZero() {
-		cfg.GUID = block.NewGUID()
+		cfg.GUID = opt.newGUID()
 	}
 	opt.setDefaults()
 	l, devs, err := plan(groups, cfg, opt)
@@ -102,7 +107,7 @@ func create(groups []Group, cfg Config, opt Options) (*Pool, error) {
 		p.seg.setFree(i)
 	}
 	first, _ := p.seg.alloc(nil, 1, segLog, 0)
-	p.log.pos = logPos{seg: first[0], seq: 1, incarnation: rand.Uint64()}
+	p.log.pos = logPos{seg: first[0], seq: 1, incarnation: opt.Rand()}
 	p.log.chain = first
 	p.drain.mu.Lock()
 	p.freeze()
@@ -143,7 +148,7 @@ func usableForCreate(d disk.Device, pool block.GUID) error {
 func preparePool(l *label.Label, devs []disk.Device, opt Options) *Pool {
 	p := &Pool{
 		cfg: Config{Name: l.Name, Owner: l.Owner, GUID: l.Pool}, opt: opt, devs: devs, stuck: map[disk.Device]bool{}, cache: newPageCache(opt.PageCacheBytes),
-		nextPageID: rand.Uint64(), kick: make(chan struct{}, 1), quit: make(chan struct{}), broken: make(chan struct{}), stopped: make(chan struct{}),
+		nextPageID: opt.Rand(), kick: make(chan struct{}, 1), quit: make(chan struct{}), broken: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	p.labels.now.Store(l.Clone())
 	p.compression.Store(uint32(opt.Compression))
@@ -159,8 +164,11 @@ func preparePool(l *label.Label, devs []disk.Device, opt Options) *Pool {
 	}
 	p.log.init()
 	p.cleaner.init(p)
-	p.pace.cond = sync.NewCond(&p.pace.mu)
+	p.pace.cond, p.pace.off = sync.NewCond(&p.pace.mu), opt.Manual
 	p.upkeep.init()
+	if opt.Manual {
+		p.upkeep.now = func() time.Time { return time.Unix(0, 0) }
+	}
 	p.drain.writer.buf, p.drain.cold.buf = newGroup(), newGroup()
 	return p
 }
@@ -196,7 +204,7 @@ func (p *Pool) createReplica(name string, size int64) (*Replica, error) {
 	if err := checkSize(size); err != nil {
 		return nil, err
 	}
-	r := p.newReplica(name, block.NewGUID(), size)
+	r := p.newReplica(name, p.opt.newGUID(), size)
 	if err := p.begin(nil, 0, 0, wal.Len(wal.Create, 0, len(name)), nil); err != nil {
 		return nil, err
 	}

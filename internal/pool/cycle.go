@@ -155,6 +155,11 @@ func (p *Pool) reclaim() bool {
 		}
 	}()
 	p.count.reclaims.Add(1)
+	if p.opt.Manual {
+		c.mu.Unlock()
+		_ = p.cycle() // an error is the pool's failure
+		c.mu.Lock()
+	}
 	p.wake()
 	for c.done == done {
 		if p.usable() != nil || c.stop {

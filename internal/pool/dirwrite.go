@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
-	"runtime"
 	"slices"
 
 	"github.com/cstor-go/cstor/internal/block"
@@ -74,7 +73,7 @@ func (p *Pool) writeDirItems(all []*dirItem) error {
 		}
 		p.idx.mu.Unlock()
 		placed = placed[:0]
-		runtime.Gosched()
+		p.yield()
 		return nil
 	}
 	for _, it := range all {

@@ -1,7 +1,6 @@
 package pool
 
 import (
-	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -191,7 +190,7 @@ func (p *Pool) drainStep() error {
 	}
 	p.install(s.next - begin)
 	p.count.pagesWritten.Add(uint64(len(s.group)))
-	runtime.Gosched() // a writer that comes back from a system call may wait 10 ms for a processor otherwise
+	p.yield() // a writer that comes back from a system call may wait 10 ms for a processor otherwise
 	if p.idx.dirs.crowded() {
 		return p.relieve()
 	}

@@ -3,7 +3,6 @@ package pool
 import (
 	"errors"
 	"fmt"
-	"runtime"
 	"sync"
 	"sync/atomic"
 )
@@ -50,7 +49,7 @@ func (p *Pool) syncTo(want uint64, inline bool) error {
 		f.running = true
 		f.mu.Unlock()
 		if shared { // whom it released are about to write: what they write now is flushed with the rest
-			runtime.Gosched()
+			p.yield()
 		}
 		err := p.flushDirty(inline)
 		f.mu.Lock()
@@ -115,6 +114,9 @@ func (p *Pool) flushGroups(groups []*groupState, inline bool) error {
 	}
 	if len(groups) == 1 { // as a small write leaves it
 		return flush()
+	}
+	if p.opt.Manual {
+		return errors.Join(flush(), p.flushGroups(groups[1:], inline))
 	}
 	rest := make(chan error, 1)
 	go func() { rest <- p.flushGroups(groups[1:], inline) }()

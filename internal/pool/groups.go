@@ -3,7 +3,6 @@ package pool
 import (
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"sync/atomic"
 
 	"github.com/cstor-go/cstor/internal/block"
@@ -68,7 +67,7 @@ const minRows = 16
 // plan checks the groups of a new pool and returns its labels, all but the device's own fields, and the devices in the
 // order of its members.
 func plan(groups []Group, cfg Config, opt Options) (*label.Label, []disk.Device, error) {
-	l := &label.Label{Pool: cfg.GUID, Name: cfg.Name, Owner: cfg.Owner, Generation: 1, Change: rand.Uint64(), SegmentBytes: opt.SegmentBytes}
+	l := &label.Label{Pool: cfg.GUID, Name: cfg.Name, Owner: cfg.Owner, Generation: 1, Change: opt.Rand(), SegmentBytes: opt.SegmentBytes}
 	var devs []disk.Device
 	var total int64
 	widest, data := 1, false
@@ -85,7 +84,7 @@ func plan(groups []Group, cfg Config, opt Options) (*label.Label, []disk.Device,
 				smallest[i] = usable
 			}
 			devs = append(devs, dev)
-			l.Members = append(l.Members, label.Member{GUID: block.NewGUID(), Group: i, Column: c})
+			l.Members = append(l.Members, label.Member{GUID: opt.newGUID(), Group: i, Column: c})
 		}
 		l.Groups = append(l.Groups, label.Group{Kind: uint8(g.Kind), Cache: g.Cache, Columns: len(g.Devices)})
 		shape[i], widest, data = d, max(widest, d), data || !g.Cache
@@ -166,7 +165,7 @@ func (p *Pool) newGroups(l *label.Label, devs []*raid.Device) ([]*groupState, er
 		}
 		rg, err := raid.New(raid.Config{
 			Kind: kind, Columns: cols, Base: label.HeadBytes, UnitBytes: l.SegmentBytes / int64(data), Units: int(l.GroupSegments(i)),
-			Deadline: p.opt.Deadline, Log: p.opt.Log, Changed: p.deviceChanged, ReadOnly: p.offline != nil,
+			Deadline: p.opt.Deadline, Log: p.opt.Log, Changed: p.deviceChanged, ReadOnly: p.offline != nil, Inline: p.opt.Manual,
 		})
 		if err != nil {
 			return nil, fmt.Errorf("raid group %d: %w", i+1, err)

@@ -58,7 +58,7 @@ func (p *Pool) addGroups(groups []Group) error {
 			if err := p.admit(d, label.HeadBytes+label.TailBytes+unit); err != nil {
 				return err
 			}
-			m := &member{guid: block.NewGUID(), group: at, dev: nil}
+			m := &member{guid: p.opt.newGUID(), group: at, dev: nil}
 			m.dev = raid.NewDevice(m.guid, d)
 			m.size.Store(d.Size())
 			units = min(units, (d.Size()-label.HeadBytes-label.TailBytes)/unit)

@@ -62,6 +62,15 @@ func (p *Pool) closeDevices() error {
 			stuck[d] = m.busy()
 		}
 	}
+	if p.opt.Manual {
+		var errs []error
+		for _, d := range p.devs {
+			if err := d.Close(); !out[d] {
+				errs = append(errs, err)
+			}
+		}
+		return errors.Join(errs...)
+	}
 	type result struct {
 		d   disk.Device
 		err error

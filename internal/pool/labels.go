@@ -3,7 +3,6 @@ package pool
 import (
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -69,7 +68,7 @@ func (p *Pool) writeLabels(next *label.Label) error {
 		}
 		var targets []*member
 		next.Generation++
-		next.Change = rand.Uint64()
+		next.Change = p.opt.Rand()
 		for _, m := range p.members() {
 			x := &next.Members[next.Index(m.guid)]
 			x.Out = x.Out || m.behind()
@@ -136,6 +135,9 @@ var errOut = errors.New("device is out of use")
 // onDevices does something on several devices at once, that are in use. A device on which that fails, or does not end in
 // time, is taken out; these are returned.
 func (p *Pool) onDevices(what string, targets []*member, do func(m *member) error) (failed []*member) {
+	if p.opt.Manual {
+		return oneByOne(what, targets, do)
+	}
 	type result struct {
 		m   *member
 		err error

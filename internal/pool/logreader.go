@@ -45,11 +45,24 @@ const (
 )
 
 func (p *Pool) newLogReader() *logReader {
-	return &logReader{p: p, window: logWindow, buf: disk.Buffer((wal.MaxHeaderBlocks + maxLogWindow) * block.Size)}
+	return &logReader{p: p, window: logWindow, buf: *logBuffers.Get().(*[]byte)}
+}
+
+var logBuffers = sync.Pool{New: func() any { b := disk.Buffer((wal.MaxHeaderBlocks + maxLogWindow) * block.Size); return &b }}
+
+// release gives the memory back. Nothing that l has returned is valid any more.
+func (l *logReader) release() {
+	b := l.buf
+	l.buf = nil
+	logBuffers.Put(&b)
 }
 
 // readAhead makes l read more than it is asked for. Nobody may write where it reads.
 func (l *logReader) readAhead() *logReader {
+	if l.p.opt.Manual {
+		l.window = maxLogWindow
+		return l
+	}
 	l.ahead = new(ahead)
 	for i := range l.ahead.slots {
 		l.ahead.slots[i].buf = disk.Buffer(aheadBlocks * block.Size)

@@ -3,7 +3,6 @@ package pool
 import (
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -92,7 +91,7 @@ func (p *Pool) admit(dev disk.Device, need int64) error {
 // prepare puts labels of generation 0 on devices that are about to become the last members of next.
 func (p *Pool) prepare(next *label.Label, news []*member) error {
 	l := next.Clone()
-	l.Generation, l.Change = 0, rand.Uint64()
+	l.Generation, l.Change = 0, p.opt.Rand()
 	errs := make([]error, len(news))
 	var wg sync.WaitGroup
 	for i, m := range news {

@@ -3,7 +3,6 @@ package pool
 import (
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"time"
 
 	"github.com/cstor-go/cstor/internal/pool/disk"
@@ -36,7 +35,7 @@ func open(devs []disk.Device, opt Options) (*Pool, error) { return openFor(devs,
 // openFor opens a pool, for looking only if look is not nil.
 func openFor(devs []disk.Device, opt Options, look *offline) (*Pool, error) {
 	opt.setDefaults()
-	a, err := assemble(devs, opt.Deadline)
+	a, err := assemble(devs, opt)
 	if err != nil {
 		return nil, err
 	}
@@ -197,7 +196,7 @@ func (p *Pool) settleSegments() {
 // fresh one, which that device has from the start.
 func (p *Pool) resume() error {
 	p.log.beginUnit()
-	inc := rand.Uint64()
+	inc := p.opt.Rand()
 	if row := p.seg.row(p.log.pos.seg); p.log.pos.block+row < p.seg.blocks() && !p.lacked(p.log.pos.seg) {
 		return p.link(p.log.pos.seg, p.log.pos.block+row, inc)
 	}

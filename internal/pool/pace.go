@@ -13,6 +13,7 @@ import (
 // how far it is, time decides: half of its share is given when it has taken as long as it usually does, and the rest
 // ever more slowly.
 type pace struct {
+	off   bool          // there is no limit ever
 	limit atomic.Uint64 // users may write while the log has fewer bytes than this (counted as Stats.LogBytes); 0: no limit
 	mu    sync.Mutex
 	cond  *sync.Cond
@@ -46,6 +47,9 @@ const paceTick = 2 * time.Millisecond
 func (c *pace) begin(at, room uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.off {
+		return
+	}
 	c.base, c.room, c.done = at, room, 0
 	c.enter(paceClean)
 	c.set()
@@ -56,7 +60,7 @@ func (c *pace) begin(at, room uint64) {
 func (c *pace) hold(at, room uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.limit.Load() > 0 {
+	if c.off || c.limit.Load() > 0 {
 		return
 	}
 	c.base, c.room, c.done = at, room, 0

@@ -132,6 +132,13 @@ type Options struct {
 	ScrubEvery time.Duration
 	// NoDiscard leaves the space of freed segments with the device instead of discarding it.
 	NoDiscard bool
+	// Manual leaves everything to the callers' goroutines, for simulations: nothing goes on in the background but what Work
+	// does, requests of the devices follow one another, and no clock is looked at. Only one method may be called at a time.
+	// Devices are not looked after: nothing is rebuilt, replaced or scrubbed.
+	Manual bool
+	// Rand is asked for what must be unlike anything else, GUIDs too. Together with Manual it makes what is written to the
+	// devices follow from the calls alone. Default: random numbers of the system.
+	Rand func() uint64
 	// Log receives what an operator should know. Default: nothing is logged.
 	Log *slog.Logger
 

@@ -81,7 +81,7 @@ func (p *Pool) replaceDevice(old block.GUID, dev disk.Device) (*member, error) {
 	add := func(l *label.Label, m *member) {
 		l.Members = append(l.Members, label.Member{GUID: m.guid, Group: x.Group, Column: x.Column, Replacing: true, Out: true, Last: m.last, Try: m.last})
 	}
-	m := &member{guid: block.NewGUID(), group: x.Group}
+	m := &member{guid: p.opt.newGUID(), group: x.Group}
 	m.dev = raid.NewDevice(m.guid, dev)
 	m.size.Store(dev.Size())
 	next := p.labels.now.Load().Clone()

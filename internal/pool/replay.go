@@ -80,6 +80,7 @@ func (p *Pool) replay() error {
 	p.flush.stable.Store(end.seq - 1)
 	p.log.read = true
 	l := p.newLogReader().readAhead()
+	defer l.release()
 	unitBegins := true
 	for _, at := range batches {
 		h, b, err := l.wanted(at.seg, at.block, pos.follows)
@@ -132,6 +133,7 @@ type step struct {
 // known to have been on stable storage.
 func (p *Pool) scan(pos logPos) (batches []batchAt, end logPos, stable uint64, err error) {
 	l := p.newLogReader().readAhead()
+	defer l.release()
 	var steps []step
 	stable = p.flush.stable.Load() // of the checkpoint
 	open := false

@@ -28,9 +28,20 @@ func (p *Pool) countIntact(steps []step) (int, error) {
 	next, end := 0, len(steps)
 	var failed error // of the batch at end
 	var wg sync.WaitGroup
+	if p.opt.Manual {
+		l := p.newLogReader()
+		defer l.release()
+		for i := range steps {
+			if ok, err := p.intact(l, steps[i].before); !ok {
+				return i, err
+			}
+		}
+		return len(steps), nil
+	}
 	for range min(readers, len(steps)) {
 		wg.Go(func() {
 			l := p.newLogReader()
+			defer l.release()
 			for {
 				mu.Lock()
 				i := next

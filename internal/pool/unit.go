@@ -93,6 +93,11 @@ func (r *Replica) isDestroyed() bool {
 // proportion to how far they are ahead of that, so that each waits a little instead of all of them for the rest of the drain
 // when both tables are full.
 func (p *Pool) makeEntries(n int) error {
+	if p.opt.Manual {
+		if err := p.drainFor(n); err != nil {
+			return err
+		}
+	}
 	x := &p.idx
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -103,7 +108,7 @@ func (p *Pool) makeEntries(n int) error {
 			p.wake()
 		}
 		behind := p.drain.behind(used, t.Cap())
-		if behind > 0 && behind < 1 && !slowed {
+		if behind > 0 && behind < 1 && !slowed && !p.opt.Manual {
 			slowed = true
 			x.slow += time.Duration(min(4*behind*float64(n)*p.drain.pace(t.Cap()), float64(mostSlow)))
 			if x.slow >= leastSlow {

@@ -258,6 +258,11 @@ func (p *Pool) letGo(d disk.Device) {
 
 // start starts what goes on in the background.
 func (p *Pool) start() {
+	if p.opt.Manual {
+		close(p.stopped)
+		close(p.upkeep.stopped)
+		return
+	}
 	p.running.Store(true)
 	go p.background()
 	go p.keepUp()

@@ -274,7 +274,11 @@ func (m *Mem) ReadAt(b []byte, off int64) error {
 }
 
 func (m *Mem) WritevAt(bufs [][]byte, off int64) error {
-	var flat []byte
+	n := 0
+	for _, b := range bufs {
+		n += len(b)
+	}
+	flat := make([]byte, 0, n)
 	for _, b := range bufs {
 		flat = append(flat, b...)
 	}

@@ -1,6 +1,8 @@
 package disk
 
 import (
+	"fmt"
+	"hash/fnv"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -57,6 +59,18 @@ func (r *Recorder) Len() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return len(r.events)
+}
+
+// Hash returns a digest of the operations so far, of devices and data.
+func (r *Recorder) Hash() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	h := fnv.New64a()
+	for _, e := range r.events {
+		fmt.Fprintf(h, "%d %d %d %t ", e.dev, e.block, e.count, e.data != nil)
+		h.Write(e.data)
+	}
+	return h.Sum64()
 }
 
 func (r *Recorder) note(e event) {

@@ -56,6 +56,8 @@ type Config struct {
 	Log       *slog.Logger  // may be nil
 	// ReadOnly makes everything that repairs leave the devices as they are: what is wrong is made good in memory only.
 	ReadOnly bool
+	// Inline makes requests one after the other in the caller's goroutine, and waits for each as long as it takes.
+	Inline bool
 	// Changed is called, from any goroutine and without locks held, after a device went out or came back. May be nil.
 	Changed func()
 }
@@ -72,6 +74,7 @@ type Group struct {
 	tick         time.Duration
 	code         *coder // nil when data == 1
 	readOnly     bool
+	inline       bool
 	log          *slog.Logger
 	onChange     func()
 
@@ -107,7 +110,7 @@ func New(cfg Config) (*Group, error) {
 	}
 	g := &Group{
 		kind: cfg.Kind, data: data, parity: parity, base: cfg.Base, unitBytes: cfg.UnitBytes, unitRows: cfg.UnitBytes / blockSize,
-		tick: max(cfg.Deadline/ticksPerDeadline, 1), log: cfg.Log, onChange: cfg.Changed, readOnly: cfg.ReadOnly,
+		tick: max(cfg.Deadline/ticksPerDeadline, 1), log: cfg.Log, onChange: cfg.Changed, readOnly: cfg.ReadOnly, inline: cfg.Inline,
 	}
 	g.units.Store(int64(cfg.Units))
 	g.ops.New = func() any { return newOp(g) }

@@ -142,7 +142,11 @@ func (o *op) start(reqs []*request) {
 	o.refs.Add(n)
 	o.left.Add(n)
 	for _, r := range reqs {
-		go r.run()
+		if o.g.inline {
+			r.run()
+		} else {
+			go r.run()
+		}
 	}
 }
 

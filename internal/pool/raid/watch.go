@@ -43,7 +43,7 @@ func (w *watch) arm(d *Device) {
 	g := d.group.Load()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if g == nil || w.armed.Swap(true) {
+	if g == nil || w.armed.Swap(true) || g.inline { // the last: nobody looks
 		return
 	}
 	if w.timer == nil {
