@@ -17,6 +17,9 @@ CLUSTER := $(CURDIR)/.run/cluster
 sources := $(shell find api cmd demo internal -name '*.go' -not -name '*_test.go' 2>/dev/null) go.mod go.sum
 devcluster-sources := $(shell find devcluster -name '*.go' -not -name '*_test.go' 2>/dev/null) $(addprefix devcluster/,go.mod go.sum build.sh)
 
+SEEDS ?= 10000
+FIRST ?= 1
+
 ##@ Use
 
 .PHONY: help
@@ -68,6 +71,11 @@ check: ## Look at the code: gofmt, go vet
 test-unit: ## Run the tests that need no cluster
 	@echo "== go test, without the end-to-end tests"
 	@nice go test -timeout 30m $(TESTFLAGS) $$(go list ./... | grep -v '/e2e$$')
+
+.PHONY: sim
+sim: ## Run SEEDS (10000) lives of a volume in the simulator, from seed FIRST (1) on, on all processors
+	@echo "== sim: $(SEEDS) seeds from $(FIRST) on"
+	@nice go test ./sim -run TestSeeds -v -count=1 -timeout 0 -seeds $(SEEDS) -first $(FIRST) -workers $$(nproc)
 
 .PHONY: test-devcluster
 test-devcluster: ## Run the tests of the control plane and the process runtime

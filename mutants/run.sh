@@ -50,7 +50,7 @@ for patch in "$@"; do
 		if ! (cd "$copy" && go test ./internal/volume) >"$tmp/out" 2>&1; then
 			by=" $(failed)"
 		fi
-		if ! (cd "$copy" && go test ./sim -seeds "${SEEDS:-500}" -failures 1) >"$tmp/out" 2>&1; then
+		if ! (cd "$copy" && go test ./sim -seeds "${SEEDS:-500}" -failures 1 -shrink 0) >"$tmp/out" 2>&1; then
 			by="$by, $(grep -m1 -oE '(seed [0-9]+: .*|panic: .*|coverage: .*)' "$tmp/out" | cut -c1-140)"
 		fi
 	fi

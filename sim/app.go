@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"bytes"
 	"errors"
 	"math"
 	"slices"
@@ -12,7 +13,9 @@ import (
 // app is the application: requests at random, and the history of what it saw.
 type app struct {
 	w        *world
-	clock    uint64 // orders what the application does and sees
+	clock    uint64     // orders what the application does and sees
+	cuts     uint64     // when power was lost last
+	changes  []*request // that succeeded, in this order
 	lastID   uint64
 	depth    int
 	open     int
@@ -45,13 +48,26 @@ type request struct {
 	ended   uint64 // never, unless it succeeded
 	lostAt  uint64 // when it got lost
 	bound   uint64 // if it took effect at all, then before this; zero: not known
-	refused bool   // was never executed
-	again   bool   // proposed to a successor: what is answered with an error may have been executed before
+	version block.Version
+	fua     bool // stable as soon as it succeeds
+	durable bool // must not get lost, whatever happens
+	gone    bool // got lost with the power, after it had succeeded
+	refused bool // was never executed
+	again   bool // proposed to a successor: what is answered with an error may have been executed before
 	got     []uint64
+	payload []byte
 	last    bool
 }
 
 const never = math.MaxUint64
+
+// data is what a write consists of.
+func (r *request) data() []byte {
+	if r.payload == nil {
+		r.payload = bytes.Repeat(content(r.id), int(r.count))
+	}
+	return r.payload
+}
 
 // seen is one block of a read.
 type seen struct {
@@ -166,6 +182,7 @@ func (a *app) lose(r *request) {
 func (a *app) succeeded(r *request) {
 	r.ended = a.tick()
 	a.w.cover.Completed++
+	a.keep(r)
 	if r.t == a.w.other {
 		a.w.cover.SecondAnswers++
 	}
@@ -228,7 +245,9 @@ func (a *app) targetDied(t *target) {
 func (a *app) watch() {
 	w := a.w
 	a.requests = slices.DeleteFunc(a.requests, func(r *request) bool { return r.state != reqOpen })
-	w.checkDisks()
+	if w.chance(0.25) {
+		w.checkDisks()
+	}
 	if w.calm && a.open == 0 && w.settled() {
 		if a.final {
 			a.done = true

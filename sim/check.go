@@ -10,12 +10,16 @@ func (w *world) checkDisks() {
 	for i, r := range w.replicas {
 		for _, o := range w.replicas[:i] {
 			x, y := r.disk.report, o.disk.report
-			if !x.State.Complete || !y.State.Complete || x.Last != y.Last {
+			if !x.State.Complete || !y.State.Complete || x.Last != y.Last || r.disk.pool == nil || o.disk.pool == nil {
 				continue
 			}
-			if b := r.disk.difference(o.disk); b >= 0 {
-				w.fail("%s and %s are complete at %v and differ in block %d: %+v, %+v", r.name, o.name, x.Last, b,
-					r.disk.cells[uint64(b)], o.disk.cells[uint64(b)])
+			here, err := r.disk.list()
+			r.must(err)
+			there, err := o.disk.list()
+			o.must(err)
+			if b := here.difference(there); b >= 0 {
+				w.fail("%s and %s are complete at %v and differ in block %d: %d of %v, %d of %v", r.name, o.name, x.Last, b,
+					here.contents[b], here.versions[b], there.contents[b], there.versions[b])
 			}
 		}
 	}
@@ -56,9 +60,18 @@ func (w *world) finalCheck() {
 			w.fail("%s has list %v, the volume %v", r.name, l, st.Committed)
 		}
 	}
+	w.checkHistory()
+}
+
+// checkHistory checks what the replicas have and what the application saw.
+func (w *world) checkHistory() {
 	w.checkDisks()
-	for b := range w.app.reads {
-		w.checkBlock(uint64(b))
+	for b := range uint64(blocks) {
+		era := loss{}
+		for _, next := range append(w.losses, loss{at: never}) {
+			w.checkBlock(b, era, next.at)
+			era = next
+		}
 	}
 }
 
@@ -71,22 +84,38 @@ type zone struct {
 
 // checkBlock checks that the history of one block is linearizable, the way Gibbons and Korach do for registers whose
 // values are unique (Testing shared memories, 1997). Discards leave no unique value: reads of nothing are checked
-// only against what they exclude.
-func (w *world) checkBlock(b uint64) {
+// only against what they exclude. The history begins with what a loss left, and ends before the next one; reads during
+// which the volume went back may show either.
+func (w *world) checkBlock(b uint64, from loss, end uint64) {
 	var zones []zone
 	index := map[uint64]int{}
-	for _, r := range w.app.writes[b] {
+	writes, reads := w.app.writes[b], w.app.reads[b]
+	if len(w.losses) > 0 {
+		writes, reads = nil, nil
+		for _, r := range w.app.writes[b] {
+			if r.begun < end && (r.ended > from.at || r.id == from.contents[b]) {
+				writes = append(writes, r)
+			}
+		}
+		for _, s := range w.app.reads[b] {
+			if s.begun > from.at && s.ended < end {
+				reads = append(reads, s)
+			}
+		}
+		reads = append(reads, seen{from.contents[b], from.at, from.at})
+	}
+	for _, r := range writes {
 		if r.refused {
 			continue
 		}
 		index[r.id] = len(zones)
-		zones = append(zones, zone{id: r.id, first: r.ended, last: r.begun})
+		zones = append(zones, zone{id: r.id, first: max(r.ended, from.at), last: max(r.begun, from.at)})
 	}
 	discard := map[uint64]bool{}
-	for _, r := range w.app.writes[b] {
+	for _, r := range writes {
 		discard[r.id] = r.kind == block.Discard
 	}
-	for _, s := range w.app.reads[b] {
+	for _, s := range reads {
 		if s.content == 0 {
 			continue
 		}
@@ -98,7 +127,7 @@ func (w *world) checkBlock(b uint64) {
 		z := &zones[i]
 		z.first, z.last = min(z.first, s.ended), max(z.last, s.begun)
 	}
-	for _, r := range w.app.writes[b] {
+	for _, r := range writes {
 		if i, ok := index[r.id]; ok && r.bound != 0 && zones[i].first != never {
 			zones[i].first = min(zones[i].first, r.bound)
 		}
@@ -119,15 +148,15 @@ func (w *world) checkBlock(b uint64) {
 				return
 			}
 		}
-		for _, s := range w.app.reads[b] {
+		for _, s := range reads {
 			if s.content == 0 && x.first < s.begun && s.ended < x.last {
 				w.fail("block %d: %d was there from %d to %d, and nothing from %d to %d", b, x.id, x.first, x.last, s.begun, s.ended)
 				return
 			}
 		}
 	}
-	for _, s := range w.app.reads[b] {
-		if s.content == 0 && !w.mayBeEmpty(b, s, zones, discard) {
+	for _, s := range reads {
+		if s.content == 0 && !w.mayBeEmpty(b, s, zones, discard, writes) {
 			w.fail("block %d: nothing was read from %d to %d, after it was written", b, s.begun, s.ended)
 			return
 		}
@@ -135,7 +164,7 @@ func (w *world) checkBlock(b uint64) {
 }
 
 // mayBeEmpty reports whether some discard, or the beginning, explains a read of nothing.
-func (w *world) mayBeEmpty(b uint64, s seen, zones []zone, discard map[uint64]bool) bool {
+func (w *world) mayBeEmpty(b uint64, s seen, zones []zone, discard map[uint64]bool, writes []*request) bool {
 	explains := func(begun, ended uint64) bool {
 		if begun > s.ended {
 			return false
@@ -154,7 +183,7 @@ func (w *world) mayBeEmpty(b uint64, s seen, zones []zone, discard map[uint64]bo
 	if explains(0, 0) {
 		return true
 	}
-	for _, r := range w.app.writes[b] {
+	for _, r := range writes {
 		if discard[r.id] && !r.refused && explains(r.begun, r.ended) {
 			return true
 		}

@@ -27,7 +27,6 @@ const (
 // Frames besides volume.Message.
 type (
 	opFrame   struct{ ops []volume.Op }
-	flushMark struct{ n uint64 }
 	ackFrame  struct{ applied, stable uint64 }
 	readFrame struct {
 		r            *volume.ReadOp

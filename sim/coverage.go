@@ -8,37 +8,42 @@ import (
 
 // Coverage counts what happened in one run or in several.
 type Coverage struct {
-	Runs          uint64
-	Completed     uint64 // requests that succeeded
-	Retries       uint64 // answered with block.ErrRetry
-	NoSpace       uint64
-	Damaged       uint64
-	Takeovers     uint64 // times that a target began to serve
-	Restarts      uint64
-	SecondTargets uint64 // times that a target went on beside a new one
-	Superseded    uint64 // times that a target found that another one had served
-	Ejections     uint64
-	Suspensions   uint64
-	Resends       uint64
-	Joins         uint64
-	Pulls         uint64
-	DeltaPulls    uint64 // of replicas that kept something
-	Promotions    uint64
-	Interrupted   uint64 // rebuilds that ended before promotion
-	Divergent     uint64
-	NotYet        uint64 // pulls that were early
-	OldFrames     uint64 // operations of a session that was over
-	HeldReads     uint64
-	LeaseWaits    uint64 // reads that waited for leases
-	StandDowns    uint64 // times that the leases of a target ran out
-	PromiseWaits  uint64 // promises that waited for the end of a lease
-	SecondAnswers uint64 // requests that succeeded at a target beside a newer one
-	ReadRetries   uint64
-	ScaleUps      uint64
-	ScaleDowns    uint64
-	Cancels       uint64
-	CancelledLate uint64
-	Finished      uint64 // pending lists finished by another target than the one that began
+	Runs            uint64
+	Completed       uint64 // requests that succeeded
+	Retries         uint64 // answered with block.ErrRetry
+	NoSpace         uint64
+	Damaged         uint64
+	PowerCuts       uint64
+	PowerCutsInside uint64 // in the middle of something that the pool did
+	Losses          uint64 // times that the volume went back to what was flushed, or somewhat later
+	Held            uint64 // runs that ended with a volume that waits for what is gone
+	Cycles          uint64 // and other steps of what pools do in the background
+	Takeovers       uint64 // times that a target began to serve
+	Restarts        uint64
+	SecondTargets   uint64 // times that a target went on beside a new one
+	Superseded      uint64 // times that a target found that another one had served
+	Ejections       uint64
+	Suspensions     uint64
+	Resends         uint64
+	Joins           uint64
+	Pulls           uint64
+	DeltaPulls      uint64 // of replicas that kept something
+	Promotions      uint64
+	Interrupted     uint64 // rebuilds that ended before promotion
+	Divergent       uint64
+	NotYet          uint64 // pulls that were early
+	OldFrames       uint64 // operations of a session that was over
+	HeldReads       uint64
+	LeaseWaits      uint64 // reads that waited for leases
+	StandDowns      uint64 // times that the leases of a target ran out
+	PromiseWaits    uint64 // promises that waited for the end of a lease
+	SecondAnswers   uint64 // requests that succeeded at a target beside a newer one
+	ReadRetries     uint64
+	ScaleUps        uint64
+	ScaleDowns      uint64
+	Cancels         uint64
+	CancelledLate   uint64
+	Finished        uint64 // pending lists finished by another target than the one that began
 }
 
 // Add adds another run's counts.
@@ -49,12 +54,12 @@ func (c *Coverage) Add(o Coverage) {
 	}
 }
 
-// Missing names the counters that are below their floor for that many runs.
-func (c Coverage) Missing(floors Coverage) (names []string) {
+// Missing names the counters that are below their floor, which is for that many runs.
+func (c Coverage) Missing(floors Coverage, runs uint64) (names []string) {
 	v, f := reflect.ValueOf(c), reflect.ValueOf(floors)
 	for i := range v.NumField() {
-		if v.Field(i).Uint() < f.Field(i).Uint() {
-			names = append(names, fmt.Sprintf("%s is %d, want %d", v.Type().Field(i).Name, v.Field(i).Uint(), f.Field(i).Uint()))
+		if want := f.Field(i).Uint() * c.Runs / runs; v.Field(i).Uint() < want {
+			names = append(names, fmt.Sprintf("%s is %d, want %d", v.Type().Field(i).Name, v.Field(i).Uint(), want))
 		}
 	}
 	return names

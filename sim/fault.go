@@ -1,69 +1,113 @@
 package sim
 
 import (
+	"cmp"
+	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/cstor-go/cstor/internal/volume"
 )
 
-// fault is one kind of misfortune and how often it comes.
-type fault struct {
-	every time.Duration // on average
+// kind is one kind of misfortune and how often it comes, on average.
+type kind struct {
+	name  string
+	every time.Duration
 	do    func()
 }
 
-// scheduleFaults lets every kind of fault come again and again, some rarer or more often from run to run.
-func (w *world) scheduleFaults() {
+// Fault is one misfortune of a run.
+type Fault struct {
+	Number int
+	At     time.Duration
+	Name   string
+	do     func()
+	rng    *rand.Rand
+}
+
+// kinds of faults. Those that need a replica find one.
+func (w *world) kinds() []kind {
 	some := func() *replica { return w.replicas[w.rng.IntN(len(w.replicas))] }
-	faults := []fault{
-		{400 * ms, w.killTarget},
-		{700 * ms, func() { w.freeze(w.targetProcess(), w.between(0, 150*ms)) }},
-		{250 * ms, func() { w.bounce(some()) }},
-		{900 * ms, func() { // all at once
+	return []kind{
+		{"kill the target", 400 * ms, w.killTarget},
+		{"freeze the target", 700 * ms, func() { w.freeze(w.targetProcess(), w.between(0, 150*ms)) }},
+		{"restart a replica", 250 * ms, func() { w.bounce(some()) }},
+		{"restart all replicas", 900 * ms, func() {
 			for _, r := range w.replicas {
 				w.bounce(r)
 			}
 		}},
-		{300 * ms, func() { w.freeze(&some().process, w.between(0, 250*ms)) }},
-		{150 * ms, func() { // a connection breaks
+		{"freeze a replica", 300 * ms, func() { w.freeze(&some().process, w.between(0, 250*ms)) }},
+		{"break a connection", 150 * ms, func() {
 			if c := some().conn; c != nil {
 				c.cut()
 			}
 		}},
-		{250 * ms, func() { // a connection goes silent
+		{"silence a connection", 250 * ms, func() {
 			if c := some().conn; c != nil {
 				c.hush(w.between(0, 200*ms))
 			}
 		}},
-		{400 * ms, func() { // a link is down
+		{"take a link down", 400 * ms, func() {
 			r := some()
 			r.down = w.now + w.between(0, 400*ms)
 			if c := r.conn; c != nil {
 				c.cut()
 			}
 		}},
-		{600 * ms, func() { w.strand(some()) }},
-		{1200 * ms, func() { w.partition(2 + w.rng.IntN(3)) }},
-		{250 * ms, w.secondTarget},
-		{500 * ms, func() { w.fill(some()) }},
-		{60 * ms, func() { some().disk.collect() }},
-		{250 * ms, w.act},
-	}
-	for _, f := range faults {
-		every := time.Duration(float64(f.every) * (0.4 + 2.5*w.rng.Float64()))
-		var again func()
-		again = func() {
-			if w.calm {
-				return
+		{"strand a replica", 600 * ms, func() { w.strand(some()) }},
+		{"partition", 1200 * ms, func() { w.partition(2 + w.rng.IntN(3)) }},
+		{"second target", 250 * ms, w.secondTarget},
+		{"fill a pool", 500 * ms, func() { w.fill(some()) }},
+		{"cut the power of a replica", 700 * ms, func() { some().powerCut(w.rng) }},
+		{"cut all power", 2500 * ms, func() {
+			for _, r := range w.replicas {
+				r.powerCut(w.rng)
 			}
+		}},
+		{"cut the power during an operation", 500 * ms, func() { some().disk.dev.left = 1 + w.rng.IntN(60) }},
+		{"damage a read", 250 * ms, func() { some().spoil = w.rng }},
+		{"mischief", 400 * ms, func() { w.mischiefs = append(w.mischiefs, mischief{1 + w.rng.IntN(40), w.rng}) }},
+		{"fail a pull", 200 * ms, func() { w.pullFails = true }},
+		{"change the membership", 250 * ms, w.act},
+	}
+}
+
+// Faults returns the faults of a run, all of them, in the order in which they come.
+func Faults(o Options) []Fault {
+	o.setDefaults()
+	return (&world{seed: o.Seed}).faults(o.Chaos)
+}
+
+// faults draws the faults of a run. Some kinds come more often in one run than in another.
+func (w *world) faults(until time.Duration) (all []Fault) {
+	for i, k := range w.kinds() {
+		rng := w.source(concernFaults + uint64(i))
+		every := float64(k.every) * (0.4 + 2.5*rng.Float64())
+		for at := rng.ExpFloat64() * every; at < float64(until); at += rng.ExpFloat64() * every {
+			all = append(all, Fault{At: time.Duration(at), Name: k.name, do: k.do, rng: rand.New(rand.NewPCG(rng.Uint64(), 0))})
+		}
+	}
+	slices.SortStableFunc(all, func(a, b Fault) int { return cmp.Compare(a.At, b.At) })
+	for i := range all {
+		all[i].Number = i
+	}
+	return all
+}
+
+// inject queues the faults of a run.
+func (w *world) inject(o Options) {
+	for _, f := range w.faults(o.Chaos) {
+		if o.Only != nil && !slices.Contains(o.Only, f.Number) {
+			continue
+		}
+		w.push(&event{at: f.At, rng: f.rng, do: func() {
 			if len(w.replicas) > 0 {
+				w.logf("fault %d: %s", f.Number, f.Name)
 				f.do()
 			}
-			w.after(time.Duration(w.rng.ExpFloat64()*float64(every)), nil, again)
-		}
-		w.after(time.Duration(w.rng.ExpFloat64()*float64(every)), nil, again)
+		}})
 	}
-	w.after(0, nil, w.reconcile)
 }
 
 func (w *world) targetProcess() *process {
@@ -146,17 +190,33 @@ func (w *world) partition(rounds int) {
 	})
 }
 
-// mischief happens around a message that changes what a replica is: the target, the replica or all the others' links
-// fail just before or just after it arrives.
-func (w *world) mischief(c *conn, m volume.Message) {
+// mischief is a fault that waits for one of the messages that change what a replica is.
+type mischief struct {
+	left int // such messages until then, that one included
+	rng  *rand.Rand
+}
+
+// meddle is told of messages, and lets the mischief happen whose turn it is.
+func (w *world) meddle(c *conn, m volume.Message) {
 	switch m.(type) {
 	case volume.Claim, volume.Found, volume.Join, volume.Stream, volume.Promote, volume.SetList:
 	default:
 		return
 	}
-	if w.calm || !w.chance(0.02) {
-		return
+	w.mischiefs = slices.DeleteFunc(w.mischiefs, func(x mischief) bool {
+		over := x.left == 1
+		if over && !w.calm {
+			w.with(x.rng, func() { w.mischief(c, m) })
+		}
+		return over
+	})
+	for i := range w.mischiefs {
+		w.mischiefs[i].left--
 	}
+}
+
+// mischief lets the target, the replica or all the others' links fail just before or just after a message arrives.
+func (w *world) mischief(c *conn, m volume.Message) {
 	w.logf("mischief at %T to %s", m, c.r.name)
 	if w.chance(0.4) {
 		for _, id := range sortedConns(c.t.conns) {
@@ -183,8 +243,16 @@ func (w *world) mischief(c *conn, m volume.Message) {
 
 // fill makes a replica's pool full, or empties it.
 func (w *world) fill(r *replica) {
-	r.full = !r.full && w.chance(0.3)
-	w.spaceChanged(r)
+	if !r.alive {
+		return
+	}
+	switch {
+	case r.full:
+		r.must(r.disk.empty())
+	case w.chance(0.3):
+		r.must(r.disk.fill())
+	}
+	r.tellSpace()
 }
 
 // calmDown ends the faults and repairs what can be repaired.
@@ -192,10 +260,9 @@ func (w *world) calmDown() {
 	w.logf("faults end")
 	w.calm = true
 	for _, r := range w.replicas {
-		r.down = 0
-		if r.full {
-			r.full = false
-			w.spaceChanged(r)
+		r.down, r.spoil, r.disk.dev.left = 0, nil, 0
+		if r.alive {
+			r.must(r.disk.empty())
 		}
 		w.after(w.between(0, 50*ms), nil, r.start)
 	}

@@ -3,9 +3,12 @@ package sim
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool"
+	"github.com/cstor-go/cstor/internal/pool/disk"
 	"github.com/cstor-go/cstor/internal/volume"
 )
 
@@ -14,50 +17,114 @@ type replica struct {
 	process
 	w      *world
 	name   string
-	disk   *disk
+	disk   *store
 	member *volume.Member
 	conn   *conn
 	pull   *pull
 	stable uint64
-	full   bool
+	owed   time.Duration // when the last of the flushes under way ends
+	states uint64        // records of state put into the log
+	full   bool          // as the target was told
 	down   time.Duration // its link to targets is down until then
+	dark   bool          // its machine has no power
+	spoil  *rand.Rand    // if not nil, the device lies when the next block is read
 }
-
-var errDamaged = errors.New("checksum mismatch")
 
 func (w *world) newReplica() *replica {
 	w.lastName++
 	r := &replica{w: w, name: fmt.Sprintf("r%d", w.lastName)}
-	r.disk = newDisk(volume.Report{GUID: guid(w.lastName), Name: r.name, PullAddr: r.name})
+	s, err := newStore(w.seed, w.lastName, volume.Report{GUID: guid(w.lastName), Name: r.name, PullAddr: r.name})
+	r.must(err)
+	r.disk = s
 	w.replicas = append(w.replicas, r)
 	return r
 }
 
+// must ends the run when a pool does what it must not.
+func (r *replica) must(err error) {
+	if err != nil {
+		r.w.fail("%s: %v", r.name, err)
+	}
+}
+
 func (r *replica) start() {
-	if r.alive || r.w.destroy[r.disk.report.GUID] {
+	if r.alive || r.dark || r.w.destroy[r.disk.report.GUID] {
 		return
 	}
+	if err := r.disk.open(); err != nil {
+		r.must(err)
+		return
+	}
+	if r.w.calm {
+		r.must(r.disk.empty())
+	}
+	r.full = r.disk.full(false)
+	r.owed = 0
 	r.process.start(r.w)
 	r.member = volume.NewMember(r.clock(r.w), r.disk.report, r.w.settings.Lease)
 	r.w.logf("%s starts: last=%v complete=%v", r.name, r.disk.report.Last, r.disk.report.State.Complete)
 	r.dial()
+	r.work()
 }
 
-// kill ends the process; its kernel closes its connections, unless the whole node is gone.
+// work lets the pool do what it does in the background, and looks for room.
+func (r *replica) work() {
+	w := r.w
+	w.after(w.between(0, 60*ms), &r.process, func() {
+		for n := w.rng.IntN(3); n > 0 && r.disk.work(w.chance(0.3)); n-- {
+			w.cover.Cycles++
+		}
+		r.tellSpace()
+		r.work()
+	})
+}
+
+// kill ends the process; its kernel closes its connections, unless the whole node is gone. Half of the time its pool is
+// opened again afterwards; at other times the next process finds it as it is, which costs less and has to be the same.
 func (r *replica) kill() {
 	if !r.alive {
 		return
 	}
 	r.w.logf("%s killed", r.name)
+	r.end(0.7)
+	if r.w.chance(0.5) {
+		r.disk.leave()
+	}
+}
+
+// end ends the process, with a chance that the target hears of it.
+func (r *replica) end(heard float64) {
 	r.alive = false
 	r.pull = nil
 	if c := r.conn; c != nil {
 		c.open[atReplica] = false
-		if r.w.chance(0.7) {
+		if r.w.chance(heard) {
 			c.hangup(atTarget)
 		}
 		r.conn = nil
 	}
+}
+
+// powerCut takes the power of the machine away. What was not flushed is there afterwards, or not, or in part.
+func (r *replica) powerCut(rng *rand.Rand) {
+	if r.dark {
+		return
+	}
+	fate := disk.Fate(rng.IntN(4))
+	r.w.logf("%s loses power, unflushed writes: %d", r.name, fate)
+	r.w.cover.PowerCuts++
+	r.w.app.cuts = r.w.app.tick()
+	r.end(0.2)
+	r.disk.powerCut(fate, rng)
+	r.dark = true
+	d := r.w.between(0, 100*ms)
+	if r.w.chance(0.2) {
+		d = r.w.between(0, 700*ms)
+	}
+	r.w.after(d, nil, func() {
+		r.dark = false
+		r.start()
+	})
 }
 
 // dial connects to the target when there is one, and tries again later when not. A connection to an earlier target
@@ -75,6 +142,10 @@ func (r *replica) dial() {
 	if t == nil || w.now < r.down {
 		retry()
 		return
+	}
+	if r.owed > w.now { // what it registers with is stable
+		r.must(r.disk.sync())
+		r.owed = 0
 	}
 	w.lastConn++
 	c := &conn{w: w, id: w.lastConn, r: r, t: t, open: [2]bool{true, true}}
@@ -117,14 +188,17 @@ func (r *replica) message(c *conn, m volume.Message) {
 	r.do(c, r.member.Step(r.clock(r.w), c.id, m))
 }
 
-// do carries out what the member decided.
+// do carries out what the member decided. What relies on state is said when that is stable, and nothing before what was to
+// be said before it (replication rule 4).
 func (r *replica) do(c *conn, rd volume.MemberReady) {
 	if rd.State != nil {
-		r.disk.report = r.member.Report()
-		r.disk.report.State = *rd.State
-		if r.disk.report.Last != rd.Applied {
-			r.w.fail("%s: state to be persisted with %v, pool has %v", r.name, rd.Applied, r.disk.report.Last)
+		if last := r.member.Report().Last; last != rd.Applied {
+			r.w.fail("%s: state to be persisted with %v, the member has %v", r.name, rd.Applied, last)
 		}
+		r.disk.report = r.member.Report()
+		r.must(r.disk.put(*rd.State, rd.Applied))
+		r.stable = min(r.stable, rd.Applied.N)
+		r.states++
 	}
 	if rd.After > 0 {
 		r.w.cover.PromiseWaits++
@@ -132,61 +206,100 @@ func (r *replica) do(c *conn, rd volume.MemberReady) {
 	}
 	for _, m := range rd.Messages {
 		r.w.logf("%s -> %T %+v", r.name, m, m)
-		r.reply(c, m)
+	}
+	pong := len(rd.Messages) == 1 && rd.Messages[0] == volume.Message(volume.Pong{})
+	if rd.State != nil || len(rd.Messages) > 0 && r.owed > r.w.now && !pong {
+		r.flush(c, rd.Messages)
+	} else {
+		for _, m := range rd.Messages {
+			r.reply(c, m)
+		}
 	}
 	if rd.StopPull {
 		r.pull = nil
 	}
 	if rd.Pull != nil {
-		clear(r.disk.live)
 		r.startPull(c, *rd.Pull)
 	}
 	if rd.Close != "" {
-		r.w.logf("%s closes: %s", r.name, rd.Close)
-		c.shut(atReplica)
-		r.disconnected(c)
+		r.close(c, rd.Close)
 	}
+}
+
+func (r *replica) close(c *conn, why string) {
+	r.w.logf("%s closes: %s", r.name, why)
+	c.shut(atReplica)
+	r.disconnected(c)
 }
 
 // operations applies ops, which the shell checked first.
 func (r *replica) operations(c *conn, ops []volume.Op) {
 	fua := false
-	for i := range ops {
-		op := &ops[i]
-		if op.Kind == volume.OpOpen {
+	for len(ops) > 0 {
+		if op := &ops[0]; op.Kind == volume.OpOpen {
 			rd := r.member.Open(c.id, op)
+			if rd.Close == "" {
+				r.w.opened(r, op.Version)
+			}
 			r.do(c, rd)
 			if rd.Close != "" {
 				return
 			}
-			fua = true
+			ops = ops[1:]
 			continue
 		}
-		if err := r.member.Check(c.id, op.Version, 1); err != nil {
+		n := 1
+		for n < len(ops) && ops[n].Kind != volume.OpOpen {
+			n++
+		}
+		if err := r.member.Check(c.id, ops[0].Version, n); err != nil {
 			if r.conn != c {
 				r.w.cover.OldFrames++
 			}
-			r.do(c, volume.MemberReady{Close: err.Error()})
+			r.close(c, err.Error())
 			return
 		}
-		r.disk.apply(op)
-		r.disk.report.Last = op.Version
-		r.member.Applied(op.Version)
-		fua = fua || op.FUA
+		if err := r.disk.apply(ops[:n]); err != nil {
+			if !errors.Is(err, block.ErrNoSpace) {
+				r.must(err)
+			}
+			r.close(c, err.Error())
+			return
+		}
+		r.member.Applied(ops[n-1].Version)
+		for i := range ops[:n] {
+			fua = fua || ops[i].FUA
+		}
+		ops = ops[n:]
 	}
-	n := r.disk.report.Last.N
 	if fua {
-		r.flush(c, n)
+		r.flush(c, nil)
 	}
 	r.w.after(r.w.between(0, ms/2), &r.process, func() { r.ack(c) })
 }
 
-// flush makes everything up to n stable, after a while.
-func (r *replica) flush(c *conn, n uint64) {
-	r.w.after(r.w.between(0, 3*ms), &r.process, func() {
-		if r.conn == c {
+// flush makes everything stable that was applied, after a while, and then says so and what else is to be said. The device
+// may have done it long before anybody hears of it.
+func (r *replica) flush(c *conn, messages []volume.Message) {
+	w := r.w
+	n, states, early := r.disk.report.Last.N, r.states, w.chance(0.5)
+	if early {
+		r.must(r.disk.sync())
+	}
+	r.owed = max(r.owed, w.now+w.between(0, 3*ms))
+	w.after(r.owed-w.now, &r.process, func() {
+		if !early {
+			r.must(r.disk.sync())
+		}
+		if r.conn != c {
+			return
+		}
+		if r.states == states { // else n may be of what the replica was before
 			r.stable = max(r.stable, n)
-			r.ack(c)
+		}
+		r.ack(c)
+		for _, m := range messages {
+			r.reply(c, m)
 		}
 	})
 }
@@ -208,13 +321,20 @@ func (r *replica) read(c *conn, f readFrame) {
 		r.w.fail("%s: read from a replica that is not complete", r.name)
 	}
 	reply := readReply{r: f.r}
-	if !r.w.calm && r.w.chance(0.005) {
-		reply.err = errDamaged
-	}
-	for b := f.block; b < f.block+f.count; b++ {
-		reply.data = append(reply.data, r.disk.cells[b].content)
+	r.lie(func() { reply.data, reply.err = r.disk.read(f.block, f.count) })
+	if reply.err != nil && !errors.Is(reply.err, pool.ErrChecksum) {
+		r.must(reply.err)
 	}
 	c.transmit(atTarget, func() { c.t.readReply(c, reply) })
+}
+
+// lie calls read with a device that lies, if it is to.
+func (r *replica) lie(read func()) {
+	r.disk.dev.spoil, r.spoil = r.spoil, nil
+	read()
+	if d := r.disk.dev; d.spoil != nil { // nothing was read
+		r.spoil, d.spoil = d.spoil, nil
+	}
 }
 
 // pull is a rebuild's copy under way.
@@ -239,19 +359,12 @@ func (r *replica) startPull(c *conn, p volume.Pull) {
 	if !p.Base.IsZero() {
 		r.w.cover.DeltaPulls++
 	}
-	r.ask(r.pull, func(src *replica) func() {
+	r.ask(r.pull, func(src *replica) (func(), error) {
 		theirs := src.disk.changed(p.Base)
 		return func() {
-			for i := range r.disk.changed(p.Base) {
-				theirs[i] = true
-			}
-			for i := range uint64(blocks / chunkBlocks) {
-				if theirs[i] {
-					r.pull.todo = append(r.pull.todo, i)
-				}
-			}
+			r.pull.todo = union(theirs, r.disk.changed(p.Base))
 			r.nextChunk(r.pull)
-		}
+		}, nil
 	})
 }
 
@@ -260,25 +373,40 @@ func (r *replica) nextChunk(p *pull) {
 	if len(p.todo) == 0 {
 		r.w.after(r.w.between(0, 5*ms), &r.process, func() {
 			if r.pull == p {
+				r.must(r.disk.sync())
 				r.do(p.conn, r.member.Rebuilt(p.Attempt))
 			}
 		})
 		return
 	}
 	i := p.todo[0]
-	r.ask(p, func(src *replica) func() {
-		c := src.disk.list(i)
+	have := r.disk.versions(i)
+	r.ask(p, func(src *replica) (func(), error) {
+		var c *pool.Chunk
+		var err error
+		src.lie(func() { c, err = src.disk.chunk(i, &have) })
 		return func() {
-			p.todo = p.todo[1:]
-			r.disk.merge(c)
+			switch err := r.disk.merge(c); {
+			case errors.Is(err, pool.ErrStaleChunk): // once more
+			case errors.Is(err, block.ErrNoSpace):
+				r.w.after(20*ms, &r.process, func() {
+					if r.pull == p {
+						r.nextChunk(p)
+					}
+				})
+				return
+			default:
+				r.must(err)
+				p.todo = p.todo[1:]
+			}
 			r.nextChunk(p)
-		}
+		}, err
 	})
 }
 
 // ask sends a request of p to its source, and takes the answer if the pull is still the current one. It asks again
 // when the source is not ready yet, and gives up when the source refuses or is not heard.
-func (r *replica) ask(p *pull, at func(src *replica) func()) {
+func (r *replica) ask(p *pull, at func(src *replica) (take func(), err error)) {
 	w := r.w
 	failed := func(why string) {
 		w.after(w.between(0, 20*ms), &r.process, func() {
@@ -293,7 +421,9 @@ func (r *replica) ask(p *pull, at func(src *replica) func()) {
 		if r.pull != p {
 			return
 		}
-		if src == nil || !src.alive || src.frozen > w.now+30*ms || !w.calm && w.chance(0.01) {
+		fails := w.pullFails && !w.calm
+		w.pullFails = false
+		if src == nil || !src.alive || src.frozen > w.now+30*ms || fails {
 			failed("source does not answer")
 			return
 		}
@@ -312,7 +442,14 @@ func (r *replica) ask(p *pull, at func(src *replica) func()) {
 				if !src.disk.report.State.Complete {
 					w.fail("%s serves a pull and is not complete", src.name)
 				}
-				take := at(src)
+				take, err := at(src)
+				if err != nil {
+					if !errors.Is(err, pool.ErrChecksum) {
+						src.must(err)
+					}
+					failed(err.Error())
+					return
+				}
 				w.after(delay(), &r.process, func() {
 					if r.pull == p {
 						take()
@@ -323,9 +460,14 @@ func (r *replica) ask(p *pull, at func(src *replica) func()) {
 	})
 }
 
-// spaceChanged tells the target whether the pool is full.
-func (w *world) spaceChanged(r *replica) {
-	if c := r.conn; c != nil && r.alive {
-		r.reply(c, volume.Space{Full: r.full})
+// tellSpace tells the target whether the pool is full, when that has changed.
+func (r *replica) tellSpace() {
+	full := r.disk.full(r.full)
+	if full == r.full {
+		return
+	}
+	r.full = full
+	if r.conn != nil {
+		r.reply(r.conn, volume.Space{Full: full})
 	}
 }

@@ -2,54 +2,149 @@ package sim
 
 import (
 	"flag"
+	"fmt"
 	"os"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"sync"
 	"testing"
 )
 
 var (
-	seeds = flag.Uint64("seeds", 500, "number of seeds to run")
-	seed  = flag.Uint64("seed", 0, "run this seed only, with a trace under -v")
-	most  = flag.Int("failures", 5, "failures after which to stop")
-	first = flag.Uint64("first", 1, "first of -seeds")
+	seeds   = flag.Uint64("seeds", floorRuns, "number of seeds to run")
+	seed    = flag.Uint64("seed", 0, "run this seed only, with a trace under -v")
+	most    = flag.Int("failures", 5, "failures after which to stop")
+	first   = flag.Uint64("first", 1, "first of -seeds")
+	workers = flag.Int("workers", 1, "runs at a time")
+
+	lossless = flag.Bool("lossless", false, "fail when something gets lost with the power that had succeeded, flushed or not")
+	only     = flag.String("only", "", "with -seed: let only the faults with these numbers happen, such as 3,17-20")
+	without  = flag.String("without", "", "with -seed: let all but these happen")
+	shrink   = flag.Int("shrink", 150, "runs in which to look for the faults that make a seed fail")
 )
 
-// floors is what 500 runs must have reached, or they showed nothing: about a third of what they do reach.
+const floorRuns = 100
+
+// floors is what floorRuns runs must have reached, or they showed nothing: about a third of what they do reach.
 var floors = Coverage{
-	Completed: 100_000, Retries: 2500, NoSpace: 5000, Damaged: 20, Takeovers: 1500, Restarts: 50, SecondTargets: 100, Superseded: 50, Ejections: 1000,
-	Suspensions: 2500, Resends: 4000, Joins: 3000, Pulls: 3000, DeltaPulls: 2000, Promotions: 1500, Interrupted: 1000,
-	Divergent: 35, NotYet: 150, OldFrames: 25, HeldReads: 3000, ReadRetries: 200,
-	LeaseWaits: 350, StandDowns: 300, PromiseWaits: 3000, SecondAnswers: 3500, ScaleUps: 300, ScaleDowns: 300,
-	Cancels: 100, CancelledLate: 5, Finished: 30,
+	Completed: 12_500, Retries: 600, NoSpace: 1000, Damaged: 10, PowerCuts: 280, PowerCutsInside: 65, Losses: 5, Cycles: 3400,
+	Takeovers: 210, Restarts: 10, SecondTargets: 15, Superseded: 3, Ejections: 125, Suspensions: 420, Resends: 600, Joins: 650,
+	Pulls: 590, DeltaPulls: 460, Promotions: 200, Interrupted: 370, Divergent: 7, NotYet: 18, OldFrames: 2, HeldReads: 430,
+	LeaseWaits: 70, StandDowns: 50, PromiseWaits: 750, SecondAnswers: 490, ReadRetries: 110, ScaleUps: 21, ScaleDowns: 28,
+	Cancels: 15, CancelledLate: 1, Finished: 3,
+}
+
+// options of a run of one seed.
+func options(t *testing.T, seed uint64) Options {
+	o := Options{Seed: seed, Lossless: *lossless}
+	if *only == "" && *without == "" {
+		return o
+	}
+	o.Only = []int{}
+	chosen, left := numbers(t, *only), numbers(t, *without)
+	for _, f := range Faults(o) {
+		if (*only == "" || chosen[f.Number]) && !left[f.Number] {
+			o.Only = append(o.Only, f.Number)
+		}
+	}
+	return o
+}
+
+// numbers reads a list of numbers and ranges.
+func numbers(t *testing.T, s string) map[int]bool {
+	m := map[int]bool{}
+	for part := range strings.SplitSeq(s, ",") {
+		if part == "" {
+			continue
+		}
+		first, last, ranged := strings.Cut(part, "-")
+		if !ranged {
+			last = first
+		}
+		a, err := strconv.Atoi(first)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := strconv.Atoi(last)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for ; a <= b; a++ {
+			m[a] = true
+		}
+	}
+	return m
+}
+
+// explain says with which faults a seed fails, and how to see it.
+func explain(o Options, failed error) string {
+	if *shrink == 0 {
+		return fmt.Sprintf("replay: go test ./sim -run TestSeeds -v -seed %d", o.Seed)
+	}
+	all := len(Faults(o))
+	faults := Shrink(o, failed, *shrink)
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d of %d faults are enough:\n", len(faults), all)
+	list := ""
+	for _, f := range faults {
+		fmt.Fprintf(&b, "  %9.3fms %d: %s\n", float64(f.At)/1e6, f.Number, f.Name)
+		list += fmt.Sprintf(",%d", f.Number)
+	}
+	if list == "" {
+		list = ",-1"
+	}
+	fmt.Fprintf(&b, "replay: go test ./sim -run TestSeeds -v -seed %d -only %s", o.Seed, list[1:])
+	if o.Lossless {
+		b.WriteString(" -lossless")
+	}
+	return b.String()
 }
 
 func TestSeeds(t *testing.T) {
+	debug.SetGCPercent(400) // pools come and go
 	if *seed != 0 {
-		o := Options{Seed: *seed}
+		o := options(t, *seed)
 		if testing.Verbose() {
 			o.Trace = os.Stdout
 		}
 		c, err := Run(o)
 		t.Log(c)
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("%v\n%s", err, explain(o, err))
 		}
 		return
 	}
 	var sum Coverage
-	failed := 0
-	for s := *first; s < *first+*seeds; s++ {
-		c, err := Run(Options{Seed: s})
-		sum.Add(c)
-		if err != nil {
-			t.Errorf("seed %d: %v\nreplay: go test ./sim -run TestSeeds -v -seed %d", s, err, s)
-			if failed++; failed == *most {
-				break
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	failed, next := 0, *first
+	for range *workers {
+		wg.Go(func() {
+			mu.Lock()
+			defer mu.Unlock()
+			for next < *first+*seeds && failed < *most {
+				s := next
+				next++
+				mu.Unlock()
+				o := Options{Seed: s, Lossless: *lossless}
+				c, err := Run(o)
+				if err != nil {
+					err = fmt.Errorf("seed %d: %w\n%s", s, err, explain(o, err))
+				}
+				mu.Lock()
+				sum.Add(c)
+				if err != nil {
+					t.Error(err)
+					failed++
+				}
 			}
-		}
+		})
 	}
+	wg.Wait()
 	t.Logf("coverage: %v", sum)
-	if *seeds >= 500 && failed == 0 {
-		for _, m := range sum.Missing(floors) {
+	if *seeds >= floorRuns && failed == 0 && !*lossless {
+		for _, m := range sum.Missing(floors, floorRuns) {
 			t.Errorf("coverage: %s", m)
 		}
 	}

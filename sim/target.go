@@ -189,7 +189,9 @@ func (t *target) ready() {
 			}
 		}
 		for _, op := range rd.Completed {
-			t.w.app.completed(op.Tag.(*request), op.Err)
+			r := op.Tag.(*request)
+			r.version, r.fua = op.Version, op.FUA
+			t.w.app.completed(r, op.Err)
 		}
 		for _, op := range rd.Released {
 			t.w.app.released(op.Tag.(*request))
@@ -254,7 +256,7 @@ func (t *target) send(s volume.Send) {
 	case s.Message != nil:
 		m := s.Message
 		c.transmit(atReplica, func() { c.r.message(c, m) })
-		t.w.mischief(c, m)
+		t.w.meddle(c, m)
 	case s.Ops != nil:
 		ops := make([]volume.Op, len(s.Ops))
 		for i, op := range s.Ops {
@@ -272,8 +274,7 @@ func (t *target) send(s volume.Send) {
 			c.r.operations(c, ops)
 		})
 	default:
-		n := s.Flush
-		c.transmit(atReplica, func() { c.r.flush(c, n) })
+		c.transmit(atReplica, func() { c.r.flush(c, nil) })
 	}
 }
 

@@ -20,7 +20,8 @@ const (
 
 // world is everything that exists in one run.
 type world struct {
-	rng    *rand.Rand
+	rng    *rand.Rand // of what is going on
+	net    *rand.Rand // of processes and the network
 	now    time.Duration
 	seq    uint64
 	events events
@@ -28,18 +29,24 @@ type world struct {
 	cover  Coverage
 	calm   bool // no more faults
 
-	settings volume.Settings
-	replicas []*replica // alive or to be started again; destroyed ones leave
-	target   *target    // the newest one; nil between two of them
-	other    *target    // the one before, when it goes on; the application goes on using it, too
-	two      bool       // that may happen in this run
-	record   *volume.List
-	operator operator
-	app      app
-	lastConn volume.SessionID
-	lastName int
-	destroy  map[block.GUID]bool
-	failed   error
+	settings  volume.Settings
+	replicas  []*replica // alive or to be started again; destroyed ones leave
+	target    *target    // the newest one; nil between two of them
+	other     *target    // the one before, when it goes on; the application goes on using it, too
+	two       bool       // that may happen in this run
+	record    *volume.List
+	operator  operator
+	app       app
+	lastConn  volume.SessionID
+	lastName  int
+	destroy   map[block.GUID]bool
+	seed      uint64
+	epoch     uint64 // the highest that began
+	losses    []loss
+	mischiefs []mischief
+	pullFails bool // the next pull's request does
+	lossless  bool // nothing that succeeded may get lost
+	failed    error
 }
 
 // process is what can be killed and frozen.
@@ -75,6 +82,7 @@ type event struct {
 	life int
 	conn *conn
 	end  int // of conn
+	rng  *rand.Rand
 	do   func()
 }
 
@@ -103,7 +111,16 @@ func (w *world) after(d time.Duration, p *process, do func()) *event {
 	return e
 }
 
+// push queues an event. What a fault, the application or the operator does later is drawn from where it was begun; whatever
+// happens in processes and on connections from a source of its own.
 func (w *world) push(e *event) {
+	switch {
+	case e.rng != nil:
+	case e.proc != nil || e.conn != nil:
+		e.rng = w.net
+	default:
+		e.rng = w.rng
+	}
 	if e.seq == 0 {
 		w.seq++
 		e.seq = w.seq
@@ -133,8 +150,39 @@ func (w *world) step() bool {
 			return true
 		}
 	}
-	e.do()
+	w.run(e)
 	return true
+}
+
+// run lets an event happen. It ends early when a machine loses power in the middle of it.
+func (w *world) run(e *event) {
+	defer func() {
+		switch x := recover().(type) {
+		case nil:
+		case powerLoss:
+			for _, r := range w.replicas {
+				if r.disk == x.s {
+					w.cover.PowerCutsInside++
+					r.powerCut(r.disk.rng)
+				}
+			}
+		default:
+			panic(x)
+		}
+	}()
+	w.rng = e.rng
+	e.do()
+}
+
+// source returns a source of random numbers for one concern of the run.
+func (w *world) source(concern uint64) *rand.Rand { return rand.New(rand.NewPCG(w.seed, concern)) }
+
+// with draws from rng during do.
+func (w *world) with(rng *rand.Rand, do func()) {
+	was := w.rng
+	w.rng = rng
+	do()
+	w.rng = was
 }
 
 func (w *world) logf(format string, args ...any) {
@@ -164,19 +212,39 @@ type Options struct {
 	Seed  uint64
 	Trace io.Writer     // nil: none
 	Chaos time.Duration // for how long faults are injected; default 3 s
+	// Lossless makes it a failure that something gets lost with the power that had succeeded, flushed or not.
+	Lossless bool
+	// Only has the numbers of the faults that happen; nil: all of them.
+	Only []int
 }
 
-// Run lives through one seed. The error says which promise was broken.
-func Run(o Options) (Coverage, error) {
+func (o *Options) setDefaults() {
 	if o.Chaos == 0 {
 		o.Chaos = 3 * time.Second
 	}
+}
+
+// The concerns of a run, each with its own source of random numbers, so that a change of one does not change the others.
+const (
+	concernRun = iota
+	concernNet
+	concernApp
+	concernOperator
+	concernFaults // and one for each kind behind it
+	concernStores = 1000
+)
+
+// Run lives through one seed. The error says which promise was broken.
+func Run(o Options) (Coverage, error) {
+	o.setDefaults()
 	w := &world{
-		rng: rand.New(rand.NewPCG(o.Seed, 0x5eed)), trace: o.Trace, destroy: map[block.GUID]bool{},
+		trace: o.Trace, destroy: map[block.GUID]bool{}, seed: o.Seed,
+		lossless: o.Lossless,
 		settings: volume.Settings{
 			Deadline: 60 * ms, PingEvery: 15 * ms, Lease: 60 * ms, ClaimGrace: 30 * ms, HoldLimit: 1500 * ms, Backoff: 5 * ms,
 		},
 	}
+	w.rng, w.net = w.source(concernRun), w.source(concernNet)
 	if w.chance(0.3) {
 		w.settings.RetainOps = 40
 	}
@@ -196,17 +264,22 @@ func Run(o Options) (Coverage, error) {
 		w.after(w.between(0, 30*ms), nil, w.newReplica().start)
 	}
 	w.after(w.between(0, 30*ms), nil, w.startTarget)
-	w.app.start(w)
-	w.scheduleFaults()
+	w.with(w.source(concernApp), func() { w.app.start(w) })
+	w.with(w.source(concernOperator), w.reconcile)
+	w.inject(o)
 	w.after(o.Chaos, nil, func() { w.calmDown() })
 	deadline := o.Chaos + 20*time.Second
 	for w.now < deadline && !w.app.done && w.step() {
 	}
-	if w.failed == nil && !w.app.done {
-		w.fail("no progress after the faults stopped: %s", w.describe())
-	}
-	if w.failed == nil {
+	switch {
+	case w.failed != nil:
+	case w.app.done:
 		w.finalCheck()
+	case w.heldByLoss():
+		w.cover.Held++
+		w.checkHistory()
+	default:
+		w.fail("no progress after the faults stopped: %s", w.describe())
 	}
 	if w.target != nil {
 		w.harvest(w.target)
