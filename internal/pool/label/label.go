@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/disk"
@@ -376,9 +377,11 @@ func Probe(dev disk.Device) (*Label, error) {
 	var found string
 	var unread error
 	if !headIntact { // whose is it?
-		head, headErr := readArea(dev, 0)
-		tail, tailErr := readArea(dev, dev.Size()-TailBytes)
-		found, unread = recognise(head, tail), errors.Join(headErr, tailErr)
+		head, tail := areas.Get().(*[HeadBytes]byte), areas.Get().(*[HeadBytes]byte)
+		headErr, tailErr := readArea(dev, head[:], 0), readArea(dev, tail[:], dev.Size()-TailBytes)
+		found, unread = recognise(head[:], tail[:]), errors.Join(headErr, tailErr)
+		areas.Put(head)
+		areas.Put(tail)
 	}
 	switch {
 	case newer != nil:
@@ -402,10 +405,12 @@ func Probe(dev disk.Device) (*Label, error) {
 	}
 }
 
-// readArea reads the label area at off; those at both ends have the same size. When parts of it are unreadable it
-// returns labels and ring, with zeroes for what of them is unreadable too, and why.
-func readArea(dev disk.Device, off int64) ([]byte, error) {
-	b := disk.Buffer(HeadBytes)
+// areas recycles memory for label areas; those at both ends have the same size.
+var areas = sync.Pool{New: func() any { return (*[HeadBytes]byte)(disk.Buffer(HeadBytes)) }}
+
+// readArea reads the label area at off into b. When parts of it are unreadable it has labels and ring there, with zeroes for
+// what of them is unreadable too, and returns why.
+func readArea(dev disk.Device, b []byte, off int64) error {
 	err := dev.ReadAt(b, off)
 	if err != nil {
 		clear(b)
@@ -414,7 +419,7 @@ func readArea(dev disk.Device, off int64) ([]byte, error) {
 		}
 		readBlocks(dev, b[ringOffset:ringOffset+ringSlots*blockSize], off+ringOffset)
 	}
-	return b, err
+	return err
 }
 
 // readBlocks fills b from off on. When not all of that is readable it returns the rest, with zeroes for it, and why.

@@ -160,6 +160,10 @@ func (g *Group) readPlain(b []byte, off int64) error {
 
 // readFrom reads from a device, let in, of a group without redundancy.
 func (g *Group) readFrom(d *Device, b []byte, off int64) error {
+	if g.inline {
+		defer d.end()
+		return d.disk.Load().d.ReadAt(b, g.base+off)
+	}
 	o := g.begin()
 	defer o.release()
 	r := o.add(doRead, 0, d)
