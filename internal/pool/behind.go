@@ -19,11 +19,13 @@ const behindMost = 64
 // stable.
 func (p *Pool) lookBehind(end logPos) error {
 	b := behind{p: p, l: p.newLogReader().readAhead(), end: end}
+	defer func() { b.l.release() }()
 	for blk := end.block; blk < p.seg.blocks(); blk += p.seg.row(end.seg) {
 		if _, err := b.follow(end.seg, blk); err != nil {
 			return err
 		}
 	}
+	b.l.release()
 	b.l = p.newLogReader()
 	b.l.window = 1
 	w := p.seg.where.Load()
