@@ -24,15 +24,15 @@ var (
 	shrink   = flag.Int("shrink", 150, "runs in which to look for the faults that make a seed fail")
 )
 
-const floorRuns = 100
+const floorRuns = 500
 
 // floors is what floorRuns runs must have reached, or they showed nothing: about a third of what they do reach.
 var floors = Coverage{
-	Completed: 12_500, Retries: 600, NoSpace: 1000, Damaged: 10, PowerCuts: 280, PowerCutsInside: 65, Losses: 5, Cycles: 3400,
-	Takeovers: 210, Restarts: 10, SecondTargets: 15, Superseded: 3, Ejections: 125, Suspensions: 420, Resends: 600, Joins: 650,
-	Pulls: 590, DeltaPulls: 460, Promotions: 200, Interrupted: 370, Divergent: 7, NotYet: 18, OldFrames: 2, HeldReads: 430,
-	LeaseWaits: 70, StandDowns: 50, PromiseWaits: 750, SecondAnswers: 490, ReadRetries: 110, ScaleUps: 21, ScaleDowns: 28,
-	Cancels: 15, CancelledLate: 1, Finished: 3,
+	Completed: 100_000, Retries: 2500, NoSpace: 5000, Damaged: 80, PowerCuts: 1400, PowerCutsInside: 325, Losses: 25, Cycles: 17_000,
+	Takeovers: 1500, Restarts: 50, SecondTargets: 100, Superseded: 50, Ejections: 1000, Suspensions: 2500, Resends: 4000,
+	Joins: 3250, Pulls: 3000, DeltaPulls: 2300, Promotions: 1500, Interrupted: 1850, Divergent: 35, NotYet: 150, OldFrames: 25,
+	HeldReads: 3000, LeaseWaits: 350, StandDowns: 300, PromiseWaits: 3750, SecondAnswers: 3500, ReadRetries: 550,
+	ScaleUps: 300, ScaleDowns: 300, Cancels: 100, CancelledLate: 5, Finished: 30,
 }
 
 // options of a run of one seed.

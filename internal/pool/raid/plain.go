@@ -41,7 +41,7 @@ func (g *Group) prompt(lay *layout, kind requestKind) *Device {
 		return nil
 	}
 	d := lay.cols[0].Devices[0]
-	if d.watch.late.Load() || kind != doRead && d.took[kind].Load() >= int64(promptly) || !d.begin() {
+	if !g.inline && (d.watch.late.Load() || kind != doRead && d.took[kind].Load() >= int64(promptly)) || !d.begin() {
 		return nil
 	}
 	return d
