@@ -85,7 +85,6 @@ func create(groups []Group, cfg Config, opt Options) (*Pool, error) {
 	if cfg.GUID.IsZero() {
 		cfg.GUID = opt.newGUID()
 	}
-	opt.setDefaults()
 	l, devs, err := plan(groups, cfg, opt)
 	if err != nil {
 		return nil, err
