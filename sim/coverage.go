@@ -16,7 +16,6 @@ type Coverage struct {
 	PowerCuts       uint64
 	PowerCutsInside uint64 // in the middle of something that the pool did
 	Losses          uint64 // times that the volume went back to what was flushed, or somewhat later
-	Held            uint64 // runs that ended with a volume that waits for what is gone
 	Cycles          uint64 // and other steps of what pools do in the background
 	Takeovers       uint64 // times that a target began to serve
 	Restarts        uint64

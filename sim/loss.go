@@ -2,7 +2,6 @@ package sim
 
 import (
 	"fmt"
-	"strings"
 
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/volume"
@@ -69,15 +68,6 @@ func (w *world) opened(r *replica, v block.Version) {
 	w.losses = append(w.losses, l)
 	w.cover.Losses++
 	w.logf("the volume goes back: %v begins on %s", v, r.name)
-}
-
-// heldByLoss reports whether the volume waits for what is gone with the power: a member gave up what it had, to be rebuilt,
-// before its source had made the same stable. Nothing goes on without it yet.
-func (w *world) heldByLoss() bool {
-	if w.lossless || w.app.cuts == 0 || w.target == nil {
-		return false
-	}
-	return strings.Contains(w.target.core.Status().Holding, "no complete replica is as far")
 }
 
 // holders names the replicas that have an operation.

@@ -275,9 +275,6 @@ func Run(o Options) (Coverage, error) {
 	case w.failed != nil:
 	case w.app.done:
 		w.finalCheck()
-	case w.heldByLoss():
-		w.cover.Held++
-		w.checkHistory()
 	default:
 		w.fail("no progress after the faults stopped: %s", w.describe())
 	}

@@ -29,10 +29,24 @@ func (c *Core) admit(p *peer) {
 		if c.resendable(p) {
 			c.counters.Resends++
 			c.resend(p)
-		} else if source := c.pickSource(p); source != nil && !c.keepForRoom(p) && c.mayJoin(p) {
+		} else if source := c.pickSource(p); source != nil && !c.keepForRoom(p) && c.mayJoin(p) && c.keeps(source, p) {
 			c.join(p, source)
 		}
 	}
+}
+
+// keeps reports whether source keeps, whatever happens to its power, everything that p is about to give up; if not, it asks for
+// that. Else nobody that is complete might be as far as p was, once it is known where that was. What p has of an earlier
+// epoch is no further than the operation that opened this one, which is stable on whoever has it.
+func (c *Core) keeps(source, p *peer) bool {
+	key := p.report.Key()
+	if !p.report.State.Complete || key.Epoch != c.promise.Epoch || key.N <= source.stable {
+		return true
+	}
+	if source.mark < key.N {
+		c.flushMark(source, key.N)
+	}
+	return false
 }
 
 // keepForRoom reports whether p, which is complete, stays so because it could not become it again: its pool has no room for a

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"slices"
 	"time"
 
 	"github.com/cstor-go/cstor/internal/block"
@@ -147,7 +148,8 @@ func (c *Core) Ack(now time.Duration, id SessionID, applied, stable uint64) {
 	if applied > p.acked {
 		p.moved = now
 	}
-	if stable > p.stable {
+	more := stable > p.stable
+	if more {
 		if p.flushing() {
 			c.took(p, p.flushed)
 		}
@@ -157,6 +159,9 @@ func (c *Core) Ack(now time.Duration, id SessionID, applied, stable uint64) {
 	switch p.state {
 	case insync:
 		c.advance()
+		if more && slices.ContainsFunc(c.peers, func(q *peer) bool { return q.state == promised }) {
+			c.poke() // one that waits for that: see keeps
+		}
 	case catching:
 		c.count(p)
 	}
