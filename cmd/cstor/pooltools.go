@@ -64,7 +64,8 @@ func poolInspectCommand() *cobra.Command {
 		Short: "Show a pool that is not running: devices, labels, raid groups, space, replicas",
 		Long: `Shows a pool that no process runs: what its devices, their labels and rings say, its raid groups, the newest checkpoint,
 space and replicas. DEVICE are the paths of all its devices, in any order; some may be missing that the pool can do
-without. When the pool cannot be opened it shows the labels, and why. It never writes to a device.
+without, and what is not a pool's device is shown as what it is. When the pool cannot be opened it shows the labels, and why.
+It never writes to a device.
 
 Exit codes: 0 shown, 1 the pool cannot be opened, 2 the devices cannot be looked at.`,
 		Example: `  cstor pool inspect /dev/sdb /dev/sdc`,
@@ -117,7 +118,7 @@ Exit codes: 0 all is well, 1 damage or missing redundancy was found, 2 it could 
 		}
 		err = show(cmd.OutOrStdout(), *output, r, func() error { cli.PoolReport(cmd.OutOrStdout(), r); return nil })
 		if err == nil && r.Damage > 0 {
-			err = fmt.Errorf("pool %s is not as it should be", r.Pool)
+			err = fmt.Errorf("%s is not as it should be", strings.TrimSpace("pool "+r.Pool))
 		}
 		return err
 	}
@@ -136,7 +137,9 @@ func poolDumpCommand() *cobra.Command {
   page        what the index has of one chunk (--replica, --chunk)
   log         the batches that a replay reads, and their records
 
-It never writes to a device.`,
+It never writes to a device.
+
+Exit codes: 0 shown, 1 the pool or what is to be shown is damaged, 2 it cannot be looked at.`,
 		Example: `  cstor pool dump segments /dev/sdb /dev/sdc
   cstor pool dump page --replica=pvc-0c1d9a2e-cspc-stripe-6qkw --chunk=3 -o json /dev/sdb /dev/sdc`,
 		Args: args(cobra.MinimumNArgs(2)),
@@ -156,6 +159,9 @@ It never writes to a device.`,
 		}
 		defer done()
 		p, err := engine.OpenReadOnly(devs, engine.Options{})
+		if errors.Is(err, engine.ErrDamaged) || errors.Is(err, engine.ErrChecksum) {
+			return err
+		}
 		if err != nil {
 			return &exit{exitUsage, err}
 		}

@@ -105,6 +105,7 @@ func steady(s, dir string, known map[string]string) string {
 //	flip DEVICE OFFSET    flips a bit
 //	smash DEVICE OFFSET LENGTH    inverts bytes
 //	zero DEVICE OFFSET LENGTH     clears bytes
+//	cut DEVICE SIZE               makes it shorter
 //	restore       brings the pool back as it was
 func TestPoolTools(t *testing.T) {
 	dir := t.TempDir() // its name in tables must not change their widths: devices are named relative to it
@@ -117,6 +118,11 @@ func TestPoolTools(t *testing.T) {
 			t.Fatal(err)
 		}
 		whole[name] = b
+	}
+	other := make([]byte, 4<<20)
+	copy(other, "XFSB")
+	if err := os.WriteFile("foreign", other, 0o600); err != nil {
+		t.Fatal(err)
 	}
 	known := map[string]string{}
 	datadriven.RunTest(t, filepath.Join(home, "testdata", "pool.txt"), func(t *testing.T, d *datadriven.TestData) string {
@@ -157,6 +163,13 @@ func TestPoolTools(t *testing.T) {
 				}
 			}
 			if err := os.WriteFile(args[0], b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			return ""
+		case "cut":
+			var size int64
+			fmt.Sscan(args[1], &size)
+			if err := os.Truncate(args[0], size); err != nil {
 				t.Fatal(err)
 			}
 			return ""

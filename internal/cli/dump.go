@@ -20,7 +20,7 @@ func Segments(w io.Writer, all []pool.SegmentView) error {
 			for j+1 < len(all) && all[j+1].Kind == "free" && all[j+1].Group == s.Group {
 				j++
 			}
-			t.row(run(s.Number, all[j].Number), s.Kind, s.Group+1, s.Offset, "", "", "", "")
+			t.row(run(s.Number, all[j].Number), s.Kind, s.Group, s.Offset, "", "", "", "")
 			i = j
 			continue
 		}
@@ -28,7 +28,7 @@ func Segments(w io.Writer, all []pool.SegmentView) error {
 		if s.Pinned {
 			note = "a replay reads it"
 		}
-		t.row(s.Number, s.Kind, s.Group+1, s.Offset, Bytes(int64(s.Pages)+int64(s.Delta)), Bytes(int64(s.Pages)), Bytes(int64(s.Delta)), note)
+		t.row(s.Number, s.Kind, s.Group, s.Offset, Bytes(int64(s.Pages)+int64(s.Delta)), Bytes(int64(s.Pages)), Bytes(int64(s.Delta)), note)
 	}
 	return t.t.Flush()
 }

@@ -60,12 +60,19 @@ func PoolView(w io.Writer, v *pool.View) error {
 	fmt.Fprintln(w, "\ndevices:")
 	t := newTable(w, "DEVICE", "GUID", "GROUP", "COLUMN", "STATE", "SIZE", "STALE", "LABELS", "RING", "NOTE")
 	for _, d := range v.Devices {
-		name, group, column, labels, ring := d.Name, "-", "-", "-", "-"
+		name, guid, size := d.Name, d.GUID.String(), Bytes(d.Size)
+		group, column, labels, ring := "-", "-", "-", "-"
 		if name == "" {
 			name = "(missing)"
 		}
-		if d.Group >= 0 {
-			group, column = fmt.Sprint(d.Group+1), fmt.Sprint(d.Column+1)
+		if d.GUID.IsZero() {
+			guid = "-"
+		}
+		if d.Size == 0 {
+			size = "-"
+		}
+		if d.Group > 0 {
+			group, column = fmt.Sprint(d.Group), fmt.Sprint(d.Column)
 		}
 		var notes []string
 		if len(d.Labels) > 0 {
@@ -97,7 +104,7 @@ func PoolView(w io.Writer, v *pool.View) error {
 		if d.Units > 0 {
 			stale = fmt.Sprintf("%d/%d", d.Stale, d.Units)
 		}
-		t.row(name, d.GUID, group, column, d.State, Bytes(d.Size), stale, labels, ring, strings.Join(notes, "; "))
+		t.row(name, guid, group, column, d.State, size, stale, labels, ring, strings.Join(notes, "; "))
 	}
 	t.t.Flush()
 	if v.Error != "" {
@@ -116,7 +123,7 @@ func PoolView(w io.Writer, v *pool.View) error {
 	fmt.Fprintln(w, "\nspans:")
 	t = newTable(w, "SEGMENTS", "GROUP", "UNITS")
 	for _, s := range v.Spans {
-		t.row(fmt.Sprintf("%d-%d", s.First, s.First+s.Count-1), s.Group+1, fmt.Sprintf("%d-%d", s.Unit, s.Unit+s.Count-1))
+		t.row(fmt.Sprintf("%d-%d", s.First, s.First+s.Count-1), s.Group, fmt.Sprintf("%d-%d", s.Unit, s.Unit+s.Count-1))
 	}
 	t.t.Flush()
 	c := v.Checkpoint
@@ -193,8 +200,8 @@ func PoolReport(w io.Writer, r *pool.Report) {
 	if len(r.Findings)+len(r.Notes) > 0 {
 		fmt.Fprintln(w)
 	}
-	fmt.Fprintf(w, "pool %s: %s, %s; read %s of data (%s), %s, %s, %s on all devices; replayed %s\n",
-		r.Pool, plural(int64(r.Devices), "device"), plural(int64(r.Replicas), "replica"), plural(r.Blocks, "block"), Bytes(r.Bytes), plural(r.Pages, "index page"),
+	fmt.Fprintf(w, "%s: %s, %s; read %s of data (%s), %s, %s, %s on all devices; replayed %s\n",
+		strings.TrimSpace("pool "+r.Pool), plural(int64(r.Devices), "device"), plural(int64(r.Replicas), "replica"), plural(r.Blocks, "block"), Bytes(r.Bytes), plural(r.Pages, "index page"),
 		plural(r.Headers, "batch header"), plural(r.Rows, "row"), plural(int64(r.Replayed), "batch"))
 	if r.Damage == 0 {
 		fmt.Fprintln(w, "no damage found")

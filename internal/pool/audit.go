@@ -24,7 +24,7 @@ type auditor struct {
 	content []byte
 	refs    []piece // of the window, ascending
 	faults  map[faultAt]bool
-	broken  map[string]bool // index pages that were reported as damaged
+	broken  map[string]bool // pages and parts of the directory that were reported as damaged
 }
 
 type faultAt struct {
@@ -71,20 +71,27 @@ func (p *Pool) audit(r *Report) {
 
 func (a *auditor) pageBroken(r *Replica, chunk uint64, err error) {
 	key := fmt.Sprint(r.slot, "/", chunk)
-	if a.broken[key] {
-		return
-	}
-	a.broken[key] = true
 	f := Finding{What: FoundPage, Offset: -1, Replica: r.name, Block: int64(chunk * block.ChunkBlocks), Lost: true, Text: err.Error()}
 	if s := (*ChecksumError)(nil); errors.As(err, &s) {
-		f.Device, f.Offset = s.Device, s.Offset
-		f.Text = fmt.Sprintf("the page of chunk %d is damaged; where its blocks are is not known: %v", chunk, errors.Unwrap(err))
-		if u, ok := err.(interface{ Unwrap() []error }); ok && len(u.Unwrap()) > 1 {
-			f.Text = fmt.Sprintf("the page of chunk %d is damaged, and with it where its 512 blocks are: %v", chunk, u.Unwrap()[1])
+		f.Device, f.Offset, f.Block = s.Device, s.Offset, int64(s.Block)
+		key = brokenAt(s.Device, s.Offset)
+		if chunk = s.Block / block.ChunkBlocks; s.What == "directory" {
+			f.What = FoundDirectory
+			f.Text = fmt.Sprintf("the directory from chunk %d on is damaged, and with it where the pages of its chunks are", chunk)
+		} else {
+			f.Text = fmt.Sprintf("the page of chunk %d is damaged; where its blocks are is not known: %v", chunk, errors.Unwrap(err))
+			if u, ok := err.(interface{ Unwrap() []error }); ok && len(u.Unwrap()) > 1 {
+				f.Text = fmt.Sprintf("the page of chunk %d is damaged, and with it where its 512 blocks are: %v", chunk, u.Unwrap()[1])
+			}
 		}
 	}
-	a.r.add(f)
+	if !a.broken[key] {
+		a.broken[key] = true
+		a.r.add(f)
+	}
 }
+
+func brokenAt(device string, off int64) string { return fmt.Sprint(device, " ", off) }
 
 // window verifies the segments from lo to below hi, in which there are n references.
 func (a *auditor) window(lo, hi uint32, n int) {
@@ -438,7 +445,7 @@ func (a *auditor) finding(x *piece, text string) {
 			f.Text = fmt.Sprintf("version %v %s", x.ver, text)
 		case piecePage, pieceDir:
 			f.Block = int64(x.block())
-			if x.kind == piecePage && a.broken[fmt.Sprint(x.slot, "/", x.number)] {
+			if a.broken[brokenAt(f.Device, f.Offset)] {
 				return // reported with why
 			}
 		}

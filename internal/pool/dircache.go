@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"unsafe"
@@ -225,6 +226,7 @@ func (r *Replica) readDir(i uint64, s dirSlot, node bool) error {
 	var nd *dirNode
 	var refs []decodedRef
 	err := p.readSummed(b, s.addr, s.sum)
+	summed := errors.Is(err, ErrDamaged)
 	switch {
 	case err != nil:
 	case node:
@@ -240,6 +242,9 @@ func (r *Replica) readDir(i uint64, s dirSlot, node bool) error {
 		}
 		if isDamage(err) {
 			device, off := p.where(s.addr)
+			if summed { // which says where
+				err = ErrDamaged
+			}
 			err = fmt.Errorf("%w: %w", &ChecksumError{Replica: r.name, Block: first * block.ChunkBlocks, Device: device, Offset: off, What: "directory"}, err)
 		}
 		return fmt.Errorf("directory of chunks %d to %d: %w", first, first+chunks-1, err)

@@ -15,7 +15,7 @@ import (
 type SegmentView struct {
 	Number uint32 `json:"number"`
 	Kind   string `json:"kind"`
-	Group  int    `json:"group"` // from 0
+	Group  int    `json:"group"` // from 1
 	Unit   uint32 `json:"unit"`  // of the group
 	Offset int64  `json:"offset"`
 	Pages  uint32 `json:"pages"` // live: what pages and directory refer to
@@ -29,7 +29,7 @@ func (p *Pool) DumpSegments() (all []SegmentView) {
 	w := p.seg.where.Load()
 	for i, k := range p.seg.kind {
 		sp := w.span(uint32(i))
-		x := SegmentView{Number: uint32(i), Kind: SegmentKind(k), Group: sp.group.index, Unit: sp.unit + uint32(i) - sp.first,
+		x := SegmentView{Number: uint32(i), Kind: SegmentKind(k), Group: sp.group.index + 1, Unit: sp.unit + uint32(i) - sp.first,
 			Pages: p.seg.pageLive[i], Delta: p.seg.deltaLive[i], Pinned: p.seg.pinned[i], Birth: p.seg.birth[i]}
 		_, x.Offset = p.where(uint64(i) << p.seg.shift)
 		all = append(all, x)

@@ -182,6 +182,34 @@ func TestVerifyNames(t *testing.T) {
 				expect(t, rep, "device "+device, "index page: replica v block 0")
 			}
 		})
+		t.Run("directory", func(t *testing.T) {
+			c := clone()
+			var devs []disk.Device
+			for _, m := range c {
+				devs = append(devs, m)
+			}
+			p, err := Open(devs, Options{DeltaEntries: 4096}) // a replay needs the directory
+			must(t, err)
+			must(t, p.Close())
+			for _, m := range c {
+				m.Reopen()
+			}
+			p, err = OpenReadOnly(spies(t, c), Options{})
+			must(t, err)
+			dirOf(t, p.Replica("v"), 0)
+			device, off := p.where(p.Replica("v").dir[0].node.slots[0].addr)
+			must(t, p.Close())
+			device = flip(t, c, device, off+20)
+			rep := verify(t, c)
+			if redundant {
+				expect(t, rep, "device "+device, "part of the directory from chunk 0 on")
+			} else {
+				expect(t, rep, fmt.Sprintf("device %s offset %d: directory block: replica v block 0 ", device, off), "the directory from chunk 0 on is damaged")
+			}
+			if rep.Damage != 1 || rep.Findings[0].Lost == redundant {
+				t.Error(rep.Findings)
+			}
+		})
 		t.Run("label", func(t *testing.T) {
 			c := clone()
 			c[0].FlipBit(64<<10+20, 1)

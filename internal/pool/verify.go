@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -26,6 +27,7 @@ func Verify(devs []disk.Device, opt Options) (*Report, error) {
 		for _, d := range devs { // their labels give the pool its name
 			l, e := label.Probe(disk.ReadOnly(d))
 			if e != nil {
+				r.Pool = cmp.Or(r.Pool, nameOf(d))
 				r.add(Finding{What: FoundLabel, Offset: -1, Block: -1, Lost: true, Text: e.Error()})
 				continue
 			}
@@ -47,8 +49,8 @@ func Verify(devs []disk.Device, opt Options) (*Report, error) {
 		}
 	}
 	p.audit(r)
-	if broken := r.count(FoundPage, true); broken > 0 {
-		r.note("the accounts cannot be proved: %d index pages are damaged", broken)
+	if broken := r.count(FoundPage, true) + r.count(FoundDirectory, true); broken > 0 {
+		r.note("the accounts cannot be proved: %d parts of the index are damaged", broken)
 	} else if err := p.Check(); err != nil {
 		for _, e := range parts(err) {
 			r.add(Finding{What: FoundAccounts, Offset: -1, Block: -1, Text: e.Error()})
@@ -60,6 +62,16 @@ func Verify(devs []disk.Device, opt Options) (*Report, error) {
 		}
 	}
 	return r, nil
+}
+
+// nameOf returns the name of the pool that some copy of a device's label gives, "" if none does.
+func nameOf(d disk.Device) string {
+	for _, c := range label.Copies(disk.ReadOnly(d), d.Size()) {
+		if c.Err == nil {
+			return c.Label.Name
+		}
+	}
+	return ""
 }
 
 // notClosed is a device that stays open.

@@ -33,9 +33,9 @@ type View struct {
 // DeviceView is a device and what its labels say.
 type DeviceView struct {
 	Name      string      `json:"name"`
-	GUID      block.GUID  `json:"guid"`
-	Group     int         `json:"group"`  // from 0
-	Column    int         `json:"column"` // from 0
+	GUID      block.GUID  `json:"guid,omitzero"`
+	Group     int         `json:"group"`  // from 1; 0: in none
+	Column    int         `json:"column"` // from 1
 	Size      int64       `json:"size"`
 	State     string      `json:"state"`
 	Out       bool        `json:"out"` // the newest labels say that it missed writes
@@ -75,7 +75,7 @@ type GroupView struct {
 
 // SpanView is a run of segments on one group.
 type SpanView struct {
-	Group int    `json:"group"`
+	Group int    `json:"group"` // from 1
 	First uint32 `json:"first"`
 	Count uint32 `json:"count"`
 	Unit  uint32 `json:"unit"`
@@ -146,7 +146,14 @@ type SnapshotView struct {
 // describes the labels and says why; the error says that there is no pool to be seen at all. The devices stay the
 // caller's.
 func Inspect(devs []disk.Device, opt Options) (*View, error) {
-	p, err := openOffline(keepOpen(devs), opt)
+	ours := slices.DeleteFunc(slices.Clone(devs), func(d disk.Device) bool {
+		_, err := label.Probe(disk.ReadOnly(d))
+		return errors.As(err, new(*ErrForeign))
+	})
+	if len(ours) == 0 {
+		ours = devs // which says what they are
+	}
+	p, err := openOffline(keepOpen(ours), opt)
 	if err == nil {
 		defer p.Close()
 		return p.view(devs), nil
@@ -154,13 +161,13 @@ func Inspect(devs []disk.Device, opt Options) (*View, error) {
 	v := &View{Error: err.Error(), Format: label.Format}
 	for _, d := range devs {
 		l, e := label.Probe(disk.ReadOnly(d))
-		x := DeviceView{Name: d.Name(), Size: d.Size(), Group: -1, Column: -1, State: "-"}
+		x := DeviceView{Name: d.Name(), Size: d.Size(), State: "-"}
 		if e != nil {
 			x.Found = e.Error()
 		} else {
 			m := l.Members[l.Index(l.Device)]
 			v.Name, v.GUID, v.Owner = l.Name, l.Pool, l.Owner
-			x.GUID, x.Group, x.Column, x.Replacing, x.Out = l.Device, m.Group, m.Column, m.Replacing, m.Out
+			x.GUID, x.Group, x.Column, x.Replacing, x.Out = l.Device, m.Group+1, m.Column+1, m.Replacing, m.Out
 			x.look(d, l.Size, l.Pool)
 		}
 		v.Devices = append(v.Devices, x)
@@ -203,7 +210,7 @@ func (p *Pool) view(devs []disk.Device) *View {
 		leaving[x.guid] = x
 	}
 	for _, d := range p.Devices() {
-		x := DeviceView{Name: d.Name, GUID: d.GUID, Group: d.Group, Column: d.Column, Size: d.Size, State: d.State.String(), Out: l.Members[l.Index(d.GUID)].Out,
+		x := DeviceView{Name: d.Name, GUID: d.GUID, Group: d.Group + 1, Column: d.Column + 1, Size: d.Size, State: d.State.String(), Out: l.Members[l.Index(d.GUID)].Out,
 			Replacing: d.Replacing, Units: d.Units, Stale: d.Stale}
 		dev := leaving[d.GUID].disk
 		if m := p.memberOf(d.GUID); m != nil {
@@ -220,7 +227,7 @@ func (p *Pool) view(devs []disk.Device) *View {
 	for _, d := range devs {
 		if !seen[d.Name()] {
 			_, err := label.Probe(disk.ReadOnly(d))
-			v.Devices = append(v.Devices, DeviceView{Name: d.Name(), Size: d.Size(), Group: -1, Column: -1, State: "-", Found: fmt.Sprint(err)})
+			v.Devices = append(v.Devices, DeviceView{Name: d.Name(), Size: d.Size(), State: "-", Found: fmt.Sprint(err)})
 		}
 	}
 	w := p.seg.where.Load()
@@ -229,7 +236,7 @@ func (p *Pool) view(devs []disk.Device) *View {
 	}
 	for i := range w.spans {
 		s := &w.spans[i]
-		v.Spans = append(v.Spans, SpanView{Group: s.group.index, First: s.first, Count: s.count, Unit: s.unit})
+		v.Spans = append(v.Spans, SpanView{Group: s.group.index + 1, First: s.first, Count: s.count, Unit: s.unit})
 	}
 	v.Checkpoint = p.checkpointView()
 	s := p.Stats()
