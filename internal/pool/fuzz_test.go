@@ -1,10 +1,10 @@
 package pool
 
 import (
-	"runtime"
 	"testing"
 
 	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/harness/memory"
 	"github.com/cstor-go/cstor/internal/pool/disk"
 	"github.com/cstor-go/cstor/internal/pool/wal"
 )
@@ -31,15 +31,6 @@ func sampleRoot(tb testing.TB) (root, dir, node []byte, segs int) {
 	return root, dir, node, p.seg.count()
 }
 
-// allocated returns how many bytes of memory f takes, given back or not.
-func allocated(f func()) uint64 {
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	f()
-	runtime.ReadMemStats(&after)
-	return after.TotalAlloc - before.TotalAlloc
-}
-
 // FuzzRoot: a root that is accepted refers to nothing outside the pool, and none takes much more memory than its size.
 func FuzzRoot(f *testing.F) {
 	root, _, _, segs := sampleRoot(f)
@@ -51,7 +42,7 @@ func FuzzRoot(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var m *rootImage
 		var err error
-		if n := allocated(func() { m, err = decodeRoot(b, segs, 20) }); n > 64<<10+64*uint64(len(b)) {
+		if n := memory.Taken(func() { m, err = decodeRoot(b, segs, 20) }); n > 64<<10+64*uint64(len(b)) {
 			t.Fatalf("%d bytes took %d bytes of memory", len(b), n)
 		}
 		if err != nil {
@@ -72,7 +63,8 @@ func FuzzRoot(f *testing.F) {
 	})
 }
 
-// FuzzDirectory: a directory block that is accepted refers to nothing outside the pool.
+// FuzzDirectory: a directory block that is accepted refers to nothing outside the pool, and none takes more memory than
+// a whole one.
 func FuzzDirectory(f *testing.F) {
 	_, dir, _, segs := sampleRoot(f)
 	refs, err := decodeDir(dir, 0, 0, uint64(segs)<<20, 20)
@@ -81,7 +73,11 @@ func FuzzDirectory(f *testing.F) {
 	}
 	f.Add(dir)
 	f.Fuzz(func(t *testing.T, b []byte) {
-		refs, err := decodeDir(b, 0, 0, uint64(segs)<<20, 20)
+		var refs []decodedRef
+		var err error
+		if n := memory.Taken(func() { refs, err = decodeDir(b, 0, 0, uint64(segs)<<20, 20) }); n > 64<<10 {
+			t.Fatalf("%d bytes took %d bytes of memory", len(b), n)
+		}
 		if err != nil {
 			return
 		}
@@ -93,7 +89,8 @@ func FuzzDirectory(f *testing.F) {
 	})
 }
 
-// FuzzNode: a directory node that is accepted refers to nothing outside the pool.
+// FuzzNode: a directory node that is accepted refers to nothing outside the pool, and none takes more memory than a whole
+// one.
 func FuzzNode(f *testing.F) {
 	_, _, node, segs := sampleRoot(f)
 	limit := uint64(segs) << 20
@@ -104,7 +101,11 @@ func FuzzNode(f *testing.F) {
 	f.Add(node)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var slots [nodeSpan]dirSlot
-		if decodeNode(b, 0, 0, limit, &slots) != nil {
+		var err error
+		if n := memory.Taken(func() { err = decodeNode(b, 0, 0, limit, &slots) }); n > 64<<10 {
+			t.Fatalf("%d bytes took %d bytes of memory", len(b), n)
+		}
+		if err != nil {
 			return
 		}
 		for _, s := range slots {
@@ -140,7 +141,7 @@ func FuzzReplay(f *testing.F) {
 		rec.Version = ver(4)
 		f.Add(wal.Append(nil, &rec), uint8(1), false)
 	}
-	usual := allocated(func() {
+	usual := memory.Taken(func() {
 		q, err := OpenReadOnly([]disk.Device{k.Clone()}, Options{})
 		must(f, err)
 		must(f, q.Close())
@@ -166,7 +167,7 @@ func FuzzReplay(f *testing.F) {
 			}
 		}
 		var q *Pool
-		if n := allocated(func() { q, err = OpenReadOnly([]disk.Device{c}, Options{}) }); n > most {
+		if n := memory.Taken(func() { q, err = OpenReadOnly([]disk.Device{c}, Options{}) }); n > most {
 			t.Fatalf("%d bytes of memory, want at most %d", n, most)
 		}
 		if err != nil {

@@ -3,10 +3,10 @@ package replica
 import (
 	"encoding/json"
 	"reflect"
-	"runtime"
 	"testing"
 
 	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/harness/memory"
 	"github.com/cstor-go/cstor/internal/volume"
 )
 
@@ -26,11 +26,9 @@ func FuzzState(f *testing.F) {
 	}
 	f.Add([]byte(`{"history":[{},{},{}],"pending":{"members":[]}}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		var before, after runtime.MemStats
-		runtime.ReadMemStats(&before)
-		st, err := decodeState(b)
-		runtime.ReadMemStats(&after)
-		if n := after.TotalAlloc - before.TotalAlloc; n > 64<<10+128*uint64(len(b)) {
+		var st volume.State
+		var err error
+		if n := memory.Taken(func() { st, err = decodeState(b) }); n > 64<<10+128*uint64(len(b)) {
 			t.Fatalf("%d bytes took %d bytes of memory", len(b), n)
 		}
 		if err != nil {

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/harness/memory"
 )
 
 // content returns a block of which about the given share, in 1/16, is incompressible.
@@ -118,7 +119,7 @@ func TestShort(t *testing.T) {
 	}
 }
 
-// FuzzUnpack: nothing is written behind the block, whatever the input.
+// FuzzUnpack: nothing is written behind the block, and none but a block's memory is taken, whatever the input.
 func FuzzUnpack(f *testing.F) {
 	rng := rand.New(rand.NewPCG(5, 6))
 	var p Packer
@@ -132,7 +133,9 @@ func FuzzUnpack(f *testing.F) {
 	}
 	guard := bytes.Repeat([]byte{0x5a}, block.Size+64)
 	f.Fuzz(func(t *testing.T, b []byte) {
-		_ = Unpack(guard[:block.Size:block.Size], b)
+		if n := memory.Taken(func() { _ = Unpack(guard[:block.Size:block.Size], b) }); n > 64<<10 {
+			t.Fatalf("%d bytes took %d bytes of memory", len(b), n)
+		}
 		for _, g := range guard[block.Size:] {
 			if g != 0x5a {
 				t.Fatal("wrote behind the block")

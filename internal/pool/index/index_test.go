@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/harness/memory"
 )
 
 func randomPage(rng *rand.Rand) *Page {
@@ -61,7 +62,8 @@ func TestPageRoundTrip(t *testing.T) {
 	}
 }
 
-// FuzzPage opens arbitrary bytes without the checksum, which leaves the bounds to the decoder.
+// FuzzPage gives arbitrary bytes a valid checksum, which leaves the bounds to the decoder. They take no more memory than
+// their size accounts for.
 func FuzzPage(f *testing.F) {
 	rng := rand.New(rand.NewPCG(1, 1))
 	for i := range 5 {
@@ -71,12 +73,23 @@ func FuzzPage(f *testing.F) {
 		f.Add(p.Encode(make([]byte, 0, MaxPage), 5, 6, 7))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
+		b = sealed(b)
 		var v View
-		if v.Open(b, 5, 6, 7, true) != nil {
+		var err error
+		p := new(Page)
+		if n := memory.Taken(func() {
+			if err = v.Open(b, 5, 6, 7, false); err == nil && v.End() <= uint64(MaxLoc) {
+				v.Decode(p)
+			}
+		}); n > 64<<10+64*uint64(len(b)) {
+			t.Fatalf("%d bytes took %d bytes of memory", len(b), n)
+		}
+		if err != nil || v.End() > uint64(MaxLoc) {
 			return
 		}
-		v.Decode(new(Page))
-		v.End()
+		if err := v.Open(b, 5, 6, 7, true); err != nil {
+			t.Fatal("checked before: ", err)
+		}
 		var o OldView
 		if v.Old(&o) == nil {
 			o.Find(7, block.Version{N: 9})

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/harness/memory"
 )
 
 func randomOld(rng *rand.Rand, n int) []Old {
@@ -118,7 +119,17 @@ func TestHistoryPages(t *testing.T) {
 	}
 }
 
-// FuzzHistory opens arbitrary bytes without the checksum, which leaves the bounds to the decoder.
+// sealed returns a copy of b with the checksum of a page or a history page.
+func sealed(b []byte) []byte {
+	b = slices.Clone(b)
+	if len(b) >= 8 {
+		binary.LittleEndian.PutUint32(b[4:], block.Sum(b[8:]))
+	}
+	return b
+}
+
+// FuzzHistory gives arbitrary bytes a valid checksum, which leaves the bounds to the decoder. They take no more memory
+// than their size accounts for, however many versions they say they have.
 func FuzzHistory(f *testing.F) {
 	rng := rand.New(rand.NewPCG(1, 1))
 	for range 3 {
@@ -126,12 +137,23 @@ func FuzzHistory(f *testing.F) {
 		f.Add(EncodeHistory(nil, randomOld(rng, 20), &h, 6, 7), h.Count)
 	}
 	f.Fuzz(func(t *testing.T, b []byte, count uint32) {
+		b = sealed(b)
 		var v OldView
-		if OpenHistory(&v, b, &HistRef{ID: 5, Count: count}, 6, 7, true) != nil {
+		var err error
+		if n := memory.Taken(func() {
+			if err = OpenHistory(&v, b, &HistRef{ID: 5, Count: count}, 6, 7, false); err == nil {
+				v.Append(nil)
+			}
+		}); n > 64<<10+64*uint64(len(b)) {
+			t.Fatalf("%d bytes took %d bytes of memory", len(b), n)
+		}
+		if err != nil {
 			return
 		}
-		v.Append(nil)
 		v.HistEnd()
+		if err := OpenHistory(&v, b, &HistRef{ID: 5, Count: count}, 6, 7, true); err != nil {
+			t.Fatal("checked before: ", err)
+		}
 		for i := range block.ChunkBlocks {
 			v.Find(i, block.Version{Epoch: uint64(i), N: 3})
 		}

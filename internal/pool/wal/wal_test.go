@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/harness/memory"
 )
 
 func sample() ([]byte, []Record) {
@@ -195,7 +196,8 @@ func TestArea(t *testing.T) {
 	}
 }
 
-// FuzzDecode gives arbitrary records a valid checksum, so that the decoder's own bounds are what is tested.
+// FuzzDecode gives arbitrary records a valid checksum, so that the decoder's own bounds are what is tested. A header takes
+// no more memory than its size accounts for, whatever its records say of their blocks.
 func FuzzDecode(f *testing.F) {
 	b, _ := sample()
 	f.Add(b[FixedLen:400], uint32(400), uint32(7), uint32(8))
@@ -205,13 +207,22 @@ func FuzzDecode(f *testing.F) {
 		}
 		b := append(make([]byte, FixedLen, 4*block.Size), records...)
 		b, _ = Finish(b, &Header{DataBlocks: int(data), Records: int(n)})
-		h, err := Decode(b)
+		var it Records
+		var r Record
+		var h Header
+		var err error
+		if n := memory.Taken(func() {
+			if h, err = Decode(b); err == nil {
+				for it.Reset(b, &h); it.Next(&r); {
+				}
+			}
+		}); n > 64<<10+16*uint64(len(b)) {
+			t.Fatalf("%d bytes took %d bytes of memory", len(b), n)
+		}
 		if err != nil {
 			return
 		}
-		var it Records
 		it.Reset(b, &h)
-		var r Record
 		got := 0
 		area := MakeArea(0, h.RawBlocks)
 		for it.Next(&r) {
