@@ -203,7 +203,7 @@ func (d *file) WritevAt(bufs [][]byte, off int64) error {
 		bufs = [][]byte{flat}
 	}
 	if err := d.writev(bufs, off); err != nil {
-		return &RequestError{Device: d.name, Op: "write", Off: off, Len: total, Err: err}
+		return &RequestError{Device: d.name, Op: "write", Off: off, Len: total, Err: d.advise(err)}
 	}
 	if !d.direct && d.cached.Add(total) >= cachedMost && d.writing.CompareAndSwap(false, true) {
 		d.cached.Store(0)
@@ -289,10 +289,26 @@ func (d *file) Flush() error {
 			continue
 		}
 		if err != nil {
-			return &RequestError{Device: d.name, Op: "flush", Err: err}
+			return &RequestError{Device: d.name, Op: "flush", Err: d.advise(err)}
 		}
 		return nil
 	}
+}
+
+// advise adds what to do to an error of a device that has got less space than its size says: a sparse file, or one of a
+// storage that is filled as it is written.
+func (d *file) advise(err error) error {
+	switch {
+	case errors.Is(err, unix.EDQUOT):
+		return fmt.Errorf("%w: raise the quota of who owns the file", err)
+	case errors.Is(err, unix.EFBIG):
+		return fmt.Errorf("%w: raise the limit of the process or of the file system", err)
+	case !errors.Is(err, unix.ENOSPC):
+		return err
+	case d.block:
+		return fmt.Errorf("%w: the storage behind the device is full, make room there", err)
+	}
+	return fmt.Errorf("%w: the file system that the file is on is full, make room there", err)
 }
 
 func (d *file) Discard(off, length int64) error {
