@@ -23,6 +23,8 @@ for patch in "$@"; do
 	cp "$root/go.mod" "$root/go.sum" "$copy/"
 	cp -r "$root/sim" "$copy/"
 	cp -r "$root/internal/block" "$root/internal/volume" "$root/internal/pool" "$copy/internal/"
+	mkdir -p "$copy/internal/harness"
+	cp -r "$root/internal/harness/memory" "$copy/internal/harness/"
 	if ! (cd "$copy" && git apply "$patch") >"$tmp/out" 2>&1; then
 		echo "BROKEN $name: does not apply"
 		alive=1
