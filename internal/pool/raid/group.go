@@ -96,6 +96,11 @@ func (l *layout) devices(f func(c int, d *Device)) {
 	}
 }
 
+// has reports whether a device of a column is in use.
+func (l *layout) has(c int, d *Device) bool {
+	return d.online() && slices.Contains(l.cols[c].Devices, d)
+}
+
 // New returns a group over devices that belong to no other.
 func New(cfg Config) (*Group, error) {
 	data, parity, err := cfg.Kind.Shape(len(cfg.Columns))

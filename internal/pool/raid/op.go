@@ -288,8 +288,23 @@ func (o *op) columns() (n int) {
 	return n
 }
 
-// hung takes the device of a request out that has not answered.
-func (r *request) hung(force bool) {
-	r.dev.takeOut(fmt.Errorf("device %s: %s of %d bytes at %d: %w (%v)", r.dev.Name(), r.kind, r.length, r.off, ErrHung,
+// leave takes the devices out that have not answered. One that cannot be spared has until the hard limit, and goes then:
+// what is under way in it may land later over what is written meanwhile, which must not be on a device in use.
+func (o *op) leave() {
+	for {
+		refused := false
+		for _, r := range o.reqs {
+			refused = !r.done.Load() && !r.hung(o.ticks >= hardTicks) || refused
+		}
+		if !refused {
+			return
+		}
+		o.wait(0, hardTicks, 0)
+	}
+}
+
+// hung takes the device of a request out that has not answered, and returns whether it is out.
+func (r *request) hung(force bool) bool {
+	return r.dev.takeOut(fmt.Errorf("device %s: %s of %d bytes at %d: %w (%v)", r.dev.Name(), r.kind, r.length, r.off, ErrHung,
 		time.Duration(r.op.ticks)*r.op.g.tick), force)
 }

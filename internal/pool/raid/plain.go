@@ -85,10 +85,10 @@ func (g *Group) writeInline(lay *layout, d *Device, bufs [][]byte, off int64) er
 	return g.stillIn(d, "write")
 }
 
-// stillIn returns an error if d, the only device of which a request was made, went out meanwhile: what it has done since does
-// not count, and the device that takes its place had no part in it.
+// stillIn returns an error if d, the only device of which a request was made, went out or was replaced meanwhile: what it has
+// done since does not count, and the device that takes its place had no part in it.
 func (g *Group) stillIn(d *Device, what string) error {
-	if d.online() {
+	if g.layout.Load().has(0, d) {
 		return nil
 	}
 	return fmt.Errorf("%s: %w: %w", what, ErrLost, g.why())

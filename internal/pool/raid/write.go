@@ -90,9 +90,7 @@ func (g *Group) writeColumns(o *op, row, rows int64) error {
 	g.encode(o, row, int(rows))
 	o.start(o.reqs[ready:])
 	o.wait(0, lateTicks, g.data)
-	if err := g.settleWrite(o, first, last); err != nil {
-		return fmt.Errorf("write: %w", err)
-	}
+	o.leave()
 	// Who heals may have cleared the mark of a device that came back since we skipped it, and did not see these rows.
 	for _, d := range o.skipped {
 		d.miss(first, last)
@@ -104,45 +102,75 @@ func (g *Group) writeColumns(o *op, row, rows int64) error {
 			}
 		})
 	}
+	if err := g.settleWrite(o, first, last); err != nil {
+		return fmt.Errorf("write: %w", err)
+	}
 	return nil
 }
 
 // settleWrite decides what becomes of a write and of the devices that failed it.
 func (g *Group) settleWrite(o *op, first, last int) error {
-	enough := o.columns() >= g.data
-	var failed error
-	for _, r := range o.reqs {
-		switch {
-		case !r.done.Load():
-			if failed == nil {
-				failed = fmt.Errorf("device %s: %w", r.dev.Name(), ErrHung)
-			}
+	failed, enough := g.missed(o, first, last)
+	if enough {
+		for _, r := range failed {
 			r.dev.writes.Add(1)
-			r.hung(o.ticks >= hardTicks)
-			if enough {
-				r.dev.miss(first, last)
-			}
-		case r.err != nil:
-			if failed == nil {
-				failed = r.err
-			}
-			r.dev.writes.Add(1)
-			if !enough {
-				continue // nothing that counts is missing on it: the rows are not written
-			}
-			out := r.dev.takeOut(fmt.Errorf("write error: %w", r.err), false)
-			if r.dev.miss(first, last); !out {
+			if r.done.Load() && r.err != nil && !r.dev.takeOut(fmt.Errorf("write error: %w", r.err), false) {
 				g.changed(r.dev, "device missed a write and cannot be spared")
 			}
 		}
+		return nil
 	}
-	if !enough {
-		if failed == nil {
-			failed = g.why()
+	var err error // nothing that counts is missing on these devices: the rows are not written
+	for _, r := range failed {
+		r.dev.writes.Add(1)
+		switch {
+		case err != nil:
+		case r.done.Load() && r.err != nil:
+			err = r.err
+		default:
+			err = fmt.Errorf("device %s: %w", r.dev.Name(), ErrHung)
 		}
-		return failed
 	}
-	return nil
+	if err == nil {
+		err = fmt.Errorf("%w: %w", ErrLost, g.why())
+	}
+	return err
+}
+
+// missed returns the requests of a write that failed, and whether enough columns have the rows without them. Then it marks
+// the units on their devices, before any other device goes out that has the rows; else what these hold besides stays good.
+func (g *Group) missed(o *op, first, last int) (failed []*request, enough bool) {
+	for _, r := range o.reqs {
+		if !r.done.Load() || r.err != nil {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			break
+		}
+	}
+	enough = g.have(o, first, last) >= g.data
+	for _, r := range o.reqs {
+		if r.done.Load() && r.err == nil {
+			continue
+		}
+		failed = append(failed, r)
+		if enough {
+			r.dev.miss(first, last)
+		}
+	}
+	return failed, enough
+}
+
+// have counts the columns of which a device that is still in use there has taken a write and is not stale there.
+func (g *Group) have(o *op, first, last int) (n int) {
+	lay := g.layout.Load()
+	var seen uint64
+	for _, r := range o.reqs {
+		if seen>>r.col&1 == 0 && r.done.Load() && r.err == nil && r.good && lay.has(r.col, r.dev) && !r.dev.isStale(first, last) {
+			seen |= 1 << r.col
+			n++
+		}
+	}
+	return n
 }
 
 // wrote reports whether o has written to d, or has marked it.

@@ -1,0 +1,89 @@
+package raid
+
+import (
+	"errors"
+	"runtime"
+	"testing"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/disk"
+)
+
+// pair returns two devices that hold the same, all of it flushed: a mirror, or a stripe whose device is being replaced by
+// one that has everything already.
+func pair(t *testing.T, kind Kind) (r *rig, a, b int) {
+	t.Helper()
+	if kind == Mirror {
+		r = newRig(t, shape{Mirror, 2, 1, 1}, newSeed(t))
+		r.fill()
+		r.must(r.Flush())
+		return r, 0, 1
+	}
+	r = newRig(t, shape{Stripe, 1, 1, 0}, newSeed(t))
+	r.replacement()
+	r.fill()
+	r.must(r.Flush())
+	return r, 0, 1
+}
+
+// replacement puts a device beside the one of a stripe that is taken for healed.
+func (r *rig) replacement() {
+	r.t.Helper()
+	r.mem = append(r.mem, disk.NewMem("new", testBase+testUnits*testUnit))
+	r.dev = append(r.dev, NewDevice(block.NewGUID(), r.mem[1]))
+	r.must(r.Replace(0, r.dev[1]))
+	for u := range testUnits {
+		r.dev[1].ClearStale(u)
+	}
+}
+
+// answered waits until a device has answered everything.
+func (r *rig) answered(i int) {
+	for r.dev[i].Stuck() > 0 {
+		runtime.Gosched()
+	}
+}
+
+// TestWriteOnDeviceThatLeft: what only a device has that is out by the time the write is decided is not written. And a
+// write that failed takes nothing else with it.
+func TestWriteOnDeviceThatLeft(t *testing.T) {
+	for _, kind := range []Kind{Mirror, Stripe} {
+		r, a, b := pair(t, kind)
+		waits, resume := r.mem[a].HangOp("write", 1)
+		done := make(chan error, 1)
+		go func() { done <- r.write(0, 1) }()
+		<-waits
+		r.answered(b)
+		if !r.dev[b].FailSpared(errors.New("test")) {
+			t.Fatal(kind, "a device that can be spared stayed")
+		}
+		r.mem[a].Inject(disk.Faults{FailWrite: true})
+		resume()
+		if err := <-done; err == nil {
+			t.Fatal(kind, "rows that only a device has that is out are called written")
+		}
+		r.mem[a].Inject(disk.Faults{})
+		if r.dev[a].State() != Online || r.dev[a].Stale() {
+			t.Fatal(kind, r.dev[a].State(), r.dev[a].StaleUnits())
+		}
+		r.must(r.get(int64(r.Row()), r.Row()))
+	}
+}
+
+// TestWriteOnReplacedDevice: rows that went to a device that has been replaced meanwhile are not written.
+func TestWriteOnReplacedDevice(t *testing.T) {
+	r := newRig(t, shape{Stripe, 1, 1, 0}, newSeed(t))
+	r.fill()
+	r.must(r.Flush())
+	waits, resume := r.mem[0].HangOp("write", 1)
+	done := make(chan error, 1)
+	go func() { done <- r.write(0, 1) }()
+	<-waits
+	r.replacement()
+	_, err := r.Promote(0)
+	r.must(err)
+	resume()
+	if err := <-done; !errors.Is(err, ErrLost) {
+		t.Fatal("rows that only the device has that was replaced are called written:", err)
+	}
+}
