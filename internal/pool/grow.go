@@ -67,7 +67,7 @@ func (p *Pool) addGroups(groups []Group) error {
 		}
 		rg, err := raid.New(raid.Config{
 			Kind: g.Kind, Columns: cols, Base: label.HeadBytes, UnitBytes: unit, Units: int(units),
-			Deadline: p.opt.Deadline, Log: p.opt.Log, Changed: p.deviceChanged,
+			Deadline: p.opt.Deadline, Log: p.opt.Log, Changed: p.deviceChanged, Inline: p.opt.Manual,
 		})
 		if err != nil {
 			return err
