@@ -292,12 +292,17 @@ func (d *Device) tryOut(g *Group, cause error, force bool) (done, gone bool) {
 	return true, false
 }
 
-// unflushed marks the units as stale that no flush has covered, where the group has them elsewhere.
+// unflushed marks the units as stale that no flush has covered, where the group has them elsewhere. Where it has not, what
+// it says is written is nowhere.
 func (d *Device) unflushed() {
 	g := d.group.Load()
 	mark := func(u int) {
-		if g != nil && g.goodWithout(d, u, u) >= g.data {
+		switch {
+		case g == nil || d.IsStale(u): // nobody counts on it
+		case g.goodWithout(d, u, u) >= g.data:
 			d.stale.add(u)
+		default:
+			g.forfeit.Store(true)
 		}
 	}
 	d.dirty.drain(mark)

@@ -20,7 +20,8 @@
 //
 //   - A Write that returned nil is on all columns but at most P of every unit that it touches, and where it is missing
 //     the unit is stale on that device. What a device wrote since its last good flush is stale too once it goes out.
-//   - After a Flush that returned nil the same holds of stable storage.
+//   - After a Flush that returned nil the same holds of stable storage. When a device is taken out that cannot be spared,
+//     with rows that no Flush has covered, no later Flush succeeds, and the group is Faulted.
 //   - Read never gives what is on a stale unit or on a device that is out. What Recover gives has passed the caller's
 //     check; only there, when everything else fails that check, stale units are tried too.
 //   - No more than P wrong columns in a row, of which nobody need know which they are, make Recover and Heal fail, as

@@ -4,7 +4,8 @@ import "fmt"
 
 // Flush makes everything stable that was written before the call, on all devices at once. A device whose flush fails,
 // or does not end while the others' have, goes out, and every unit written since its last good flush is stale on it.
-// It fails when the group cannot spare that device.
+// It fails when the group cannot spare that device, and for good once one that it could not spare has gone out with rows
+// that were not flushed.
 func (g *Group) Flush() error {
 	o := g.begin()
 	defer o.release()
@@ -46,6 +47,9 @@ func (g *Group) Flush() error {
 				failed = r.err
 			}
 		}
+	}
+	if failed == nil && g.forfeit.Load() { // since the flush began
+		failed = fmt.Errorf("%w: %w", ErrLost, g.why())
 	}
 	if failed != nil {
 		return fmt.Errorf("flush: %w", failed)

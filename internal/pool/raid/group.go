@@ -78,7 +78,7 @@ type Group struct {
 	log          *slog.Logger
 	onChange     func()
 
-	forfeit atomic.Bool // without redundancy, and a device went out that had what no other has
+	forfeit atomic.Bool // a device went out, whatever that cost, that had unflushed rows which no other has; in a stripe, any
 
 	layout atomic.Pointer[layout]
 	mu     sync.Mutex // guards changes of layout, and devices going out
@@ -290,7 +290,7 @@ type Health uint8
 const (
 	Healthy  Health = iota + 1
 	Degraded        // some device is out, missing, stale or being replaced with its column gone
-	Faulted         // more columns are gone than the parity makes up for
+	Faulted         // more columns are gone than the parity makes up for, or what was not flushed went with one of them
 )
 
 func (h Health) String() string {

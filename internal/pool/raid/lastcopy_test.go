@@ -87,3 +87,60 @@ func TestWriteOnReplacedDevice(t *testing.T) {
 		t.Fatal("rows that only the device has that was replaced are called written:", err)
 	}
 }
+
+// TestForcedOutWithLastCopy: when a device goes out, whatever that costs, with rows that no flush has covered and no other
+// device has, nothing is called flushed any more. A device that has only what is elsewhere or was flushed costs nothing.
+func TestForcedOutWithLastCopy(t *testing.T) {
+	r, a, b := pair(t, Mirror)
+	r.dev[b].SetStale(2) // so that a cannot be spared
+	r.mem[a].Inject(disk.Faults{FailWrite: true})
+	r.must(r.write(0, 1))
+	r.mem[a].Inject(disk.Faults{})
+	if r.dev[a].State() != Online || !r.dev[a].IsStale(0) {
+		t.Fatal(r.dev[a].State(), r.dev[a].StaleUnits())
+	}
+	r.dev[b].Fail(errors.New("test"))
+	for _, flush := range []func() error{r.Flush, r.FlushInline} {
+		if err := flush(); !errors.Is(err, ErrLost) {
+			t.Fatal("rows are called flushed that no device has which is in use:", err)
+		}
+	}
+	if r.State() != Faulted {
+		t.Fatal(r.State())
+	}
+
+	r, a, b = pair(t, Mirror)
+	r.dev[b].SetStale(2)
+	r.mem[a].Inject(disk.Faults{FailWrite: true})
+	r.must(r.write(0, 1))
+	r.mem[a].Inject(disk.Faults{})
+	r.must(r.Flush())
+	r.dev[b].Fail(errors.New("test"))
+	r.must(r.Flush())
+	if r.State() != Degraded {
+		t.Fatal(r.State())
+	}
+}
+
+// TestForcedOutDuringFlush: the same while the flush of the other device is under way.
+func TestForcedOutDuringFlush(t *testing.T) {
+	r, a, b := pair(t, Mirror)
+	r.dev[b].SetStale(2)
+	r.mem[a].Inject(disk.Faults{FailWrite: true})
+	r.must(r.write(0, 1))
+	r.mem[a].Inject(disk.Faults{})
+	waits, resume := r.mem[a].HangOp("flush", 1)
+	waitsB, resumeB := r.mem[b].HangOp("flush", 1)
+	done := make(chan error, 1)
+	go func() { done <- r.Flush() }()
+	<-waits
+	<-waitsB
+	r.mem[b].Inject(disk.Faults{FailFlush: true})
+	r.dev[b].Fail(errors.New("test"))
+	resumeB()
+	r.answered(b)
+	resume()
+	if err := <-done; !errors.Is(err, ErrLost) {
+		t.Fatal("rows are called flushed that no device has which is in use:", err)
+	}
+}
