@@ -29,7 +29,8 @@
 //     it cannot be read at all.
 //   - A device that errs on a write or a flush, keeps failing reads, or does not answer while others have for Deadline
 //     (five times that for flushes) goes out, if the group can spare it everywhere. When it cannot, the operation
-//     fails with the device's error, and with a device that never answers after fifteen times Deadline. While too few
+//     fails with the device's error, and with a device that never answers after fifteen times Deadline. It goes out then:
+//     a write that was given up is never under way in a device in use, where it may land over later ones. While too few
 //     devices answer at all, none is taken out: then everything is slow. WriteInline, ReadInline and FlushInline of a
 //     stripe may be kept by a device that begins to hang at that moment until it answers; it goes out as early as for
 //     the others, so that all that follows fails.

@@ -80,10 +80,6 @@ func (g *Group) Discard(off, n int64) error {
 	}
 	o.start(o.reqs)
 	o.wait(0, hardTicks, 0)
-	for _, r := range o.reqs {
-		if !r.done.Load() {
-			r.hung(true)
-		}
-	}
+	o.leave()
 	return nil
 }

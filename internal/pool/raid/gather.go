@@ -262,7 +262,7 @@ func (g *Group) readBlock(d *Device, row int64, dst []byte) bool {
 }
 
 // repair writes rows of a device that are there already. block gives the content of the i-th. A device that does not
-// take it goes out if the group can spare it.
+// take it goes out if the group can spare it, one that does not answer in any case.
 func (g *Group) repair(d *Device, row int64, rows int, block func(i int, dst []byte)) error {
 	if g.readOnly {
 		return nil
@@ -282,9 +282,10 @@ func (g *Group) repair(d *Device, row int64, rows int, block func(i int, dst []b
 	r.off, r.length, r.bufs, r.first, r.last = g.devOff(row), int64(len(mem)), o.iov, first, last
 	d.dirty.addRange(first, last)
 	o.start(o.reqs)
-	if !o.wait(0, lateTicks, 0) {
+	o.wait(0, lateTicks, 0)
+	o.leave()
+	if !r.done.Load() {
 		d.writes.Add(1)
-		r.hung(false)
 		return fmt.Errorf("device %s: repair: %w", d.Name(), ErrHung)
 	}
 	if r.err != nil {

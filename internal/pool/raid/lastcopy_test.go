@@ -144,3 +144,19 @@ func TestForcedOutDuringFlush(t *testing.T) {
 		t.Fatal("rows are called flushed that no device has which is in use:", err)
 	}
 }
+
+// TestAbandonedRepair: a repair that its device does not answer is not left under way in a device that stays in use, since
+// it would land over what is written there later.
+func TestAbandonedRepair(t *testing.T) {
+	r, a, b := pair(t, Mirror)
+	r.dev[b].SetStale(2) // so that a cannot be spared
+	r.tick = soon / ticksPerDeadline
+	r.mem[a].BadSectors(testBase, blockSize)
+	waits, resume := r.mem[a].HangOp("write", 1)
+	defer resume()
+	r.must(r.get(0, blockSize))
+	<-waits
+	if d := r.dev[a]; d.State() != Out || !errors.Is(d.Cause(), ErrHung) {
+		t.Fatal("a device is in use in which an abandoned write is under way:", d.State(), d.Cause())
+	}
+}
