@@ -17,6 +17,7 @@ type logPos struct {
 	seq         uint64 // of the next batch
 	prev        uint32 // checksum of the batch before
 	incarnation uint64
+	before      uint64 // the incarnation before, zero when it is not known
 }
 
 // logWriter appends batches. Everything is guarded by mu, which is held from the start of a unit until its records are
@@ -273,8 +274,8 @@ func (p *Pool) room() int {
 func (p *Pool) finish(flags uint16) error {
 	w := &p.log
 	h := wal.Header{
-		Flags: flags, DataBlocks: wal.AreaBlocks(w.raw, w.packed), Records: w.records, Prev: w.pos.prev, Incarnation: w.pos.incarnation, Seq: w.pos.seq,
-		Stable: p.flush.stable.Load(), Segment: w.pos.seg, Block: w.pos.block,
+		Flags: flags, DataBlocks: wal.AreaBlocks(w.raw, w.packed), Records: w.records, Prev: w.pos.prev, Incarnation: w.pos.incarnation, Before: w.pos.before,
+		Seq: w.pos.seq, Stable: p.flush.stable.Load(), Segment: w.pos.seg, Block: w.pos.block,
 	}
 	return p.writeBatch(&h)
 }
@@ -339,7 +340,7 @@ func (p *Pool) nextSegment() error {
 func (p *Pool) link(seg, blk uint32, incarnation uint64) error {
 	w := &p.log
 	h := wal.Header{
-		Flags: wal.FlagLink, Prev: w.pos.prev, Incarnation: w.pos.incarnation, Seq: w.pos.seq, Stable: p.flush.stable.Load(),
+		Flags: wal.FlagLink, Prev: w.pos.prev, Incarnation: w.pos.incarnation, Before: w.pos.before, Seq: w.pos.seq, Stable: p.flush.stable.Load(),
 		Segment: w.pos.seg, Block: w.pos.block, NextSegment: seg, NextBlock: blk, NextIncarnation: incarnation,
 	}
 	if err := p.writeBatch(&h); err != nil {
@@ -348,7 +349,7 @@ func (p *Pool) link(seg, blk uint32, incarnation uint64) error {
 	if seg != w.pos.seg {
 		w.chain = append(w.chain, seg)
 	}
-	w.pos.seg, w.pos.block, w.pos.incarnation = seg, blk, incarnation
+	w.pos.follow(&h)
 	return nil
 }
 

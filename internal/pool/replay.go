@@ -19,10 +19,19 @@ func (pos *logPos) advance(h *wal.Header, row uint32) {
 	pos.seq++
 	pos.prev = h.Sum
 	if h.Flags&wal.FlagLink != 0 {
-		pos.seg, pos.block, pos.incarnation = h.NextSegment, h.NextBlock, h.NextIncarnation
+		pos.follow(h)
 		return
 	}
+	pos.before = h.Before
 	pos.block += padded(h, row)
+}
+
+// follow moves pos to where a link leads.
+func (pos *logPos) follow(h *wal.Header) {
+	if pos.before = h.Before; h.NextIncarnation != h.Incarnation {
+		pos.before = h.Incarnation
+	}
+	pos.seg, pos.block, pos.incarnation = h.NextSegment, h.NextBlock, h.NextIncarnation
 }
 
 // leads reports whether h, if it is a link, leads to a place where a batch may be.

@@ -90,6 +90,7 @@ type Header struct {
 	NextSegment     uint32
 	NextBlock       uint32
 	NextIncarnation uint64
+	Before          uint64 // the incarnation before this one, zero when it is not known
 
 	RawBlocks   int // of the data: blocks stored as they are, and what else takes whole blocks; set by Decode
 	PackedBytes int // of the data: compressed blocks; set by Decode
@@ -210,6 +211,7 @@ func Finish(b []byte, h *Header) ([]byte, uint32) {
 	le.PutUint32(b[64:], h.NextSegment)
 	le.PutUint32(b[68:], h.NextBlock)
 	le.PutUint64(b[72:], h.NextIncarnation)
+	le.PutUint64(b[80:], h.Before)
 	sum := block.Sum(b[8:])
 	le.PutUint32(b[4:], sum)
 	return b, sum
@@ -242,6 +244,7 @@ func Decode(b []byte) (h Header, err error) {
 		Incarnation: le.Uint64(b[32:]), Seq: le.Uint64(b[40:]), Stable: le.Uint64(b[48:]),
 		Segment: le.Uint32(b[56:]), Block: le.Uint32(b[60:]),
 		NextSegment: le.Uint32(b[64:]), NextBlock: le.Uint32(b[68:]), NextIncarnation: le.Uint64(b[72:]),
+		Before: le.Uint64(b[80:]),
 	}
 	if h.Sum != block.Sum(b[8:]) {
 		return h, fmt.Errorf("checksum: %w", ErrDamaged)
