@@ -7,7 +7,7 @@ set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
-[ $# -gt 0 ] || set -- "$root"/sim/mutants/*.patch "$root"/internal/pool/mutants/*.patch
+[ $# -gt 0 ] || set -- "$root"/sim/mutants/*.patch "$root"/internal/*/mutants/*.patch
 copy=$tmp/copy
 alive=0
 
@@ -19,12 +19,9 @@ failed() {
 for patch in "$@"; do
 	name=$(basename "$patch" .patch)
 	rm -rf "$copy"
-	mkdir -p "$copy/internal"
+	mkdir -p "$copy"
 	cp "$root/go.mod" "$root/go.sum" "$copy/"
-	cp -r "$root/sim" "$copy/"
-	cp -r "$root/internal/block" "$root/internal/volume" "$root/internal/pool" "$copy/internal/"
-	mkdir -p "$copy/internal/harness"
-	cp -r "$root/internal/harness/memory" "$copy/internal/harness/"
+	cp -r "$root/sim" "$root/api" "$root/internal" "$copy/"
 	if ! (cd "$copy" && git apply "$patch") >"$tmp/out" 2>&1; then
 		echo "BROKEN $name: does not apply"
 		alive=1
@@ -32,7 +29,7 @@ for patch in "$@"; do
 	fi
 	command=$(sed -n '1s/^Killed by: //p' "$patch")
 	packages="./internal/volume ./sim"
-	[ -z "$command" ] || packages=./internal/pool/...
+	[ -z "$command" ] || packages=$(printf '%s\n' "$command" | grep -oE '\./internal/[^ ]+')
 	if ! (cd "$copy" && go vet $packages) >"$tmp/out" 2>&1; then
 		echo "BROKEN $name: does not build"
 		cat "$tmp/out"

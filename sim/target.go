@@ -202,8 +202,8 @@ func (t *target) ready() {
 		for _, tag := range rd.Flushed {
 			t.w.app.completed(tag.(*request), nil)
 		}
-		for _, tag := range rd.FlushHeld {
-			t.w.app.completed(tag.(*request), block.ErrRetry)
+		for _, f := range rd.FlushHeld {
+			t.w.app.completed(f.Tag.(*request), f.Err)
 		}
 		if rd.Record != nil {
 			t.found(*rd.Record)

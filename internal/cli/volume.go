@@ -42,7 +42,8 @@ func (c Cluster) VolumeStatus(ctx context.Context, w io.Writer, name string) (ok
 	fmt.Fprintln(t, "REPLICA\tPOOL\tMEMBER\tSTATUS\tUSED\tALLOCATED\tPROGRESS\tRATE\tETA")
 	for _, r := range list.Items {
 		member := "no"
-		if _, known := cv.Status.ReplicaDetails.KnownReplicas[r.Spec.ReplicaID]; known {
+		_, named := cv.Status.ReplicaDetails.KnownReplicas[r.Spec.ReplicaID]
+		if _, known := cv.Status.ReplicaDetails.KnownReplicas[r.Status.GUID]; named || known {
 			member = "yes"
 			ok = ok && r.Status.Phase == cstorv1.ReplicaHealthy
 		}

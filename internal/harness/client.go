@@ -3,6 +3,7 @@ package harness
 import (
 	"errors"
 	"sync"
+	"time"
 
 	"github.com/cstor-go/cstor/internal/block"
 )
@@ -33,6 +34,7 @@ func (c Client) do(r *block.Request) error {
 		if !errors.Is(r.Err, block.ErrSuperseded) {
 			return r.Err
 		}
+		time.Sleep(time.Millisecond) // it logs in again
 	}
 }
 

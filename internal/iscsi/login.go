@@ -152,15 +152,14 @@ func (l *loginState) leading() error {
 	return nil
 }
 
-// establish makes the session and registers it.
+// establish makes the session and registers it. The volume has to be ready before, since registering ends the session that
+// there is, and after: Drop ends only what is registered.
 func (l *loginState) establish(log *slog.Logger) error {
 	if err := l.neg.finish(); err != nil {
 		return err
 	}
-	if !l.neg.discovery && l.srv.cfg.Ready != nil {
-		if err := l.srv.cfg.Ready(); err != nil {
-			return refuse(targetError, detailUnavailable, "volume is not ready: %v", err)
-		}
+	if err := l.ready(); err != nil {
+		return err
 	}
 	ss, err := newSession(l, log)
 	if err != nil {
@@ -170,6 +169,17 @@ func (l *loginState) establish(log *slog.Logger) error {
 		return r
 	}
 	l.ss = ss
+	return l.ready()
+}
+
+// ready refuses a login to a volume that is not ready.
+func (l *loginState) ready() error {
+	if l.neg.discovery || l.srv.cfg.Ready == nil {
+		return nil
+	}
+	if err := l.srv.cfg.Ready(); err != nil {
+		return refuse(targetError, detailUnavailable, "volume is not ready: %v", err)
+	}
 	return nil
 }
 

@@ -54,12 +54,8 @@ func (t *Target) do(rd *volume.Ready) {
 	for _, tag := range rd.Flushed {
 		t.finish(tag.(*block.Request), nil)
 	}
-	held := block.ErrRetry
-	if rd.Superseded {
-		held = block.ErrSuperseded
-	}
-	for _, tag := range rd.FlushHeld {
-		t.finish(tag.(*block.Request), held)
+	for _, f := range rd.FlushHeld {
+		t.finish(f.Tag.(*block.Request), f.Err)
 	}
 	if rd.Record != nil && t.record == nil {
 		l := *rd.Record

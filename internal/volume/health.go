@@ -155,7 +155,7 @@ func (c *Core) answerHeld() {
 	flushes := c.flushes[:0]
 	for _, f := range c.flushes {
 		if late(f.since) {
-			c.out.FlushHeld = append(c.out.FlushHeld, f.tag)
+			c.out.FlushHeld = append(c.out.FlushHeld, FlushEnd{f.tag, block.ErrRetry})
 		} else {
 			flushes = append(flushes, f)
 		}

@@ -179,11 +179,11 @@ type Ready struct {
 	Completed []*Op // report Op.Err to the front end; each exactly once
 	Released  []*Op // no longer needed for resending, and completed: Buf may be released; each exactly once, never before Completed
 	Reads     []ReadSend
-	ReadsDone []*ReadOp // show Err or the data received
-	Flushed   []any     // tags of Flush calls that are done
-	FlushHeld []any     // tags of Flush calls that waited for a quorum longer than Settings.HoldLimit: answer block.ErrRetry, or ErrSuperseded
-	Record    *List     // founding: write this list into the volume's record by compare-and-swap, then call Recorded
-	Status    bool      // Status() changed in a way that is worth reporting
+	ReadsDone []*ReadOp  // show Err or the data received
+	Flushed   []any      // tags of Flush calls that are done
+	FlushHeld []FlushEnd // Flush calls that waited for a quorum longer than Settings.HoldLimit, or were superseded
+	Record    *List      // founding: write this list into the volume's record by compare-and-swap, then call Recorded
+	Status    bool       // Status() changed in a way that is worth reporting
 	// Superseded says that another target has opened the volume since this one served. All that was asked before ends with
 	// block.ErrSuperseded: what the core held, in this Ready, and what the shell has not yet handed to it, now. Deal with it
 	// before Completed and ReadsDone.
@@ -199,6 +199,12 @@ type Send struct {
 	Message Message
 	Ops     []*Op
 	Flush   uint64 // ask for an Ack whose stable is at least this n; it is answered even if nothing is left to do
+}
+
+// FlushEnd is what a Flush that failed is to be answered.
+type FlushEnd struct {
+	Tag any
+	Err error // block.ErrRetry or block.ErrSuperseded
 }
 
 // ReadSend asks the shell to send a read to a session's replica.

@@ -81,6 +81,10 @@ func (c *Core) superseded() bool {
 	return true
 }
 
+// late reports whether what is asked now is asked in a session that began before the target was superseded: there are no
+// logins until it has opened an epoch again. It is as old as what superseded ends, whenever it arrives.
+func (p *past) late() bool { return p.until != 0 }
+
 // endHeld ends everything that waits, with block.ErrSuperseded.
 func (c *Core) endHeld() {
 	c.out.Superseded = true
@@ -89,7 +93,7 @@ func (c *Core) endHeld() {
 	}
 	c.held = nil
 	for _, f := range c.flushes {
-		c.out.FlushHeld = append(c.out.FlushHeld, f.tag)
+		c.out.FlushHeld = append(c.out.FlushHeld, FlushEnd{f.tag, block.ErrSuperseded})
 	}
 	c.flushes = nil
 	all := func(time.Duration) bool { return true }
@@ -109,7 +113,7 @@ func (c *Core) letGo(which func(*peer) bool) {
 // release lets replicas go that have waited for a quorum here since this target was superseded: the others may well be
 // connected to the other target.
 func (c *Core) release() {
-	if c.past.until != 0 {
+	if c.past.late() {
 		c.letGo(func(p *peer) bool { return c.now-p.since > c.past.delay })
 	}
 }

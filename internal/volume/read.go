@@ -12,6 +12,11 @@ import (
 func (c *Core) Read(now time.Duration, r *ReadOp) {
 	c.now = now
 	r.since, r.session, r.after, r.Err, r.tried = now, 0, 0, nil, r.tried[:0]
+	if c.past.late() {
+		r.Err = block.ErrSuperseded
+		c.out.ReadsDone = append(c.out.ReadsDone, r)
+		return
+	}
 	if !c.serving || !c.dispatch(r) {
 		c.reads = append(c.reads, r)
 	}

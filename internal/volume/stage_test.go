@@ -226,13 +226,11 @@ func (e *stage) ready() {
 		for range rd.Flushed {
 			e.printf("flushed")
 		}
-		held := block.ErrRetry
 		if rd.Superseded {
 			e.printf("superseded")
-			held = block.ErrSuperseded
 		}
-		for range rd.FlushHeld {
-			e.printf("flush: %v", held)
+		for _, f := range rd.FlushHeld {
+			e.printf("flush: %v", f.Err)
 		}
 		if rd.Restart != "" {
 			e.printf("restart: %s", rd.Restart)

@@ -89,6 +89,10 @@ func (c *Core) flushMark(p *peer, n uint64) {
 func (c *Core) Propose(now time.Duration, op *Op) {
 	c.now = now
 	op.since, op.completed, op.Err = now, false, nil
+	if c.past.late() {
+		c.refuse(op, block.ErrSuperseded)
+		return
+	}
 	if !c.serving {
 		c.held = append(c.held, op)
 		return
@@ -262,9 +266,13 @@ func (c *Core) finished() uint64 {
 }
 
 // Flush makes everything that was completed before stable; its tag comes back in Ready.Flushed, or in
-// Ready.FlushHeld when there was no quorum for too long.
+// Ready.FlushHeld when there was no quorum for too long, or another target has served the volume.
 func (c *Core) Flush(now time.Duration, tag any) {
 	c.now = now
+	if c.past.late() {
+		c.out.FlushHeld = append(c.out.FlushHeld, FlushEnd{tag, block.ErrSuperseded})
+		return
+	}
 	c.flushes = append(c.flushes, flush{tag: tag, since: now})
 	if c.serving {
 		c.setFlushes()

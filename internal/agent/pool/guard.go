@@ -3,6 +3,8 @@ package pool
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
@@ -43,7 +45,12 @@ func (a *Agent) needed(ctx context.Context, cr *cstorv1.CStorVolumeReplica, own 
 	if !own.GUID.IsZero() {
 		guid = own.GUID.String()
 	}
-	if g, member := cv.Status.ReplicaDetails.KnownReplicas[cr.Spec.ReplicaID]; member && (guid == "" || guid == g) {
+	known := cv.Status.ReplicaDetails.KnownReplicas
+	_, member := known[cr.Spec.ReplicaID]
+	if guid != "" { // under whatever name
+		member = slices.Contains(slices.Collect(maps.Values(known)), guid)
+	}
+	if member {
 		return fmt.Sprintf("replica is a member of volume %s and is kept; remove pool %s from spec.policy.replicaPoolInfo of CStorVolumeConfig %s to remove it",
 			key.Name, cr.PoolOf(), key.Name)
 	}

@@ -139,3 +139,20 @@ func TestAVolumeLivesAsLongAsItsConfig(t *testing.T) {
 	w.pass()
 	w.wantGone()
 }
+
+func TestAMemberThatIsNotKnownByItsIDIsKept(t *testing.T) {
+	self := block.GUID{1}
+	w := deleting(t, func(cv *cstorv1.CStorVolume) {
+		at(2, 1)(cv)
+		cv.Status.ReplicaDetails.KnownReplicas = map[string]string{"1002": block.GUID{2}.String(), self.String(): self.String()}
+	})
+	w.disks.pool.recorded = volume.State{Committed: volume.List{Epoch: 1, Generation: 1, Members: []block.GUID{{2}, self}}}
+	w.pass()
+	w.wantKept("replica is a member of volume pvc-1 and is kept")
+	w.editVolume(func(cv *cstorv1.CStorVolume) {
+		at(2, 3)(cv)
+		delete(cv.Status.ReplicaDetails.KnownReplicas, self.String())
+	})
+	w.pass()
+	w.wantGone()
+}

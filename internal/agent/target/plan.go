@@ -1,6 +1,7 @@
 package target
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -53,7 +54,7 @@ func Desired(cv *cstorv1.CStorVolume) volume.Desired {
 }
 
 // members returns the committed members by the id of their place. One that never connected to this target is known
-// from what an earlier one wrote.
+// from what an earlier one wrote; if none did it has no id but its GUID, until it connects: it is a member all the same.
 func members(cv *cstorv1.CStorVolume, st volume.Status) map[string]string {
 	ids := map[string]string{}
 	for id, g := range cv.Spec.ReplicaDetails.KnownReplicas {
@@ -69,9 +70,7 @@ func members(cv *cstorv1.CStorVolume, st volume.Status) map[string]string {
 	}
 	out := map[string]string{}
 	for _, g := range st.Committed.Members {
-		if id := ids[g.String()]; id != "" {
-			out[id] = g.String()
-		}
+		out[cmp.Or(ids[g.String()], g.String())] = g.String()
 	}
 	return out
 }
@@ -84,7 +83,7 @@ func added(cv *cstorv1.CStorVolume, st volume.Status) map[string]string {
 		return nil
 	}
 	out := members(cv, st)
-	maps.DeleteFunc(out, func(id, g string) bool { return known[id] == g })
+	maps.DeleteFunc(out, func(_, g string) bool { return slices.Contains(slices.Collect(maps.Values(known)), g) })
 	return out
 }
 
@@ -149,8 +148,8 @@ func membership(cv *cstorv1.CStorVolume, st volume.Status, hide map[string]strin
 			continue
 		}
 		known[id] = g
-		if had[id] != g {
-			wanted[id] = g // new; what status had already and spec has not, the operator took away
+		if had[id] != g && (had[g] != g || cv.Spec.ReplicaDetails.KnownReplicas[g] == g) {
+			wanted[id] = g // new, or under its GUID until now; what status had already and spec has not, the operator took away
 		}
 	}
 	for id, g := range had {

@@ -88,14 +88,14 @@ func (r *Reconciler) act(ctx context.Context, w *world, s step) error {
 				if v.Spec.ReplicaDetails.KnownReplicas == nil {
 					v.Spec.ReplicaDetails.KnownReplicas = map[string]string{}
 				}
-				v.Spec.ReplicaDetails.KnownReplicas[w.id(p)] = w.members()[w.id(p)]
+				v.Spec.ReplicaDetails.KnownReplicas[w.place(p)] = w.members()[w.place(p)]
 			}
 		})
 	case remove:
 		err := object.Update(ctx, r.Client, w.volume, func(v *cstorv1.CStorVolume) {
 			v.Spec.DesiredReplicationFactor = s.factor
 			for _, p := range s.pools {
-				delete(v.Spec.ReplicaDetails.KnownReplicas, w.id(p))
+				delete(v.Spec.ReplicaDetails.KnownReplicas, w.place(p))
 			}
 		})
 		if err == nil && s.down {

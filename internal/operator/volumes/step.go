@@ -90,6 +90,9 @@ func (w *world) nextDown(leaving []string) step {
 	members := 0
 	asked := true
 	for _, p := range leaving {
+		if why := w.unclear(p); why != "" {
+			return step{do: wait, reason: cstorv1.ReasonScalingDown, message: why}
+		}
 		if w.isMember(p) {
 			members++
 		}

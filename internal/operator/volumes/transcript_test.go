@@ -37,6 +37,7 @@ import (
 //	step                      decides once; prints what would be done
 //	found                     the target founds the volume with all replicas that exist, which become Healthy
 //	target adopt|promote NAME|remove
+//	target forget NAME        the target knows the member by its GUID only; its replica's object tells that: guid NAME
 //	target epoch N            another target serves, or somebody brings the status of an earlier one back
 //	process ready|dead        the pod of the target
 //	replica NAME PHASE [per cent]
@@ -195,6 +196,10 @@ func (s *scene) run(t *testing.T, d *datadriven.TestData) string {
 			r.Status.Progress = cstorv1.NewRebuildProgress(done<<20, 100<<20, 1<<20, "")
 		}
 		s.update(r)
+	case "guid":
+		r := s.replica(names[0])
+		r.Status.GUID = "guid-" + names[0]
+		s.update(r)
 	case "destroyed":
 		r := s.replica(names[0])
 		r.Finalizers = nil
@@ -304,6 +309,14 @@ func (s *scene) target(cmd string, args []string) {
 	case args[0] == "epoch":
 		v.Status.Generation = 0
 		fmt.Sscan(args[1], &v.Status.Epoch)
+	case args[0] == "forget":
+		for id, g := range known {
+			if g == "guid-"+args[1] {
+				delete(known, id)
+				delete(wanted, id)
+				known[g], wanted[g] = g, g
+			}
+		}
 	case args[0] == "promote":
 		v.Status.Generation++
 		promote(s.replica(args[1]))

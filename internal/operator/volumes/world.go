@@ -3,7 +3,9 @@ package volumes
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 
 	cstorv1 "github.com/cstor-go/cstor/api/cstor/v1"
 )
@@ -33,14 +35,63 @@ func (w *world) id(pool string) string {
 // members returns the volume's members: what is recorded by the members themselves.
 func (w *world) members() map[string]string { return w.volume.Status.ReplicaDetails.KnownReplicas }
 
+// place returns under which id the members list the replica on a pool, if they do. That is its GUID as long as the target
+// has not heard of its id.
+func (w *world) place(pool string) string {
+	id := w.id(pool)
+	if _, ok := w.members()[id]; ok {
+		return id
+	}
+	if r := w.replicas[pool]; r != nil && r.Status.GUID != "" {
+		return cmp.Or(w.members()[r.Status.GUID], id)
+	}
+	if pools, members := w.strangers(); len(members) == 1 && slices.Equal(pools, []string{pool}) {
+		return members[0]
+	}
+	return id
+}
+
+// strangers returns the pools whose replicas may be any member that has no id, and the members with no id whose replicas
+// may be on any of these pools.
+func (w *world) strangers() (pools, members []string) {
+	told := map[string]bool{}
+	for _, pool := range append(slices.Clone(w.have()), without(slices.Sorted(maps.Keys(w.replicas)), w.have())...) {
+		r := w.replicas[pool]
+		_, named := w.members()[w.id(pool)]
+		switch {
+		case named:
+		case r != nil && r.Status.GUID != "":
+			told[r.Status.GUID] = true
+		default:
+			pools = append(pools, pool)
+		}
+	}
+	for id, guid := range w.members() {
+		if id == guid && !told[guid] {
+			members = append(members, id)
+		}
+	}
+	slices.Sort(members)
+	return pools, members
+}
+
+// unclear says why it cannot be told yet whether the replica on a pool is a member, empty if it can.
+func (w *world) unclear(pool string) string {
+	pools, members := w.strangers()
+	if !slices.Contains(pools, pool) || len(members) == 0 || w.isMember(pool) {
+		return ""
+	}
+	return fmt.Sprintf("pool %s has to be back before it is known whether its replica is one of the members %s", pool, strings.Join(members, ", "))
+}
+
 func (w *world) isMember(pool string) bool {
-	_, ok := w.members()[w.id(pool)]
+	_, ok := w.members()[w.place(pool)]
 	return ok
 }
 
 // isWanted reports whether the target may take the replica on a pool for a member to keep.
 func (w *world) isWanted(pool string) bool {
-	_, ok := w.volume.Spec.ReplicaDetails.KnownReplicas[w.id(pool)]
+	_, ok := w.volume.Spec.ReplicaDetails.KnownReplicas[w.place(pool)]
 	return ok
 }
 
