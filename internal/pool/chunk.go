@@ -302,29 +302,6 @@ func (r *Replica) readChunk(number uint64, have []block.Version, listed func(i i
 	return nil
 }
 
-// ChunkVersions lists the versions of a chunk into dst. It returns false, with dst zero, when the chunk has none or
-// cannot be listed; a puller that is told nothing pulls everything.
-func (r *Replica) ChunkVersions(number uint64, dst *[block.ChunkBlocks]block.Version) (any bool) {
-	clear(dst[:])
-	if number >= r.chunks() {
-		return false
-	}
-	v := chunkViews.Get().(*chunkView)
-	defer chunkViews.Put(v)
-	ticket := r.p.read.enter()
-	defer r.p.read.leave(ticket)
-	if err := r.list(v, number); err != nil {
-		return false
-	}
-	*dst = v.page.Ver
-	for i := range dst {
-		if !dst[i].IsZero() {
-			return true
-		}
-	}
-	return false
-}
-
 // Newer lists those versions of a chunk that are newer than base into dst; others are zero.
 func (r *Replica) Newer(number uint64, base block.Version, dst *[block.ChunkBlocks]block.Version) error {
 	clear(dst[:])

@@ -68,6 +68,12 @@ func TestDelta(t *testing.T) {
 	apply(a.r, common)
 	apply(a.r, operations(1, past+1, tail))
 
+	list := func(r *pool.Replica, chunk uint64, base block.Version, dst *[block.ChunkBlocks]block.Version) {
+		t.Helper()
+		if err := r.Newer(chunk, base, dst); err != nil {
+			t.Fatal(err)
+		}
+	}
 	base, from := block.Version{Epoch: 1, N: past}, source.r.Applied()
 	var here, there, newer [block.ChunkBlocks]block.Version
 	hello := wire.Hello{Replica: "r", Promise: promise, From: from}
@@ -78,11 +84,9 @@ func TestDelta(t *testing.T) {
 	defer src.close()
 	agreed := 0
 	for i := range uint64(3) {
-		a.r.ChunkVersions(i, &here)
-		source.r.ChunkVersions(i, &there)
-		if err := a.r.Newer(i, base, &newer); err != nil {
-			t.Fatal(err)
-		}
+		list(a.r, i, block.Version{}, &here)
+		list(source.r, i, block.Version{}, &there)
+		list(a.r, i, base, &newer)
 		var c pool.Chunk
 		src.ask(i, base, &newer)
 		if err := src.chunk(i, &c); err != nil {
@@ -115,8 +119,8 @@ func TestDelta(t *testing.T) {
 	}
 	streams.Wait()
 	for i := range uint64(3) {
-		a.r.ChunkVersions(i, &here)
-		source.r.ChunkVersions(i, &there)
+		list(a.r, i, block.Version{}, &here)
+		list(source.r, i, block.Version{}, &there)
 		for b := range here {
 			if here[b] != there[b] {
 				t.Fatalf("block %d of chunk %d has version %v, %v at the source", b, i, here[b], there[b])
