@@ -17,6 +17,15 @@ var incompressible = func() []byte {
 	return b
 }()
 
+// sparse is compressed to next to nothing.
+var sparse = func() []byte {
+	b := make([]byte, 1<<20)
+	for i := 0; i < len(b); i += block.Size {
+		copy(b[i:], incompressible[i:i+32])
+	}
+	return b
+}()
+
 // latencies gathers how long operations took.
 type latencies struct {
 	mu      sync.Mutex
@@ -46,9 +55,10 @@ func (l *latencies) take() (n int, p50, p99, longest time.Duration) {
 // as many at a time as were completed.
 type generator struct {
 	device block.Device
+	bytes  []byte  // what writes write, from random places; default incompressible
+	rate   float64 // requests a second, whatever becomes of those before; 0: as soon as others complete
 	w      workload
 	size   int64
-	data   *block.Buffer
 	lat    latencies
 
 	mu      sync.Mutex
@@ -65,13 +75,17 @@ type slot struct{ start time.Time }
 
 func newGenerator(d block.Device, w workload, size int64) *generator {
 	return &generator{
-		device: d, w: w, size: size, data: block.WrapBuffer(incompressible), rnd: rand.New(rand.NewPCG(1, uint64(time.Now().UnixNano()))),
+		device: d, w: w, size: size, bytes: incompressible, rnd: rand.New(rand.NewPCG(1, uint64(time.Now().UnixNano()))),
 		idle: make(chan struct{}),
 	}
 }
 
 // start submits the first requests.
 func (g *generator) start() {
+	if g.rate > 0 {
+		go g.offer()
+		return
+	}
 	var batch []*block.Request
 	g.mu.Lock()
 	for range g.w.depth {
@@ -82,6 +96,37 @@ func (g *generator) start() {
 	}
 	g.mu.Unlock()
 	g.device.Submit(batch)
+}
+
+// offer submits requests at a steady rate until the generator is stopped. Latency counts from when a request was due.
+func (g *generator) offer() {
+	begin := time.Now()
+	g.mu.Lock()
+	g.left++ // this
+	g.mu.Unlock()
+	for n := 0.0; ; {
+		var batch []*block.Request
+		g.mu.Lock()
+		stopped := g.stopped || g.err != nil
+		for ; !stopped && n < time.Since(begin).Seconds()*g.rate; n++ {
+			r := &block.Request{Tag: new(slot)}
+			g.prepare(r)
+			r.Tag.(*slot).start = begin.Add(time.Duration(n / g.rate * float64(time.Second)))
+			batch = append(batch, r)
+			g.left++
+		}
+		if stopped {
+			if g.left--; g.left == 0 {
+				close(g.idle)
+			}
+		}
+		g.mu.Unlock()
+		if stopped {
+			return
+		}
+		g.device.Submit(batch)
+		time.Sleep(500 * time.Microsecond)
+	}
 }
 
 // prepare makes the next request. g.mu is held.
@@ -98,9 +143,8 @@ func (g *generator) prepare(r *block.Request) {
 	}
 	*r = block.Request{Op: block.Read, Offset: off, Length: n, Client: g, Tag: r.Tag}
 	if g.w.write {
-		at := g.rnd.IntN((len(incompressible)-int(n))/block.Size) * block.Size
-		r.Op, r.Data, r.Buf = block.Write, incompressible[at:at+int(n)], g.data
-		g.data.Retain()
+		at := g.rnd.IntN((len(g.bytes)-int(n))/block.Size) * block.Size
+		r.Op, r.Data, r.Buf = block.Write, g.bytes[at:at+int(n)], block.WrapBuffer(g.bytes)
 	}
 	r.Tag.(*slot).start = time.Now()
 }
@@ -124,7 +168,7 @@ func (g *generator) Complete(batch []*block.Request) {
 				g.stopped = true
 			}
 		}
-		if g.stopped || g.err != nil {
+		if g.stopped || g.err != nil || g.rate > 0 {
 			if g.left--; g.left == 0 {
 				close(g.idle)
 			}

@@ -1,6 +1,6 @@
 // Command bench measures the data path and prints one table: what the disk gives, what the protocol gives without a
 // disk, and what a volume gives through iSCSI with one and with three replicas, target and pools being processes of
-// their own. Then it measures a full rebuild, idle and under load. CPU time per operation is the figure to compare
+// their own. Then it measures a full rebuild, idle and under load, and one of a replica that was away. CPU time per operation is the figure to compare
 // between runs; rates depend on the machine and on what else it does.
 package main
 
@@ -33,7 +33,7 @@ func main() {
 	flag.Int64Var(&sizeMiB, "size", 1024, "MiB of a volume")
 	flag.Float64Var(&c.seconds, "seconds", 4, "for each cell of the table")
 	flag.StringVar(&c.profile, "profile", "", "directory for CPU profiles of target and first pool")
-	flag.StringVar(&c.only, "only", "", "comma-separated rows: raw,echo,1,3,rebuild (default: all)")
+	flag.StringVar(&c.only, "only", "", "comma-separated rows: raw,echo,1,3,rebuild,delta (default: all)")
 	flag.BoolVar(&c.logs, "logs", false, "show what the processes logged")
 	flag.BoolVar(&quick, "quick", false, "a small volume and a second for each cell")
 	flag.Parse()
@@ -92,7 +92,12 @@ func run(c *config) error {
 	}
 	print(rows)
 	if c.wants("rebuild") {
-		return rebuild(c)
+		if err := rebuild(c); err != nil {
+			return err
+		}
+	}
+	if c.wants("delta") {
+		return delta(c)
 	}
 	return nil
 }

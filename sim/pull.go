@@ -52,11 +52,12 @@ func (r *replica) nextChunk(p *pull) {
 		return
 	}
 	i := p.todo[0]
-	have := r.disk.versions(i)
+	have, err := r.disk.versions(i, p.Base)
+	r.must(err)
 	r.ask(p, func(src *replica) (func(), error) {
 		var c *pool.Chunk
 		var err error
-		src.lie(func() { c, err = src.disk.chunk(i, &have) })
+		src.lie(func() { c, err = src.disk.chunk(i, p.Base, &have) })
 		return func() {
 			switch err := r.disk.merge(c); {
 			case errors.Is(err, pool.ErrStaleChunk): // once more

@@ -289,18 +289,18 @@ func (s *store) changed(base block.Version) []uint64 {
 	return all
 }
 
-// versions are what a puller says that it has.
+// versions of the blocks of a chunk.
 type versions [block.ChunkBlocks]block.Version
 
-func (s *store) versions(i uint64) (v versions) {
-	s.r.ChunkVersions(i, (*[block.ChunkBlocks]block.Version)(&v))
-	return v
+// versions returns those that are newer than base; others are zero.
+func (s *store) versions(i uint64, base block.Version) (v versions, err error) {
+	return v, s.r.Newer(i, base, (*[block.ChunkBlocks]block.Version)(&v))
 }
 
-// chunk lists a chunk for who has those versions, with what he lacks.
-func (s *store) chunk(i uint64, have *versions) (*pool.Chunk, error) {
+// chunk lists what is newer than base in a chunk, here or with who has those versions, with what he lacks.
+func (s *store) chunk(i uint64, base block.Version, have *versions) (*pool.Chunk, error) {
 	c := &pool.Chunk{}
-	return c, s.r.ReadChunk(i, have[:], c)
+	return c, s.r.ReadNewer(i, base, have[:], c)
 }
 
 // merge makes a chunk equal to the source's, live operations aside (replication rules 31 and 32).
@@ -324,7 +324,10 @@ func (s *store) list() (*listing, error) {
 	}
 	l := &listing{}
 	for i := range uint64(blocks / chunkBlocks) {
-		v := s.versions(i)
+		v, err := s.versions(i, block.Version{})
+		if err != nil {
+			return nil, err
+		}
 		copy(l.versions[i*chunkBlocks:(i+1)*chunkBlocks], v[:])
 	}
 	ids, err := s.read(0, blocks)

@@ -298,7 +298,9 @@ func (a *actor) readChunk(r *Replica, m *refReplica) {
 	c := new(Chunk)
 	number := a.rng.Uint64N(blocksOf(m.size)) / block.ChunkBlocks
 	var have []block.Version
-	if a.rng.IntN(2) == 0 {
+	var base block.Version
+	newer := a.rng.IntN(2) == 0
+	if newer || a.rng.IntN(2) == 0 {
 		have = make([]block.Version, block.ChunkBlocks)
 		for i := range have {
 			if b := number*block.ChunkBlocks + uint64(i); b < blocksOf(m.size) && a.rng.IntN(2) == 0 {
@@ -306,7 +308,17 @@ func (a *actor) readChunk(r *Replica, m *refReplica) {
 			}
 		}
 	}
-	if err := r.ReadChunk(number, have, c); a.tolerates(err) {
+	read := func() error { return r.ReadChunk(number, have, c) }
+	if newer {
+		base = have[a.rng.IntN(block.ChunkBlocks)]
+		for i := range have {
+			if !base.Less(have[i]) {
+				have[i] = block.Version{}
+			}
+		}
+		read = func() error { return r.ReadNewer(number, base, have, c) }
+	}
+	if err := read(); a.tolerates(err) {
 		return
 	} else if err != nil {
 		a.fatalf("read chunk %d of %s: %v", number, r.Name(), err)
@@ -324,6 +336,11 @@ func (a *actor) readChunk(r *Replica, m *refReplica) {
 		x := m.head(b)
 		if newest.Less(x.ver) {
 			newest = x.ver
+		}
+		if unlisted := newer && have[i].IsZero() && !base.Less(x.ver); c.Unlisted[i] != unlisted {
+			a.fatalf("chunk %d of %s: block %d: %v is listed %t, base %v, asker has %v", number, r.Name(), i, x, !c.Unlisted[i], base, have[i])
+		} else if unlisted {
+			continue
 		}
 		d, ok := data[i]
 		if c.Versions[i] != x.ver || c.Stored[i] != x.stored || ok != (x.stored && (have == nil || have[i] != x.ver)) ||

@@ -235,26 +235,53 @@ func (r *Replica) nextNewer(base block.Version, from, end uint64) uint64 {
 // ReadChunk lists a chunk into c at one moment, with c.Scan what was applied then, and reads the data of those stored
 // blocks whose version differs from have (nil: of all; else 512 versions). Damage is reported as *ChecksumError.
 func (r *Replica) ReadChunk(number uint64, have []block.Version, c *Chunk) error {
-	if number >= r.chunks() {
-		return r.wrap("read chunk", fmt.Errorf("chunk %d of %d is outside the replica", number, r.chunks()))
+	if have == nil {
+		have = noVersions[:]
 	}
-	if have != nil && len(have) != block.ChunkBlocks {
-		return r.wrap("read chunk", fmt.Errorf("%d versions instead of %d", len(have), block.ChunkBlocks))
+	if err := r.readChunk(number, have, func(int) bool { return true }, c); err != nil {
+		return r.wrap("read chunk", err)
+	}
+	return nil
+}
+
+var noVersions [block.ChunkBlocks]block.Version
+
+// ReadNewer is ReadChunk for somebody who agrees with the replica about every block that is not newer than base on either
+// side, and has the versions in have (512 of them) of blocks that are newer there; zero: not newer. Blocks that are newer on
+// neither side are not listed. This relies on discards leaving their version behind, however long ago they were: a block that
+// was discarded after base is newer than base.
+func (r *Replica) ReadNewer(number uint64, base block.Version, have []block.Version, c *Chunk) error {
+	listed := func(i int) bool { return base.Less(c.Versions[i]) || !have[i].IsZero() }
+	if err := r.readChunk(number, have, listed, c); err != nil {
+		return r.wrap("read chunk", err)
+	}
+	return nil
+}
+
+// readChunk reads the blocks of a chunk for which listed, called when c.Versions is set, is true.
+func (r *Replica) readChunk(number uint64, have []block.Version, listed func(i int) bool, c *Chunk) error {
+	if number >= r.chunks() {
+		return fmt.Errorf("chunk %d of %d is outside the replica", number, r.chunks())
+	}
+	if len(have) != block.ChunkBlocks {
+		return fmt.Errorf("%d versions instead of %d", len(have), block.ChunkBlocks)
 	}
 	v := chunkViews.Get().(*chunkView)
 	defer chunkViews.Put(v)
 	ticket := r.p.read.enter()
 	defer r.p.read.leave(ticket)
 	if err := r.list(v, number); err != nil {
-		return r.wrap("read chunk", err)
+		return err
 	}
 	c.Index, c.Scan, c.Versions = number, v.scan, v.page.Ver
 	c.Data, c.DataOf = c.Data[:0], c.DataOf[:0]
 	for i := range c.Versions {
-		c.Sums[i], c.Stored[i] = block.ZeroSum, v.page.Stored.Has(i)
-		if c.Stored[i] {
-			c.Sums[i] = v.page.Sum[i]
-			if have == nil || have[i] != c.Versions[i] {
+		c.Sums[i], c.Stored[i], c.Unlisted[i] = block.ZeroSum, false, !listed(i)
+		if c.Unlisted[i] {
+			c.Versions[i] = block.Version{}
+		} else if v.page.Stored.Has(i) {
+			c.Sums[i], c.Stored[i] = v.page.Sum[i], true
+			if have[i] != c.Versions[i] {
 				c.DataOf = append(c.DataOf, uint16(i))
 			}
 		}
@@ -269,31 +296,29 @@ func (r *Replica) ReadChunk(number uint64, have []block.Version, c *Chunk) error
 		places[n] = place{loc: v.page.Loc[i], sum: v.page.Sum[i], at: i, stored: true}
 	}
 	if err := r.fetch(places[:len(c.DataOf)], number, c.Data, true); err != nil {
-		return r.wrap("read chunk", err)
+		return err
 	}
 	r.p.count.blocksRead.Add(uint64(len(c.DataOf)))
 	return nil
 }
 
-// ChunkVersions lists the versions of a chunk into dst. It returns false, with dst zero, when the chunk has none or
-// cannot be listed; a puller that is told nothing pulls everything.
-func (r *Replica) ChunkVersions(number uint64, dst *[block.ChunkBlocks]block.Version) (any bool) {
+// Newer lists those versions of a chunk that are newer than base into dst; others are zero.
+func (r *Replica) Newer(number uint64, base block.Version, dst *[block.ChunkBlocks]block.Version) error {
 	clear(dst[:])
 	if number >= r.chunks() {
-		return false
+		return nil
 	}
 	v := chunkViews.Get().(*chunkView)
 	defer chunkViews.Put(v)
 	ticket := r.p.read.enter()
 	defer r.p.read.leave(ticket)
 	if err := r.list(v, number); err != nil {
-		return false
+		return r.wrap("list chunk", err)
 	}
-	*dst = v.page.Ver
 	for i := range dst {
-		if !dst[i].IsZero() {
-			return true
+		if ver := v.page.Ver[i]; base.Less(ver) {
+			dst[i] = ver
 		}
 	}
-	return false
+	return nil
 }

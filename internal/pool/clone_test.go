@@ -43,7 +43,8 @@ func TestClones(t *testing.T) {
 			t.Fatal(o, s, r.Snapshots())
 		}
 		var vers [block.ChunkBlocks]block.Version
-		if d.ChunkVersions(0, &vers); vers[0] != ver(1) || vers[1] != ver(10) || vers[3] != ver(20) || !vers[2].IsZero() {
+		must(t, d.Newer(0, block.Version{}, &vers))
+		if vers[0] != ver(1) || vers[1] != ver(10) || vers[3] != ver(20) || !vers[2].IsZero() {
 			t.Fatal(vers[:4])
 		}
 		if l, _, _ := d.Changed(ver(0), 0, nil); len(l) != 2 {

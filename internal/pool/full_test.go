@@ -137,7 +137,7 @@ func TestReadOnlyLimit(t *testing.T) {
 	must(t, r.Apply([]Op{write(n*20, 20, n)})) // has its place in the order
 	piece := func(b uint64, stored bool) *Chunk {
 		c := &Chunk{Index: b / block.ChunkBlocks, Scan: ver(n), First: 0, Count: block.ChunkBlocks}
-		r.ChunkVersions(c.Index, &c.Versions)
+		must(t, r.Newer(c.Index, block.Version{}, &c.Versions))
 		i := b % block.ChunkBlocks
 		c.Versions[i], c.Stored[i] = ver(n), stored
 		if stored {

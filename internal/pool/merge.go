@@ -26,7 +26,7 @@ type mergeRun struct {
 // that of the blocks it then has. When a block must be taken whose data is not in c, nothing is done and ErrStaleChunk
 // is returned. Wraps ErrNoSpace when there is no room for c's data.
 //
-// A chunk that lists newest versions only leaves older versions alone, apart from those that are not older than what is
+// Blocks that c does not list stay. A chunk that lists newest versions only leaves older versions alone, apart from those that are not older than what is
 // taken. One with all versions, as ReadVersions makes it, makes those of its blocks what the source has, and the
 // snapshots that the source had when it listed them come with it; SetSnapshots is called first.
 func (r *Replica) Merge(c *Chunk) (MergeResult, error) {
@@ -73,6 +73,13 @@ func (r *Replica) merge(c *Chunk) (res MergeResult, err error) {
 	if err := r.list(v, c.Index); err != nil { // brings the page into memory before the log is locked
 		return res, err
 	}
+	same := true
+	for i := range blocks {
+		same = same && c.resolve(i, v.page.Ver[i]) == block.Keep
+	}
+	if same {
+		return MergeResult{Kept: blocks}, nil
+	}
 	if len(c.DataOf) > 0 {
 		if err := p.mayAdd(); err != nil {
 			return res, err
@@ -110,7 +117,7 @@ func (r *Replica) merge(c *Chunk) (res MergeResult, err error) {
 		local := v.page.Ver[i]
 		run := mergeRun{from: i, count: 1, ver: c.Versions[i]} // ver is zero for a block to drop
 		final := c.Versions[i]
-		switch block.Resolve(local, c.Versions[i], c.Scan) {
+		switch c.resolve(i, local) {
 		case block.Keep:
 			res.Kept++
 			final = local
@@ -155,6 +162,14 @@ func (r *Replica) merge(c *Chunk) (res MergeResult, err error) {
 		}
 	}
 	return res, r.appendMerge(c, base, runs, newest, pk)
+}
+
+// resolve decides what becomes of a block that has the version local here.
+func (c *Chunk) resolve(i int, local block.Version) block.Resolution {
+	if c.Unlisted[i] {
+		return block.Keep
+	}
+	return block.Resolve(local, c.Versions[i], c.Scan)
 }
 
 // appendMerge logs and indexes the outcome of a merge. The log's lock is held.

@@ -40,6 +40,7 @@ type Chunk struct {
 	Stored   [block.ChunkBlocks]bool   // has data; false: hole or tombstone
 	Data     []byte                    // the 4 KiB blocks named in DataOf, in that order
 	DataOf   []uint16                  // block indexes within the chunk, ascending
+	Unlisted [block.ChunkBlocks]bool   // blocks that are not spoken of, see ReadNewer: Merge leaves them as they are
 
 	// A chunk with all versions, as ReadVersions makes it; Snapshots is nil in one that lists newest versions only.
 	First, Count int        // the blocks of the chunk that are listed; others are not spoken of

@@ -50,7 +50,9 @@ func (r *Replica) observe() (s *seenReplica, err error) {
 	}
 	for b := 0; b < n; b += block.ChunkBlocks {
 		var v [block.ChunkBlocks]block.Version
-		r.ChunkVersions(uint64(b/block.ChunkBlocks), &v)
+		if err := r.Newer(uint64(b/block.ChunkBlocks), block.Version{}, &v); err != nil {
+			return nil, err
+		}
 		s.vers = append(s.vers, v[:min(block.ChunkBlocks, n-b)]...)
 	}
 	for _, x := range s.snaps {

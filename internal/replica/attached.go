@@ -31,9 +31,6 @@ type attached struct {
 	session *session // nil: not connected
 	lastID  volume.SessionID
 	pull    *pull
-	// applying is held while operations of the stream, or a piece of a pulled chunk, change blocks; within mu. A pull
-	// cannot take mu, since whoever stops it holds mu and waits for it.
-	applying sync.Mutex
 
 	// view guards what Status shows, so that it never waits for a disk.
 	view      sync.Mutex

@@ -2,8 +2,10 @@ package replica
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
+	"os"
 	"time"
 
 	"github.com/cstor-go/cstor/internal/block"
@@ -16,16 +18,20 @@ type peer struct {
 	conn  *net.TCPConn
 	r     *wire.Reader
 	frame []byte
+	asks  []byte // requests for chunks that are not sent yet
 	stop  func() bool
 	hello wire.HelloReply
 }
 
-const peerTimeout = 30 * time.Second // for one reply
+const (
+	peerSilent  = 2 * time.Second  // without a byte of a peer that owes a reply: it is gone, or frozen
+	peerTimeout = 30 * time.Second // for one reply, whatever the peer says meanwhile
+)
 
 // dialPeer connects to a replica server and says what is wanted. The connection closes when ctx ends. An error may be a
 // *wire.RemoteError.
 func dialPeer(ctx context.Context, addr string, h wire.Hello) (*peer, error) {
-	dialer := net.Dialer{Timeout: 3 * time.Second}
+	dialer := net.Dialer{Timeout: peerSilent}
 	conn, err := dialer.DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("connect to replica %s: %w", h.Replica, err)
@@ -69,15 +75,22 @@ func (p *peer) write() error {
 	return err
 }
 
-// next waits for a frame, which is valid until the next call.
+// next waits for a reply, which is valid until the next call.
 func (p *peer) next() (f wire.Frame, err error) {
-	p.conn.SetReadDeadline(time.Now().Add(peerTimeout))
-	for {
+	for begin := time.Now(); ; {
 		f, ok, err := p.r.Next()
-		if ok || err != nil {
+		if err != nil || ok && f.Type != wire.TypeWorking {
 			return f, err
 		}
-		if err := p.r.Fill(); err != nil {
+		if ok {
+			continue
+		}
+		now := time.Now()
+		p.conn.SetReadDeadline(now.Add(min(peerSilent, begin.Add(peerTimeout).Sub(now))))
+		if err = p.r.Fill(); errors.Is(err, os.ErrDeadlineExceeded) {
+			return f, fmt.Errorf("%v owes an answer since %v, and was heard of last %v ago", p.conn.RemoteAddr(),
+				time.Since(begin).Round(time.Millisecond), time.Since(now).Round(time.Millisecond))
+		} else if err != nil {
 			return f, err
 		}
 	}
@@ -101,19 +114,25 @@ func (p *peer) changed(base block.Version) (chunks []uint64, err error) {
 	return chunks, nil
 }
 
-// ask requests a chunk; replies come in the order of requests.
-func (p *peer) ask(index uint64, have *[block.ChunkBlocks]block.Version) error {
-	p.frame = wire.AppendChunkRequest(p.frame[:0], uint32(index), index, have)
-	return p.write()
+// ask requests what is newer than base in a chunk, here or there; have are the versions here that are. Replies come in the
+// order of requests, which are sent by chunk.
+func (p *peer) ask(index uint64, base block.Version, have *[block.ChunkBlocks]block.Version) {
+	p.asks = wire.AppendChunkRequest(p.asks, uint32(index), index, base, have)
 }
 
 // chunk waits for the reply to the oldest request, which was for index. Data is valid until the next call.
 func (p *peer) chunk(index uint64, c *pool.Chunk) error {
+	if len(p.asks) > 0 {
+		p.frame, p.asks = p.asks, p.frame[:0]
+		if err := p.write(); err != nil {
+			return err
+		}
+	}
 	f, err := p.next()
 	if err != nil {
 		return err
 	}
-	w := wire.Chunk{Versions: &c.Versions, Sums: &c.Sums, Stored: &c.Stored, DataOf: c.DataOf}
+	w := wire.Chunk{Versions: &c.Versions, Sums: &c.Sums, Stored: &c.Stored, Unlisted: &c.Unlisted, DataOf: c.DataOf}
 	if err := f.ChunkReply(&w); err != nil {
 		return err
 	}

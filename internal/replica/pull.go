@@ -16,6 +16,8 @@ import (
 
 const (
 	pullWindow  = 4                     // chunks asked for and not yet merged
+	pullWidest  = 32                    // the same while little of each differs
+	windowBytes = 1 << 20               // more than pullWindow chunks are asked for as long as all that comes is less, as far as one can tell
 	pieceBlocks = 64                    // of a chunk merged at once: live operations wait for no more than that
 	livePause   = 50 * time.Millisecond // the live stream counts as idle after that
 	mostPause   = 20 * time.Millisecond // between chunks
@@ -37,22 +39,13 @@ type pull struct {
 	s      *session
 	cancel context.CancelFunc
 	done   chan struct{} // when nothing touches the pool any more
-	store  chunkStore    // the replica
 	piece  pool.Chunk    // scratch of merge
-	here   pool.Chunk    // likewise
-}
-
-// chunkStore is what merge needs of a pool.Replica.
-type chunkStore interface {
-	ChunkVersions(number uint64, dst *[block.ChunkBlocks]block.Version) bool
-	ReadChunk(number uint64, have []block.Version, c *pool.Chunk) error
-	Merge(c *pool.Chunk) (pool.MergeResult, error)
 }
 
 // startPull starts a pull for the current session. a.mu is held and no pull runs.
 func (a *attached) startPull(what volume.Pull) {
 	ctx, cancel := context.WithCancel(a.ctx)
-	p := &pull{a: a, what: what, s: a.session, cancel: cancel, done: make(chan struct{}), store: a.r}
+	p := &pull{a: a, what: what, s: a.session, cancel: cancel, done: make(chan struct{})}
 	a.pull = p
 	a.server.tasks.Go(func() {
 		defer cancel()
@@ -155,13 +148,16 @@ func (p *pull) transfer(ctx context.Context, src *peer, chunks []uint64) error {
 		todo    = chunks
 		waiting []uint64 // for room in the pool
 		merged  = -1     // count.done when that was waited for last
+		window  = pullWindow
 	)
 	ask := func(index uint64) error {
-		if !r.ChunkVersions(index, &have) {
-			clear(have[:])
+		// One that cannot be listed must not look like one without versions, of which nothing would be removed.
+		if err := r.Newer(index, p.what.Base, &have); err != nil {
+			return err
 		}
 		asked = append(asked, index)
-		return src.ask(index, &have)
+		src.ask(index, p.what.Base, &have)
+		return nil
 	}
 	p.tell(count, 0)
 	for len(todo)+len(asked)+len(waiting) > 0 {
@@ -177,7 +173,7 @@ func (p *pull) transfer(ctx context.Context, src *peer, chunks []uint64) error {
 			n = min(n, len(waiting))
 			todo, waiting = waiting[:n:n], waiting[n:]
 		}
-		for len(todo) > 0 && len(asked) < pullWindow {
+		for len(todo) > 0 && len(asked) < window {
 			if err := ask(todo[0]); err != nil {
 				return err
 			}
@@ -194,6 +190,7 @@ func (p *pull) transfer(ctx context.Context, src *peer, chunks []uint64) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		window = min(max(pullWindow, windowBytes/(len(c.Data)+1)), pullWidest)
 		began := time.Now()
 		got, err := p.merge(&c)
 		count.bytes += uint64(got)
@@ -249,16 +246,9 @@ func (p *pull) waitRoom(ctx context.Context, count progress, elapsed time.Durati
 // room.
 func (p *pull) merge(c *pool.Chunk) (stored int64, err error) {
 	var full error
-	piece := &p.piece
-	piece.Index, piece.Scan, piece.Sums, piece.Stored = c.Index, c.Scan, c.Sums, c.Stored
-	for first, data := 0, 0; first < block.ChunkBlocks; first += pieceBlocks {
-		end := data
-		for end < len(c.DataOf) && int(c.DataOf[end]) < first+pieceBlocks {
-			end++
-		}
-		piece.DataOf, piece.Data = c.DataOf[data:end], c.Data[data*block.Size:end*block.Size]
-		data = end
-		n, err := p.mergePiece(c, first)
+	for at := 0; at < block.ChunkBlocks; {
+		at = p.cut(c, at)
+		n, err := p.mergePiece()
 		stored += n
 		switch {
 		case errors.Is(err, pool.ErrNoSpace):
@@ -274,33 +264,32 @@ func (p *pull) merge(c *pool.Chunk) (stored int64, err error) {
 	return stored, full
 }
 
-// mergePiece merges the blocks of a chunk from first on, whose data is in p.piece. Blocks outside of the piece are
-// listed with the version that they have here, which means that they stay. Nothing may change them between that listing
-// and the merge: this replica's stream may be behind the source's, and then what it writes is older than the scan, so
-// that it would be undone, and what the listing says be put in its place without its content.
-func (p *pull) mergePiece(c *pool.Chunk, first int) (stored int64, err error) {
-	p.a.applying.Lock()
-	defer p.a.applying.Unlock()
+// cut makes p.piece the next blocks that c lists, from block first on, and returns where to go on.
+func (p *pull) cut(c *pool.Chunk, first int) (end int) {
 	piece := &p.piece
-	if !p.store.ChunkVersions(c.Index, &piece.Versions) {
-		// Nothing is here, or it cannot be listed just now: only the former may be merged over.
-		if err := p.store.ReadChunk(c.Index, nil, &p.here); err != nil {
-			return 0, err
+	piece.Index, piece.Scan, piece.Versions, piece.Sums, piece.Stored = c.Index, c.Scan, c.Versions, c.Sums, c.Stored
+	listed := 0
+	for i := range piece.Unlisted {
+		piece.Unlisted[i] = i < first || listed == pieceBlocks || c.Unlisted[i]
+		if !piece.Unlisted[i] {
+			listed, end = listed+1, i+1
 		}
-		piece.Versions = p.here.Versions
 	}
-	same := true
-	for i := first; i < first+pieceBlocks; i++ {
-		same = same && piece.Versions[i] == c.Versions[i]
-		piece.Versions[i] = c.Versions[i]
+	if listed < pieceBlocks {
+		end = block.ChunkBlocks
 	}
-	if same {
-		return 0, nil
-	}
-	if len(piece.DataOf) > 0 && p.a.server.full.Load() {
+	from, _ := slices.BinarySearch(c.DataOf, uint16(first))
+	to, _ := slices.BinarySearch(c.DataOf, uint16(end))
+	piece.DataOf, piece.Data = c.DataOf[from:to], c.Data[from*block.Size:to*block.Size]
+	return end
+}
+
+// mergePiece merges p.piece.
+func (p *pull) mergePiece() (stored int64, err error) {
+	if len(p.piece.DataOf) > 0 && p.a.server.full.Load() {
 		return 0, errNoRoom
 	}
-	res, err := p.store.Merge(piece)
+	res, err := p.a.r.Merge(&p.piece)
 	return res.Bytes, err
 }
 

@@ -282,10 +282,7 @@ func (s *session) applyBatch(first, last block.Version) error {
 	if err := a.member.Check(s.id, first, len(s.batch)); err != nil {
 		return err
 	}
-	a.applying.Lock()
-	err := a.r.Apply(s.batch)
-	a.applying.Unlock()
-	if err != nil {
+	if err := a.r.Apply(s.batch); err != nil {
 		if errors.Is(err, pool.ErrFailed) {
 			err = fmt.Errorf("%w: %w", errPool, err)
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/cstor-go/cstor/internal/block"
@@ -17,6 +18,7 @@ import (
 const (
 	sourceIdle   = 2 * time.Minute // a peer that asks for nothing for so long is gone
 	sourceNotYet = 2 * time.Second // how long a pull waits here for the join point before the peer is told to try again
+	sourceSigns  = 500 * time.Millisecond
 )
 
 // source serves one connection of a peer that pulls or inspects.
@@ -32,6 +34,9 @@ func (s *Server) source(conn net.Conn) {
 	r := wire.NewReader(conn)
 	defer r.Close()
 	srv := &sourceConn{server: s, conn: conn}
+	ended := make(chan struct{})
+	defer close(ended)
+	s.tasks.Go(func() { srv.sign(ended) })
 	for {
 		f, ok, err := r.Next()
 		if err == nil && !ok {
@@ -62,9 +67,37 @@ type sourceConn struct {
 	have   [block.ChunkBlocks]block.Version
 	chunk  pool.Chunk
 	list   []uint64
+
+	writing sync.Mutex
+	owes    bool // a request is being answered
+}
+
+// sign tells the peer again and again that its request is being answered, however long a device takes for it.
+func (c *sourceConn) sign(ended <-chan struct{}) {
+	look := time.NewTicker(sourceSigns)
+	defer look.Stop()
+	working := wire.AppendWorking(nil)
+	for {
+		select {
+		case <-ended:
+			return
+		case <-look.C:
+		}
+		c.writing.Lock()
+		if c.owes {
+			c.conn.SetWriteDeadline(time.Now().Add(peerTimeout))
+			if _, err := c.conn.Write(working); err != nil {
+				c.conn.Close()
+			}
+		}
+		c.writing.Unlock()
+	}
 }
 
 func (c *sourceConn) take(f *wire.Frame) error {
+	c.writing.Lock()
+	c.owes = true
+	c.writing.Unlock()
 	if c.hello == nil {
 		h, err := f.Hello()
 		if err != nil {
@@ -92,7 +125,7 @@ func (c *sourceConn) take(f *wire.Frame) error {
 		if err := c.mayServe(); err != nil {
 			return c.refuse(wire.TypeChunkReply, f.Tag, err)
 		}
-		if err := c.a.r.ReadChunk(index, c.have[:], &c.chunk); err != nil {
+		if err := c.a.r.ReadNewer(index, f.Version(), c.have[:], &c.chunk); err != nil {
 			c.a.note(err)
 			return c.refuse(wire.TypeChunkReply, f.Tag, err)
 		}
@@ -102,7 +135,7 @@ func (c *sourceConn) take(f *wire.Frame) error {
 		}
 		k := &c.chunk
 		c.frame = wire.AppendChunkReplyHead(c.frame[:0], f.Tag, &wire.Chunk{
-			Index: k.Index, Scan: k.Scan, Versions: &k.Versions, Sums: &k.Sums, Stored: &k.Stored, DataOf: k.DataOf,
+			Index: k.Index, Scan: k.Scan, Versions: &k.Versions, Sums: &k.Sums, Stored: &k.Stored, Unlisted: &k.Unlisted, DataOf: k.DataOf,
 		})
 		return c.write(k.Data)
 	}
@@ -171,6 +204,9 @@ func (c *sourceConn) refuse(t wire.Type, tag uint32, err error) error {
 
 // write sends the frame that was made, and data behind it.
 func (c *sourceConn) write(data []byte) error {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	c.owes = false
 	c.conn.SetWriteDeadline(time.Now().Add(peerTimeout))
 	bufs := net.Buffers{c.frame}
 	if len(data) > 0 {

@@ -47,8 +47,11 @@ const (
 	TypeHelloReply                    // payload: JSON of HelloReply
 	TypeChanged                       // N, Epoch: the version above which a chunk's newest version must be
 	TypeChangedReply                  // Code; payload: table of 8-byte chunk numbers
-	TypeChunk                         // Tag, Block = chunk; payload: list of the versions that the asker has
-	TypeChunkReply                    // Tag, Block = chunk, Code; payload: see ChunkReply
+	_                                 // versions of earlier programs: 36 and 37
+	_
+	TypeChunk      // Tag, Block = chunk, N, Epoch: base; payload: list of the versions above it that the asker has
+	TypeChunkReply // Tag, Block = chunk, Code; payload: see ChunkReply
+	TypeWorking    // the reply to the oldest request takes longer
 )
 
 var le = binary.LittleEndian
@@ -56,7 +59,7 @@ var le = binary.LittleEndian
 var typeNames = map[Type]string{
 	TypeMessage: "message", TypeWrite: "write", TypeDiscard: "discard", TypeOpen: "open", TypeFlush: "flush",
 	TypeAck: "ack", TypeRead: "read", TypeReadReply: "read-reply", TypeHello: "hello", TypeHelloReply: "hello-reply",
-	TypeChanged: "changed", TypeChangedReply: "changed-reply", TypeChunk: "chunk", TypeChunkReply: "chunk-reply",
+	TypeChanged: "changed", TypeChangedReply: "changed-reply", TypeChunk: "chunk", TypeChunkReply: "chunk-reply", TypeWorking: "working",
 }
 
 func (t Type) String() string {

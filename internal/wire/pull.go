@@ -102,12 +102,13 @@ func AppendError(b []byte, t Type, tag uint32, code Code, reason string) []byte 
 	return appendPayload(b, Header{Type: t, Flags: code, Tag: tag}, []byte(clip(reason)))
 }
 
-// AppendChunkRequest asks for chunk index: its versions, and the data of those blocks whose version differs from have.
-func AppendChunkRequest(b []byte, tag uint32, index uint64, have *[block.ChunkBlocks]block.Version) []byte {
-	return appendPayload(b, Header{Type: TypeChunk, Tag: tag, Block: index}, appendRuns(nil, have))
+// AppendChunkRequest asks for what is newer than base in chunk index, here or there: the versions of these blocks, and the
+// data of those whose version differs from have, which has the asker's versions that are newer than base, and zeroes.
+func AppendChunkRequest(b []byte, tag uint32, index uint64, base block.Version, have *[block.ChunkBlocks]block.Version) []byte {
+	return appendPayload(b, Header{Type: TypeChunk, Tag: tag, Block: index, N: base.N, Epoch: base.Epoch}, appendRuns(nil, have))
 }
 
-// ChunkRequest decodes what a TypeChunk frame asks for into have. Errors wrap ErrFormat.
+// ChunkRequest decodes what a TypeChunk frame asks for into have; its Version is the base. Errors wrap ErrFormat.
 func (f *Frame) ChunkRequest(have *[block.ChunkBlocks]block.Version) (index uint64, err error) {
 	if err := f.checkTable(f.Payload); err != nil {
 		return 0, err
@@ -117,6 +118,12 @@ func (f *Frame) ChunkRequest(have *[block.ChunkBlocks]block.Version) (index uint
 		err = malformed("%d bytes behind a list of versions", len(rest))
 	}
 	return f.Block, err
+}
+
+// AppendWorking appends what is said while a reply takes longer.
+func AppendWorking(b []byte) []byte {
+	h := Header{Type: TypeWorking}
+	return h.append(b)
 }
 
 // runSize is the number of bytes of one run of equal versions: u16 count, u64 epoch, u64 n.
@@ -166,13 +173,15 @@ func (m *bitmap) count() (n int) {
 	return n
 }
 
-// Chunk is a chunk's listing, and the data that the asker lacked; the fields are those of pool.Chunk.
+// Chunk is a chunk's listing, and the data that the asker lacked; the fields are those of pool.Chunk. What is unlisted is
+// not stored, and has the zero version.
 type Chunk struct {
 	Index    uint64
 	Scan     block.Version
 	Versions *[block.ChunkBlocks]block.Version
 	Sums     *[block.ChunkBlocks]uint32
 	Stored   *[block.ChunkBlocks]bool
+	Unlisted *[block.ChunkBlocks]bool
 	DataOf   []uint16
 	Data     []byte
 }
@@ -185,8 +194,11 @@ func AppendChunkReplyHead(b []byte, tag uint32, c *Chunk) []byte {
 	at := len(b)
 	b = append(b, make([]byte, HeaderSize)...)
 	b = appendRuns(b, c.Versions)
-	var stored, data bitmap
+	var listed, stored, data bitmap
 	for i, s := range c.Stored {
+		if !c.Unlisted[i] {
+			listed.set(i)
+		}
 		if s {
 			stored.set(i)
 		}
@@ -194,7 +206,7 @@ func AppendChunkReplyHead(b []byte, tag uint32, c *Chunk) []byte {
 	for _, i := range c.DataOf {
 		data.set(int(i))
 	}
-	b = append(append(b, stored[:]...), data[:]...)
+	b = append(append(append(b, listed[:]...), stored[:]...), data[:]...)
 	for i, s := range c.Stored {
 		if s {
 			b = le.AppendUint32(b, c.Sums[i])
@@ -227,10 +239,11 @@ func (f *Frame) ChunkReply(c *Chunk) error {
 	if err != nil {
 		return err
 	}
-	var stored, data bitmap
-	if len(rest) < 2*len(stored) {
+	var listed, stored, data bitmap
+	if len(rest) < 3*len(stored) {
 		return malformed("chunk without bitmaps")
 	}
+	rest = rest[copy(listed[:], rest):]
 	rest = rest[copy(stored[:], rest):]
 	rest = rest[copy(data[:], rest):]
 	if len(rest) != stored.count()*SumSize || data.count() != int(f.Count) {
@@ -238,6 +251,10 @@ func (f *Frame) ChunkReply(c *Chunk) error {
 	}
 	c.Index, c.Scan, c.Data, c.DataOf = f.Block, f.Version(), f.Payload[len(table):], c.DataOf[:0]
 	for i := range c.Stored {
+		c.Unlisted[i] = !listed.has(i)
+		if c.Unlisted[i] && (stored.has(i) || !c.Versions[i].IsZero()) {
+			return malformed("chunk with version %v of block %d, which is not listed", c.Versions[i], i)
+		}
 		if c.Stored[i] = stored.has(i); c.Stored[i] {
 			c.Sums[i] = le.Uint32(rest)
 			rest = rest[SumSize:]

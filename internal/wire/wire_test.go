@@ -112,12 +112,14 @@ func TestMessages(t *testing.T) {
 func TestChunk(t *testing.T) {
 	var versions, have [block.ChunkBlocks]block.Version
 	var sums [block.ChunkBlocks]uint32
-	var stored [block.ChunkBlocks]bool
-	want := Chunk{Index: 77, Scan: block.Version{Epoch: 2, N: 5000}, Versions: &versions, Sums: &sums, Stored: &stored}
+	var stored, unlisted [block.ChunkBlocks]bool
+	base := block.Version{Epoch: 1, N: 3}
+	want := Chunk{Index: 77, Scan: block.Version{Epoch: 2, N: 5000}, Versions: &versions, Sums: &sums, Stored: &stored, Unlisted: &unlisted}
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for i := range versions {
 		sums[i] = block.ZeroSum
 		if rnd.IntN(3) == 0 {
+			unlisted[i] = rnd.IntN(2) == 0
 			continue
 		}
 		versions[i] = block.Version{Epoch: 1 + rnd.Uint64N(2), N: rnd.Uint64N(5)}
@@ -131,13 +133,14 @@ func TestChunk(t *testing.T) {
 			want.Data = append(want.Data, data...)
 		}
 	}
-	f := parse(t, AppendChunkRequest(nil, 5, 77, &versions))
-	if index, err := f.ChunkRequest(&have); err != nil || index != 77 || have != versions || f.Tag != 5 {
+	f := parse(t, AppendChunkRequest(nil, 5, 77, base, &versions))
+	if index, err := f.ChunkRequest(&have); err != nil || index != 77 || have != versions || f.Tag != 5 || f.Version() != base {
 		t.Fatalf("request: %d, %v", index, err)
 	}
 	b := append(AppendChunkReplyHead([]byte("x"), 5, &want)[1:], want.Data...)
 	got := Chunk{
 		Versions: new([block.ChunkBlocks]block.Version), Sums: new([block.ChunkBlocks]uint32), Stored: new([block.ChunkBlocks]bool),
+		Unlisted: new([block.ChunkBlocks]bool),
 	}
 	if err := readOne(b).ChunkReply(&got); err != nil || !reflect.DeepEqual(got, want) {
 		t.Fatalf("reply: %v", err)
@@ -343,9 +346,13 @@ func FuzzFrames(f *testing.F) {
 	h, _ := AppendHello(nil, Hello{Replica: "r"})
 	f.Add(h)
 	var v [block.ChunkBlocks]block.Version
-	f.Add(AppendChunkRequest(nil, 1, 2, &v))
+	f.Add(AppendChunkRequest(nil, 1, 2, block.Version{}, &v))
 	f.Add(AppendChangedReply(nil, []uint64{1}, 2))
-	f.Add(AppendChunkReplyHead(nil, 1, &Chunk{Versions: &v, Sums: new([block.ChunkBlocks]uint32), Stored: new([block.ChunkBlocks]bool)}))
+	chunk := Chunk{
+		Versions: new([block.ChunkBlocks]block.Version), Sums: new([block.ChunkBlocks]uint32), Stored: new([block.ChunkBlocks]bool),
+		Unlisted: new([block.ChunkBlocks]bool),
+	}
+	f.Add(AppendChunkReplyHead(nil, 1, &chunk))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) >= HeaderSize { // make the checksums right, so that more than they is tested
 			h := Header{
@@ -375,7 +382,7 @@ func FuzzFrames(f *testing.F) {
 				fr.ChangedReply(nil)
 				var have [block.ChunkBlocks]block.Version
 				fr.ChunkRequest(&have)
-				fr.ChunkReply(&Chunk{Versions: &have, Sums: new([block.ChunkBlocks]uint32), Stored: new([block.ChunkBlocks]bool)})
+				fr.ChunkReply(&chunk)
 			}
 		}
 	})
