@@ -90,7 +90,6 @@ func (p *Pool) startCommit(c *pending) {
 	w.newest, w.running, w.owed = c, true, false
 	w.mu.Unlock()
 	run := func() {
-		c.run = nil
 		c.freed, c.err = p.commit(c)
 		w.mu.Lock()
 		w.running, w.inline = false, c.void
@@ -103,7 +102,10 @@ func (p *Pool) startCommit(c *pending) {
 		p.wake()
 	}
 	if p.opt.Manual {
-		c.run = run
+		c.run = func() {
+			c.run = nil
+			run()
+		}
 	} else {
 		go run()
 	}

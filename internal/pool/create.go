@@ -53,7 +53,8 @@ func (o *Options) setDefaults() {
 
 // Create makes a pool of raid groups on blank devices, empty and stable when it returns. The pool owns the devices from
 // then on and Close closes them; after an error they remain the caller's. It refuses, with *ErrForeign, a device that
-// carries anything, except what an interrupted Create of a pool with the same GUID left behind.
+// carries anything, except what an interrupted Create of a pool with the same GUID left behind. It does not wait for a
+// device that hangs, which may still write a label when it answers.
 func Create(groups []Group, cfg Config, opt Options) (*Pool, error) {
 	p, err := create(groups, cfg, opt)
 	if err != nil {
@@ -74,14 +75,14 @@ func create(groups []Group, cfg Config, opt Options) (*Pool, error) {
 	if err := namesFit(cfg.Name, cfg.Owner); err != nil {
 		return nil, err
 	}
+	opt.setDefaults()
 	for _, g := range groups {
 		for _, d := range g.Devices {
-			if err := usableForCreate(d, cfg.GUID); err != nil {
+			if err := opt.patiently(d, func() error { return usableForCreate(d, cfg.GUID) }); err != nil {
 				return nil, err
 			}
 		}
 	}
-	opt.setDefaults()
 	if cfg.GUID.IsZero() {
 		cfg.GUID = opt.newGUID()
 	}
@@ -92,7 +93,8 @@ func create(groups []Group, cfg Config, opt Options) (*Pool, error) {
 	var members []*member
 	var raidDevs []*raid.Device
 	for i, d := range devs {
-		if err := label.Write(d, own(l, l.Members[i].GUID, d.Size())); err != nil {
+		mine := own(l, l.Members[i].GUID, d.Size())
+		if err := opt.patiently(d, func() error { return label.Write(d, mine) }); err != nil {
 			return nil, err
 		}
 		m := newMember(l, i, d.Size(), l.Change, d)

@@ -115,8 +115,8 @@ func plan(groups []Group, cfg Config, opt Options) (*label.Label, []disk.Device,
 	if n := l.Segments(); n > label.MaxSegments {
 		return nil, nil, fmt.Errorf("%d segments of %d bytes, want at most %d: devices are too large", n, l.SegmentBytes, label.MaxSegments)
 	}
-	if n := fixedRoot(l); n > opt.rootBytes {
-		return nil, nil, fmt.Errorf("%d segments of %d bytes on %d devices: checkpoints would take %d bytes of %d: %w", l.Segments(), l.SegmentBytes, len(devs), n, opt.rootBytes, ErrTooLarge)
+	if n := fixedRoot(l); n > opt.restOfRoot() {
+		return nil, nil, fmt.Errorf("%d segments of %d bytes on %d devices: checkpoints would take %d bytes of %d: %w", l.Segments(), l.SegmentBytes, len(devs), n, opt.restOfRoot(), ErrTooLarge)
 	}
 	if segs < minSegments {
 		return nil, nil, fmt.Errorf("%d segments of %d bytes, want at least %d: devices are too small", segs, l.SegmentBytes, minSegments)

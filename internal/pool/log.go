@@ -293,7 +293,11 @@ func (p *Pool) writeBatch(h *wal.Header) error {
 		blocks += pad
 	}
 	base := uint64(w.pos.seg)<<p.seg.shift + uint64(w.pos.block)<<block.Shift
-	err := w.mu.away(p, func() error { return p.seg.writeInline(w.iov, base) })
+	write := p.seg.writeInline
+	if !p.running.Load() { // Open and Close do not return from a device that hangs
+		write = p.seg.writevAt
+	}
+	err := w.mu.away(p, func() error { return write(w.iov, base) })
 	clear(w.iov) // the caller's memory is borrowed only
 	clear(w.pieces)
 	if cap(w.gather) > maxGather {

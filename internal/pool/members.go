@@ -30,10 +30,15 @@ func (p *Pool) memberOf(guid block.GUID) *member {
 }
 
 // patiently does something on a device that is not in use yet, and does not wait for ever.
-func (p *Pool) patiently(dev disk.Device, do func() error) error {
+func (p *Pool) patiently(dev disk.Device, do func() error) error { return p.opt.patiently(dev, do) }
+
+func (o *Options) patiently(dev disk.Device, do func() error) error {
+	if o.Manual {
+		return do()
+	}
 	result := make(chan error, 1)
 	go func() { result <- do() }()
-	timer := time.NewTimer(lateDeadlines * p.opt.Deadline)
+	timer := time.NewTimer(lateDeadlines * o.Deadline)
 	defer timer.Stop()
 	select {
 	case err := <-result:

@@ -195,6 +195,8 @@ func (p *Pool) settleSegments() {
 // for a continuation by anyone any more. Where a device came back without what the segment holds, the log goes on in a
 // fresh one, which that device has from the start.
 func (p *Pool) resume() error {
+	p.log.mu.Lock() // which is taken away when a device hangs
+	defer p.log.mu.Unlock()
 	p.log.beginUnit()
 	inc := p.opt.Rand()
 	if row := p.seg.row(p.log.pos.seg); p.log.pos.block+row < p.seg.blocks() && !p.lacked(p.log.pos.seg) {

@@ -99,6 +99,9 @@ func (r *Replica) weighs(n int64) {
 // moreNodes returns what the root may take for what a replica or snapshot of that size has more. The index lock is held.
 func (r *Replica) moreNodes(size int64) int64 { return max(nodesFor(size)-r.nodes, 0) * rootNode }
 
+// restOfRoot returns what the root has for everything but larger state records.
+func (o *Options) restOfRoot() int64 { return o.rootBytes - o.rootBytes/shareOfStates }
+
 // mayGrow returns ErrTooLarge when the root has no room to grow by so many bytes. What is no state record leaves a share
 // to these, without which no volume is served. The log's and the index lock are held.
 func (p *Pool) mayGrow(n int64, state bool) error {
@@ -109,7 +112,7 @@ func (p *Pool) mayGrow(n int64, state bool) error {
 	used := p.idx.rootUse.replicas + max(fixedRoot(l), p.idx.rootUse.planned)
 	limit := p.opt.rootBytes
 	if !state {
-		limit -= limit / shareOfStates
+		limit = p.opt.restOfRoot()
 	}
 	if used+n <= limit {
 		return nil
@@ -133,9 +136,9 @@ func (p *Pool) mayBecome(l *label.Label) (done func(), err error) {
 	defer p.log.mu.Unlock()
 	p.idx.mu.Lock()
 	defer p.idx.mu.Unlock()
-	if used := p.idx.rootUse.replicas; used+n > p.opt.rootBytes {
+	if used := p.idx.rootUse.replicas; used+n > p.opt.restOfRoot() {
 		return nil, fmt.Errorf("%d bytes for %d segments and %d devices, beside %d of %d for replicas and snapshots; delete some of these, or add fewer devices: %w",
-			n, l.Segments(), len(l.Members), used, p.opt.rootBytes, ErrTooLarge)
+			n, l.Segments(), len(l.Members), used, p.opt.restOfRoot(), ErrTooLarge)
 	}
 	p.idx.rootUse.planned = n
 	return done, nil

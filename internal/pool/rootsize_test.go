@@ -182,7 +182,7 @@ func TestRootWithDevices(t *testing.T) {
 	_, err := c.p.CreateReplica("v", 1<<20)
 	must(t, err)
 	c.till("snapshot", func() error { return c.apply("v", Op{Kind: OpSnapshot, Name: c.name()}) })
-	n := c.p.opt.rootBytes / shareOfStates / rootSegment * smallRoot.SegmentBytes
+	n := c.p.opt.rootBytes / shareOfStates / rootSegment * smallRoot.SegmentBytes / 2 // which the share of states has room for
 	large := disk.NewMem("large", n+64<<20)
 	if err := c.p.AddGroups(Stripe(large)); !errors.Is(err, ErrTooLarge) {
 		t.Fatal(err)
@@ -198,10 +198,13 @@ func TestRootWithDevices(t *testing.T) {
 	must(t, c.apply("v", Op{Kind: OpWrite, Count: 1, Data: fill(1, 1)}))
 	c.crash()
 	must(t, c.p.Replica("v").Apply([]Op{write(1, 1, c.n+1)}))
+	for _, s := range c.p.Replica("v").Snapshots()[:20] {
+		must(t, c.p.Replica("v").Apply([]Op{unsnap(s.Name, c.p.Replica("v").Applied().N+1)}))
+	}
 	more := disk.NewMem("more", 16<<20)
 	must(t, c.p.AddGroups(Stripe(more)))
 	must(t, c.p.cycle())
-	if _, err := Create(Stripe(disk.NewMem("large", n*shareOfStates)), Config{Name: "large"}, smallRoot); !errors.Is(err, ErrTooLarge) {
+	if _, err := Create(Stripe(disk.NewMem("large", 2*n*shareOfStates)), Config{Name: "large"}, smallRoot); !errors.Is(err, ErrTooLarge) {
 		t.Fatal(err)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/compress"
 	"github.com/cstor-go/cstor/internal/pool/disk"
+	"github.com/cstor-go/cstor/internal/pool/label"
 	"github.com/cstor-go/cstor/internal/pool/raid"
 )
 
@@ -323,5 +324,37 @@ func TestHungInReplay(t *testing.T) {
 	if q, err := Open([]disk.Device{k}, opt); err == nil {
 		q.Close()
 		t.Fatal("opened")
+	}
+}
+
+// TestHungInResume has a device hang in what Open writes into the log: it returns.
+func TestHungInResume(t *testing.T) {
+	opt := Options{SegmentBytes: 256 << 10, Deadline: 50 * time.Millisecond}
+	_, m := newMemPool(t, 16<<20, opt)
+	k := m.Kill()
+	waits, resume := k.HangIf(func(op string, off, _ int64) bool {
+		return op == "write" && off >= label.HeadBytes && off < k.Size()-label.TailBytes
+	})
+	defer resume()
+	if q, err := Open([]disk.Device{k}, opt); !errors.Is(err, raid.ErrHung) {
+		if err == nil {
+			q.Close()
+		}
+		t.Error(err)
+	}
+	<-waits
+}
+
+// TestHungInCreate has a device hang in each kind of request before there is a raid group: Create returns.
+func TestHungInCreate(t *testing.T) {
+	for _, kind := range []string{"read", "write", "flush"} {
+		mems := []*disk.Mem{disk.NewMem("a", 16<<20), disk.NewMem("b", 16<<20)}
+		waits, resume := mems[1].HangOp(kind, 1)
+		p, err := Create(Stripe(mems[0], mems[1]), Config{Name: "test"}, Options{SegmentBytes: 256 << 10, Deadline: 10 * time.Millisecond})
+		if !errors.Is(err, errNoAnswer) || !strings.Contains(err.Error(), "device b") {
+			t.Error(kind, p, err)
+		}
+		<-waits
+		resume()
 	}
 }

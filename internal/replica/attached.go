@@ -44,18 +44,27 @@ type attached struct {
 }
 
 func newAttached(s *Server, spec Spec, r *pool.Replica) (*attached, error) {
-	st, err := decodeState(r.State())
-	if err != nil {
+	a := &attached{server: s, spec: spec, r: r, log: s.log.With("replica", spec.Name), ended: make(chan struct{})}
+	if err := a.asRecorded(); err != nil {
 		return nil, fmt.Errorf("replica %s: %w", spec.Name, err)
 	}
-	a := &attached{server: s, spec: spec, r: r, log: s.log.With("replica", spec.Name), ended: make(chan struct{})}
-	a.member = volume.NewMember(s.now(), volume.Report{
-		GUID: r.GUID(), ReplicaID: spec.ReplicaID, Name: spec.Name, PullAddr: s.cfg.PullAddr,
-		State: st, Last: r.Applied(), Size: r.Size(),
-	}, volume.LeaseTime)
 	a.ctx, a.cancel = context.WithCancel(s.ctx)
 	a.show()
 	return a, nil
+}
+
+// asRecorded makes the member what the replica's state record says, without a session. a.mu is held, or nobody else has a
+// yet.
+func (a *attached) asRecorded() error {
+	st, err := decodeState(a.r.State())
+	if err != nil {
+		return err
+	}
+	a.member = volume.NewMember(a.server.now(), volume.Report{
+		GUID: a.r.GUID(), ReplicaID: a.spec.ReplicaID, Name: a.spec.Name, PullAddr: a.server.cfg.PullAddr,
+		State: st, Last: a.r.Applied(), Size: a.r.Size(),
+	}, volume.LeaseTime)
+	return nil
 }
 
 // stop ends the session and the pull and waits until they have ended.
@@ -125,7 +134,11 @@ func (a *attached) do(s *session, ready volume.MemberReady) error {
 		if err != nil {
 			return fmt.Errorf("%w: %w", errPool, err)
 		}
-		if err := a.r.PutState(b, ready.Applied); err != nil {
+		err = a.r.PutState(b, ready.Applied)
+		if errors.Is(err, pool.ErrTooLarge) && !errors.Is(err, pool.ErrFailed) {
+			return a.unrecorded(err)
+		}
+		if err != nil {
 			return fmt.Errorf("%w: %w", errPool, err)
 		}
 		s.restate(ready.Applied)
@@ -146,6 +159,17 @@ func (a *attached) do(s *session, ready volume.MemberReady) error {
 		return errors.New(ready.Close)
 	}
 	return nil
+}
+
+// unrecorded takes back what the member has become, since the pool has no room for the record of it and is as it was: the
+// session ends, whose target is told why, and the next one finds the replica as its record says. a.mu is held.
+func (a *attached) unrecorded(cause error) error {
+	a.stopPull()
+	if err := a.asRecorded(); err != nil {
+		return fmt.Errorf("%w: %w", errPool, err)
+	}
+	a.show()
+	return fmt.Errorf("the replica's state cannot be recorded: %w", cause)
 }
 
 // only returns the message if there is exactly one, of that type.

@@ -92,18 +92,21 @@ func (s *session) run() error {
 	ended := make(chan struct{})
 	go s.watch(ended)
 	err := s.loop()
-	close(ended)
-	if sent := s.out.Err(); sent != nil && !errors.Is(sent, net.ErrClosed) {
+	broken := errors.Is(err, errPool) // whatever happens to the connection besides
+	if sent := s.out.Err(); sent != nil && !errors.Is(sent, net.ErrClosed) && !broken {
 		err = sent
 	}
 	if !errors.Is(err, net.ErrClosed) && s.out.Err() == nil && !isEnd(err) {
 		s.send(volume.Failed{Reason: err.Error()})
 		s.out.Flush()
+		s.waiting.Store(1)
+		s.out.Wait(0, func() { s.waiting.Store(1) }) // a target that takes something hears of it
 	}
+	close(ended)
 	s.out.Close()
 	s.reader.Close()
 	s.end()
-	if failed := s.failed.Load(); failed != nil {
+	if failed := s.failed.Load(); failed != nil && !broken {
 		err = *failed
 	}
 	return err

@@ -13,6 +13,8 @@ type fakeTarget struct {
 	t    *testing.T
 	conn net.Conn
 	r    *wire.Reader
+
+	report volume.Report // that the replica registered with
 }
 
 // attachTo attaches a replica to a listener of the test's.
@@ -36,11 +38,13 @@ func accept(t *testing.T, l net.Listener) *fakeTarget {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fakeTarget{t, conn, wire.NewReader(conn)}
+	f := &fakeTarget{t: t, conn: conn, r: wire.NewReader(conn)}
 	t.Cleanup(func() { conn.Close(); f.r.Close() })
-	if m, ok := f.next().(volume.Register); !ok {
+	m, ok := f.next().(volume.Register)
+	if !ok {
 		t.Fatalf("the first message is %T", m)
 	}
+	f.report = m.Report
 	return f
 }
 

@@ -191,8 +191,22 @@ func devicesOf(groups []engine.Group) (devs []disk.Device) {
 	return devs
 }
 
+// closeAll closes devices. It does not wait for those that hang, which stay locked until they answer.
 func closeAll(devs []disk.Device) {
+	closed := make(chan struct{}, len(devs))
 	for _, dev := range devs {
-		dev.Close()
+		go func() {
+			dev.Close()
+			closed <- struct{}{}
+		}()
+	}
+	limit := time.NewTimer(patience)
+	defer limit.Stop()
+	for range devs {
+		select {
+		case <-closed:
+		case <-limit.C:
+			return
+		}
 	}
 }

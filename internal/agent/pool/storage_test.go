@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"k8s.io/apimachinery/pkg/types"
 
@@ -187,4 +189,30 @@ func TestPoolIsMadeOnce(t *testing.T) {
 	if err := create(paths[2:]); err != nil {
 		t.Errorf("not made after a crash: %v", err)
 	}
+}
+
+// stuckDevice does not answer to being closed before it is let go.
+type stuckDevice struct {
+	disk.Device
+	answer chan struct{}
+}
+
+func (d stuckDevice) Close() error {
+	<-d.answer
+	return nil
+}
+
+// TestCloseOfHungDevice: what is opened in vain is closed again, as far as it answers.
+func TestCloseOfHungDevice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hung, fine := stuckDevice{answer: make(chan struct{})}, stuckDevice{answer: make(chan struct{})}
+		time.AfterFunc(patience/2, func() { close(fine.answer) })
+		closeAll([]disk.Device{hung, fine})
+		select {
+		case <-fine.answer:
+		default:
+			t.Error("the device that answers was not waited for")
+		}
+		close(hung.answer)
+	})
 }
