@@ -17,6 +17,9 @@ import (
 type labels struct {
 	mu  sync.Mutex                  // held while labels are written
 	now atomic.Pointer[label.Label] // apart from the fields that are each device's own; never changed
+	// unseen: those of some device were not read when the pool was opened. They may be one change ahead, if power was lost
+	// while labels were written, and must not win when that device comes back.
+	unseen bool
 }
 
 // recordOut writes labels that call those devices out that are behind, unless the labels of all devices do already. One that
@@ -25,7 +28,7 @@ type labels struct {
 func (p *Pool) recordOut() error {
 	p.labels.mu.Lock()
 	defer p.labels.mu.Unlock()
-	now, news := p.labels.now.Load(), false
+	now, news := p.labels.now.Load(), p.labels.unseen
 	for _, m := range p.members() {
 		news = news || m.behind() && !now.Members[now.Index(m.guid)].Out || m.online() && m.last != now.Change
 	}
@@ -68,6 +71,9 @@ func (p *Pool) writeLabels(next *label.Label) error {
 		}
 		var targets []*member
 		next.Generation++
+		if p.labels.unseen {
+			next.Generation++
+		}
 		next.Change = p.opt.Rand()
 		for _, m := range p.members() {
 			x := &next.Members[next.Index(m.guid)]
@@ -85,6 +91,7 @@ func (p *Pool) writeLabels(next *label.Label) error {
 		}
 		p.labels.now.Store(next.Clone())
 		if len(failed) == 0 {
+			p.labels.unseen = false
 			return nil
 		}
 	}

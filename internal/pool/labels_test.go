@@ -35,6 +35,45 @@ func TestLabelsBeforeStable(t *testing.T) {
 	}
 }
 
+// TestLabelsOfWhoWasAway: power is lost when the labels that call nobody out are on one device only, and the pool goes on
+// with the other one. What that writes must not be denied by the labels of the first, which are newer than those it began
+// with, whether it was called out by these or not.
+func TestLabelsOfWhoWasAway(t *testing.T) {
+	for _, out := range []bool{false, true} {
+		p, mems := newLayoutPool(t, layouts[2], 24<<20, Options{})
+		r, err := p.CreateReplica("v", 1<<20)
+		must(t, err)
+		must(t, r.Apply([]Op{write(0, 1, 1)}))
+		if out {
+			mems[0].Disappear()
+		}
+		must(t, r.Apply([]Op{write(1, 1, 2)}))
+		must(t, p.Sync())
+		l := p.labels.now.Load().Clone()
+		mems = disk.PowerCutAll(mems, func(int) disk.Fate { return disk.Lost }, nil)
+		_ = p.Close() // its devices are gone
+		for i := range l.Members {
+			x := &l.Members[i]
+			x.Out, x.Last, x.Try = false, l.Change, l.Change+1
+		}
+		l.Generation, l.Change = l.Generation+1, l.Change+1
+		must(t, label.Write(mems[0], own(l, l.Members[0].GUID, mems[0].Size())))
+		must(t, mems[0].Flush())
+
+		p, err = Open(devicesOf(mems[1:]), Options{})
+		must(t, err)
+		must(t, p.Replica("v").Apply([]Op{write(1, 1, 3)}))
+		must(t, p.Sync())
+		mems = append(mems[:1:1], disk.PowerCutAll(mems[1:], func(int) disk.Fate { return disk.Lost }, nil)...)
+		_ = p.Close()
+		q := openIdle(t, devicesOf(mems), Options{})
+		if got := q.Replica("v").Applied(); got != ver(3) || q.Devices()[0].Stale == 0 || q.Devices()[1].Stale > 0 {
+			t.Fatalf("called out before: %v; applied %v, %+v", out, got, q.Devices())
+		}
+		closeIdle(q)
+	}
+}
+
 // returnedPool returns a pool whose first device missed writes and is back after a power cut, and that does nothing in
 // the background.
 func returnedPool(t *testing.T, l layout) (*Pool, []*disk.Mem) {

@@ -47,6 +47,7 @@ func openFor(devs []disk.Device, opt Options, look *offline) (*Pool, error) {
 		return nil, fmt.Errorf("pool %s: %w", l.Name, err)
 	}
 	for i, x := range l.Members {
+		p.labels.unseen = p.labels.unseen || !x.Left && a.members[i] == nil
 		if f := a.members[i]; x.Left && f != nil {
 			p.upkeep.leave = append(p.upkeep.leave, leaver{guid: x.GUID, disk: f.dev, size: f.label.Size})
 		} else if x.Left {
