@@ -32,10 +32,6 @@ func (w *world) startTarget() {
 	t.core = volume.NewCore(w.rng.Uint64(), blocks*block.Size, w.settings, w.operator.want)
 	w.target = t
 	w.logf("target starts, wants %+v", w.operator.want)
-	if w.record != nil {
-		l := *w.record
-		w.after(w.between(0, 20*ms), &t.process, func() { t.core.Recorded(t.clock(w), l); t.ready() })
-	}
 	t.tick()
 	for _, r := range w.replicas {
 		if r.alive && w.chance(0.7) && (w.other == nil || !w.other.split) {
@@ -206,7 +202,7 @@ func (t *target) ready() {
 			t.w.app.completed(f.Tag.(*request), f.Err)
 		}
 		if rd.Record != nil {
-			t.found(*rd.Record)
+			t.recordOp(*rd.Record)
 		}
 		status, restart := rd.Status, rd.Restart
 		if restart != "" {
@@ -216,19 +212,6 @@ func (t *target) ready() {
 			t.observe()
 		}
 	}
-}
-
-// found writes the record unless there is one, by compare-and-swap. The target may die at any point of it.
-func (t *target) found(l volume.List) {
-	w := t.w
-	w.after(w.between(0, 15*ms), nil, func() {
-		if w.record == nil {
-			w.logf("record written: %v", l)
-			w.record = &l
-		}
-		got := *w.record
-		w.after(w.between(0, 15*ms), &t.process, func() { t.core.Recorded(t.clock(w), got); t.ready() })
-	})
 }
 
 func (t *target) restart(why string) {

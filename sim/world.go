@@ -34,7 +34,7 @@ type world struct {
 	target    *target    // the newest one; nil between two of them
 	other     *target    // the one before, when it goes on; the application goes on using it, too
 	two       bool       // that may happen in this run
-	record    *volume.List
+	record    volume.Record
 	operator  operator
 	app       app
 	lastConn  volume.SessionID

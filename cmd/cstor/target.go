@@ -105,7 +105,7 @@ func runTarget(ctx context.Context, cfg *rest.Config, f targetFlags) error {
 	var frontend *iscsi.Server
 	t := target.New(target.Config{
 		Volume: cv.Name, Size: agent.Size(cv), ReplicaListen: replicaPort,
-		Record: &agent.Record{Client: recordClient, Owner: cv}, Desired: agent.Desired(cv), Log: log,
+		Record: &agent.Witness{Record: &agent.Record{Client: recordClient, Owner: cv}}, Desired: agent.Desired(cv), Log: log,
 		DropSessions: func() { frontend.Drop() },
 	})
 	defer t.Close()

@@ -231,39 +231,42 @@ func handle[In any](mux *http.ServeMux, path string, f func(In) (any, error)) {
 	})
 }
 
-// FileRecord is a volume's founding record in a file. It implements target.Record.
+// FileRecord is a volume's record in files, one for each version. It implements target.Record.
 type FileRecord string
 
-// Load implements target.Record.
-func (r FileRecord) Load(context.Context) (*volume.List, error) {
-	b, err := os.ReadFile(string(r))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
+func (r FileRecord) file(version uint64) string { return fmt.Sprintf("%s.%d", r, version) }
+
+// Read implements target.Record.
+func (r FileRecord) Read(context.Context) (is volume.Record, err error) {
+	for {
+		b, err := os.ReadFile(r.file(is.Version + 1))
+		if errors.Is(err, os.ErrNotExist) {
+			return is, nil
+		}
+		if err != nil {
+			return is, err
+		}
+		next := volume.Record{}
+		if err := json.Unmarshal(b, &next); err != nil {
+			return is, err
+		}
+		is = next
 	}
-	if err != nil {
-		return nil, err
-	}
-	l := new(volume.List)
-	return l, json.Unmarshal(b, l)
 }
 
-// Found implements target.Record: the first link to the name wins.
-func (r FileRecord) Found(ctx context.Context, l volume.List) (volume.List, error) {
-	b, err := json.Marshal(l)
+// Write implements target.Record: the first link to the name of a version wins.
+func (r FileRecord) Write(ctx context.Context, want volume.Record) (volume.Record, error) {
+	b, err := json.Marshal(want)
 	if err != nil {
-		return l, err
+		return want, err
 	}
 	tmp := fmt.Sprintf("%s.%v", r, block.NewGUID())
 	if err := os.WriteFile(tmp, b, 0o644); err != nil {
-		return l, err
+		return want, err
 	}
 	defer os.Remove(tmp)
-	if err := os.Link(tmp, string(r)); err != nil && !errors.Is(err, os.ErrExist) {
-		return l, err
+	if err := os.Link(tmp, r.file(want.Version)); err != nil && !errors.Is(err, os.ErrExist) {
+		return want, err
 	}
-	held, err := r.Load(ctx)
-	if err != nil {
-		return l, err
-	}
-	return *held, nil
+	return r.Read(ctx)
 }

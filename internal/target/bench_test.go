@@ -14,13 +14,25 @@ import (
 	"github.com/cstor-go/cstor/internal/wire"
 )
 
-// noRecord is a record in memory.
-type noRecord struct{ l *volume.List }
+// memoryRecord is a record in memory.
+type memoryRecord struct {
+	mu sync.Mutex
+	is volume.Record
+}
 
-func (r *noRecord) Load(context.Context) (*volume.List, error) { return r.l, nil }
-func (r *noRecord) Found(_ context.Context, l volume.List) (volume.List, error) {
-	r.l = &l
-	return l, nil
+func (r *memoryRecord) Read(context.Context) (volume.Record, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.is, nil
+}
+
+func (r *memoryRecord) Write(_ context.Context, want volume.Record) (volume.Record, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if want.Version == r.is.Version+1 {
+		r.is = want
+	}
+	return r.is, nil
 }
 
 // stub is a replica that keeps nothing: it acknowledges operations once per batch and reads zeroes. It is deaf to messages
@@ -134,7 +146,7 @@ func benchmark(b *testing.B, replicas, depth int, op block.Op) {
 	}
 	const size = 1 << 30
 	t := New(Config{
-		Volume: "bench", Size: size, ReplicaListen: l, Record: &noRecord{}, Desired: volume.Desired{Founding: replicas, Factor: replicas},
+		Volume: "bench", Size: size, ReplicaListen: l, Record: &memoryRecord{}, Desired: volume.Desired{Founding: replicas, Factor: replicas},
 		Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 	ended := make(chan struct{})

@@ -22,7 +22,7 @@ func leased(t *testing.T, gives func() bool) (tgt *Target, released func() int64
 	}
 	const size, replicas = 1 << 20, 3
 	tgt = New(Config{
-		Volume: "v", Size: size, ReplicaListen: l, Record: &noRecord{}, Desired: volume.Desired{Founding: replicas, Factor: replicas},
+		Volume: "v", Size: size, ReplicaListen: l, Record: &memoryRecord{}, Desired: volume.Desired{Founding: replicas, Factor: replicas},
 	})
 	ended := make(chan struct{})
 	go func() { tgt.Serve(context.Background()); close(ended) }()

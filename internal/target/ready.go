@@ -57,10 +57,9 @@ func (t *Target) do(rd *volume.Ready) {
 	for _, f := range rd.FlushHeld {
 		t.finish(f.Tag.(*block.Request), f.Err)
 	}
-	if rd.Record != nil && t.record == nil {
-		l := *rd.Record
-		t.record = &l
-		t.tasks.Go(func() { t.found(l) })
+	if rd.Record != nil && !t.closed {
+		op := *rd.Record
+		t.tasks.Go(func() { t.recordOp(op) })
 	}
 	if rd.Restart != "" {
 		t.restart(rd.Restart)

@@ -49,7 +49,7 @@ func TestCloseWithoutRegistration(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tgt := New(Config{Volume: "v", Size: 1 << 20, ReplicaListen: l, Record: &noRecord{}, Log: slog.New(slog.DiscardHandler)})
+	tgt := New(Config{Volume: "v", Size: 1 << 20, ReplicaListen: l, Record: &memoryRecord{}, Log: slog.New(slog.DiscardHandler)})
 	ended := make(chan struct{})
 	go func() { tgt.Serve(context.Background()); close(ended) }()
 	conn, err := net.Dial("tcp", l.Addr().String())

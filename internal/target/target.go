@@ -31,13 +31,18 @@ const (
 	outboxLimit = 256 << 20
 )
 
-// Record is the volume's founding record, kept outside of the data plane. Methods may block.
+// Record is the volume's record, kept outside of the data plane. Methods may block.
 type Record interface {
-	// Load returns the list that the record holds, nil if the volume was never founded.
-	Load(ctx context.Context) (*volume.List, error)
-	// Found writes l if the record holds no list yet, and returns the list that it holds afterwards.
-	Found(ctx context.Context, l volume.List) (volume.List, error)
+	// Read returns what the record holds now.
+	Read(ctx context.Context) (volume.Record, error)
+	// Write changes the record, from what it was last found to hold, to want, by compare-and-swap, and returns what the record
+	// is after it has changed: want, or what somebody else wrote. An error leaves open whether it is written, now or later,
+	// unless it wraps ErrNotWritten.
+	Write(ctx context.Context, want volume.Record) (volume.Record, error)
 }
+
+// ErrNotWritten says that a write of the record was not carried out, and never will be.
+var ErrNotWritten = errors.New("not written")
 
 // Config is what a Target needs.
 type Config struct {
@@ -69,9 +74,9 @@ type Target struct {
 	lastID   volume.SessionID
 	out      *output       // what is to be done after mu is released
 	partial  []*writeState // requests that read before they write, and those that wait behind them, in order
-	record   *volume.List  // to be written
 	fences   int           // how often the front end's sessions are still to be dropped; nothing they submit is taken until then
 	closed   bool
+	failing  string // why the record could not be used the last time
 
 	Counters Counters
 }
@@ -96,16 +101,13 @@ func newNonce() uint64 {
 	return binary.LittleEndian.Uint64(b[:])
 }
 
-// Serve reads the record and accepts replicas until ctx ends or Close is called, and returns when everything that it
+// Serve accepts replicas until ctx ends or Close is called, and returns when everything that it
 // started has ended. The error is nil after either.
 func (t *Target) Serve(ctx context.Context) error {
 	defer t.tasks.Wait()
 	defer t.Close()
 	stop := context.AfterFunc(ctx, t.Close)
 	defer stop()
-	if err := t.loadRecord(); err != nil {
-		return nil // only Close ends the attempts
-	}
 	t.tasks.Go(t.tick)
 	for {
 		conn, err := t.cfg.ReplicaListen.Accept()
@@ -162,43 +164,6 @@ func (t *Target) tick() {
 		now := t.enter()
 		t.core.Tick(now)
 		t.leave()
-	}
-}
-
-// loadRecord tells the core what the record holds. It tries until it succeeds or the target is closed.
-func (t *Target) loadRecord() error {
-	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
-		l, err := t.cfg.Record.Load(t.ctx)
-		if err == nil {
-			if l != nil {
-				now := t.enter()
-				t.core.Recorded(now, *l)
-				t.leave()
-			}
-			return nil
-		}
-		t.log.Warn("cannot read the volume's record, trying again", "error", err)
-		if !t.pause(wait) {
-			return t.ctx.Err()
-		}
-	}
-}
-
-// found writes the founding list into the record and tells the core what it holds then.
-func (t *Target) found(l volume.List) {
-	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
-		held, err := t.cfg.Record.Found(t.ctx, l)
-		if err == nil {
-			now := t.enter()
-			t.record = nil
-			t.core.Recorded(now, held)
-			t.leave()
-			return
-		}
-		t.log.Warn("cannot write the volume's record, trying again", "error", err)
-		if !t.pause(wait) {
-			return
-		}
 	}
 }
 

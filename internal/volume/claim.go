@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -42,7 +43,11 @@ func (c *Core) claim() {
 		c.askRecord()
 		return
 	}
-	if why := c.missing(func(p *peer) bool { return p.state != gone }); why != "" {
+	here := func(p *peer) bool { return p.state != gone }
+	if !c.knowsRecord(here) {
+		return
+	}
+	if why := c.lacking(here); why != "" {
 		c.hold("connected", why)
 		c.release()
 		return
@@ -53,8 +58,8 @@ func (c *Core) claim() {
 			highest = max(highest, s.Epoch)
 		}
 	}
-	if c.promise.Epoch <= highest {
-		c.reclaim(highest)
+	if (c.promise.Epoch <= highest || c.unclaimed() && !c.bare) && !c.chooseEpoch(highest) {
+		return
 	}
 	for _, p := range c.peers {
 		if p.state == connected && !p.claimed {
@@ -63,7 +68,7 @@ func (c *Core) claim() {
 		}
 	}
 	has := func(p *peer) bool { return p.state == promised }
-	if why := c.missing(has); why != "" {
+	if why := c.lacking(has); why != "" {
 		c.quorumAt = 0
 		c.hold("promised", why)
 		return
@@ -71,7 +76,8 @@ func (c *Core) claim() {
 	if c.quorumAt == 0 {
 		c.quorumAt = max(c.now, 1)
 	}
-	all := c.everyMember(has)
+	set := c.rec.known.Set
+	all := c.everyMember(has) || len(set) > 0 && c.haveAll(set, has)
 	if !all && c.now-c.quorumAt < c.settings.ClaimGrace {
 		c.holding = "waiting a moment for the remaining replicas"
 		return
@@ -81,8 +87,60 @@ func (c *Core) claim() {
 	}
 }
 
+// knowsRecord reports whether the claim may go on with what is known of the record: it was read, or is not needed, or it
+// cannot be read or is an old copy, and all members are here, which satisfy whatever it says (replication rule 14).
+func (c *Core) knowsRecord(here func(*peer) bool) bool {
+	c.bare = false
+	switch {
+	case !c.witnessed():
+		return true
+	case !c.rec.read:
+		c.readRecord()
+		c.bare = c.rec.failed && c.everyMember(here)
+		c.holding = "waiting for the volume's record: " + cmp.Or(c.rec.error, "it is being read")
+		return c.bare
+	}
+	if p := c.wentBack(); p != nil {
+		if c.bare = c.everyMember(here); c.bare {
+			return true
+		}
+		c.holding = fmt.Sprintf("the volume's record has version %d, and %s has noted version %d: it was restored from an old copy, and may name replicas that lack completed writes; "+
+			"waiting for all members, or for it to be accepted", c.rec.known.Version, c.name(p.guid), p.report.State.RecordSeen)
+		return false
+	}
+	return true
+}
+
+// chooseEpoch begins a claim above e. With a witness that epoch is in the record first, by which every earlier target is
+// kept from changing it (replication rule 10). It reports false while that is not done.
+func (c *Core) chooseEpoch(e uint64) bool {
+	r := &c.rec
+	p := Promise{Epoch: e + 1, Nonce: c.nonce}
+	if c.witnessed() && !c.bare {
+		if r.known.Nonce != c.nonce || r.known.Epoch <= e {
+			want := r.known
+			want.Epoch, want.Nonce = max(want.Epoch, e)+1, c.nonce
+			c.holding = "waiting for the volume's record to be claimed: " + cmp.Or(r.error, "it is being written")
+			if !r.busy {
+				c.past.claimed = Promise{Epoch: max(c.past.claimed.Epoch, want.Epoch), Nonce: c.nonce}
+				c.writeRecord(want)
+			}
+			return false
+		}
+		p.Epoch = r.known.Epoch
+	}
+	c.reclaim(e)
+	c.promise = p
+	return true
+}
+
 // askRecord asks for a new volume's list to be written once enough replicas wait for it (replication rule 5).
 func (c *Core) askRecord() {
+	if !c.rec.read {
+		c.readRecord()
+		c.holding = "waiting for the volume's record: " + cmp.Or(c.rec.error, "it is being read")
+		return
+	}
 	var guids []block.GUID
 	for _, p := range c.peers {
 		if p.state != gone && p.report.fresh() && !slices.Contains(c.desired.Remove, p.guid) && len(guids) < c.desired.Founding {
@@ -92,11 +150,10 @@ func (c *Core) askRecord() {
 	switch {
 	case c.desired.Founding == 0 || len(guids) < c.desired.Founding:
 		c.holding = fmt.Sprintf("new volume: %d of %d empty replicas are connected", len(guids), c.desired.Founding)
-	case !c.asked:
-		c.asked = true
-		c.out.Record = &List{Generation: 1, Members: guids}
-		fallthrough
 	default:
+		want := c.rec.known
+		want.List = &List{Generation: 1, Members: guids, Witness: c.desired.Witness}
+		c.writeRecord(want)
 		c.holding = "new volume: waiting for its record to be written"
 	}
 }
@@ -106,7 +163,11 @@ func (c *Core) hold(what, why string) { c.holding = "not enough replicas have " 
 
 // missing returns "" if the replicas of which is says yes are a quorum of every list in force, otherwise who is
 // missing.
-func (c *Core) missing(is func(*peer) bool) string {
+func (c *Core) missing(is func(*peer) bool) string { return c.short(is, List.Quorum) }
+
+// short returns "" if the replicas of which is says yes are as many of every list in force as need says, otherwise who is
+// missing.
+func (c *Core) short(is func(*peer) bool, need func(List) int) string {
 	short := func(l *List) string {
 		if l == nil {
 			return ""
@@ -120,15 +181,44 @@ func (c *Core) missing(is func(*peer) bool) string {
 				away = append(away, c.name(g))
 			}
 		}
-		if n >= l.Quorum() {
+		if n >= need(*l) {
 			return ""
 		}
-		return fmt.Sprintf("%d of %d, need %d; missing: %s", n, len(l.Members), l.Quorum(), strings.Join(away, ", "))
+		return fmt.Sprintf("%d of %d, need %d; missing: %s", n, len(l.Members), need(*l), strings.Join(away, ", "))
 	}
 	if s := short(&c.committed); s != "" {
 		return s
 	}
 	return short(c.pending)
+}
+
+// lacking returns "" if the replicas of which is says yes are enough for a claim (replication rule 12): of those that the
+// record names one that is complete, or all; if it names none, so many of every list that they share a member with each
+// quorum: where the record keeps two targets apart that need not be a quorum. Otherwise it returns who is missing.
+func (c *Core) lacking(is func(*peer) bool) string {
+	set := c.rec.known.Set
+	if c.bare || len(set) == 0 {
+		return c.short(is, func(l List) int {
+			switch {
+			case c.bare:
+				return len(l.Members)
+			case l.Witness:
+				return len(l.Members) - l.Quorum() + 1
+			}
+			return l.Quorum()
+		})
+	}
+	var names []string
+	for _, g := range set {
+		if p := c.find(g); p != nil && is(p) && p.report.State.Complete {
+			return ""
+		}
+		names = append(names, c.name(g))
+	}
+	if c.haveAll(set, is) {
+		return ""
+	}
+	return "of those that the volume's record names, and without which nobody is sure to have everything, one; missing: " + strings.Join(names, ", ")
 }
 
 // everyMember reports whether is says yes of every member of the lists in force.
@@ -149,11 +239,12 @@ func (c *Core) everyMember(is func(*peer) bool) bool {
 	return true
 }
 
-// reclaim begins the claim again with an epoch above e.
+// reclaim begins the claim again, with an epoch above e.
 func (c *Core) reclaim(e uint64) {
 	c.phase = claiming
 	c.authority, c.quorumAt = nil, 0
-	c.promise = Promise{Epoch: max(e, c.promise.Epoch) + 1, Nonce: c.nonce}
+	c.floor = max(c.floor, e, c.promise.Epoch)
+	c.promise = Promise{}
 	c.ring = newRing(1)
 	for _, p := range c.peers {
 		if p.state != gone {
@@ -176,18 +267,44 @@ func (c *Core) refused(p *peer, by Promise) {
 	}
 }
 
-// chooseAuthority returns a complete member that is at least as far as every promise's key, nil if there is none yet
-// (replication rule 13). It founds the empty members of a volume to which nothing was ever written (rule 5).
-func (c *Core) chooseAuthority() *peer {
-	var top, auth *peer
-	for _, p := range c.peers {
-		if p.state != promised || !c.listMember(p.guid) {
-			continue
+// furthest returns of the members that have promised the one with the highest key, and a complete one that is as far, nil
+// if there is none. If the record names members, only these count; but when all of them have promised, and none of them
+// can be the authority, any may be that is as far as every other (replication rule 13).
+func (c *Core) furthest() (top, auth *peer) {
+	set := c.rec.known.Set
+	if len(set) > 0 && !c.bare {
+		top, auth = c.furthestOf(func(p *peer) bool { return slices.Contains(set, p.guid) })
+		if auth != nil || !c.haveAll(set, func(p *peer) bool { return p.state == promised }) {
+			return top, auth
 		}
-		if top == nil || top.report.Key().Less(p.report.Key()) {
+	}
+	return c.furthestOf(func(p *peer) bool { return c.listMember(p.guid) })
+}
+
+func (c *Core) furthestOf(is func(*peer) bool) (top, auth *peer) {
+	for _, p := range c.peers {
+		if p.state == promised && is(p) && (top == nil || top.report.Key().Less(p.report.Key())) {
 			top = p
 		}
 	}
+	if top == nil {
+		return nil, nil
+	}
+	for _, p := range c.peers {
+		if p.state != promised || !is(p) || !p.report.State.Complete || p.report.Last != top.report.Key() {
+			continue
+		}
+		if auth == nil || !c.inBoth(auth.guid) && c.inBoth(p.guid) {
+			auth = p
+		}
+	}
+	return top, auth
+}
+
+// chooseAuthority returns a complete member that is at least as far as every promise's key, nil if there is none yet
+// (replication rule 13). It founds the empty members of a volume to which nothing was ever written (rule 5).
+func (c *Core) chooseAuthority() *peer {
+	top, auth := c.furthest()
 	key := top.report.Key()
 	waiting := false
 	for _, p := range c.peers {
@@ -203,14 +320,6 @@ func (c *Core) chooseAuthority() *peer {
 	if waiting {
 		c.holding = "new volume: waiting for its replicas to be founded"
 		return nil
-	}
-	for _, p := range c.peers {
-		if p.state != promised || !c.listMember(p.guid) || !p.report.State.Complete || p.report.Last != key {
-			continue
-		}
-		if auth == nil || !c.inBoth(auth.guid) && c.inBoth(p.guid) {
-			auth = p
-		}
 	}
 	if auth == nil {
 		c.holding = fmt.Sprintf("%s was complete at %v, and no complete replica is as far: waiting for one that is", c.name(top.guid), key)
@@ -237,6 +346,13 @@ func (c *Core) stamped(l List) List {
 // nothing be read, before it is stable there.
 func (c *Core) openEpoch(auth *peer) {
 	c.phase, c.authority = opening, auth
+	c.rec.need = c.rec.known.Version
+	switch {
+	case c.bare:
+		c.counters.Bare++
+	case len(c.rec.known.Set) > 0:
+		c.counters.ByRecord++
+	}
 	c.try(c.promise.Epoch)
 	c.holding = "opening epoch"
 	c.committed = c.stamped(c.committed)

@@ -36,7 +36,8 @@ type Core struct {
 	quorumAt time.Duration
 	holding  string // why it is not serving, while it claims
 	recorded List   // the highest committed list that the record or any replica ever showed
-	asked    bool   // Ready.Record was given, Recorded not yet called
+	rec      record
+	bare     bool // the claim goes on without the record: see knowsRecord
 	past     past
 
 	committed List
@@ -112,6 +113,7 @@ type peer struct {
 	required bool
 	listed   bool // has acknowledged lists of this epoch
 	lists    ListSet
+	noted    uint64 // version of the record that is stable there
 
 	attempt  uint64
 	source   *peer
@@ -170,7 +172,7 @@ func (c *Core) Successor(nonce uint64) *Core {
 	s := NewCore(nonce, c.size, c.settings, c.desired)
 	s.now, s.ticked = c.now, c.ticked
 	s.floor = max(c.floor, c.promise.Epoch)
-	s.recorded, s.past = c.recorded, c.past
+	s.recorded, s.rec, s.past = c.recorded, c.rec.carried(), c.past
 	for n := c.ring.low; n < c.ring.next; n++ {
 		switch op := c.ring.at(n); {
 		case op.Kind == OpOpen:
@@ -308,14 +310,6 @@ func (c *Core) Step(now time.Duration, id SessionID, m Message) {
 	c.poke()
 }
 
-// Recorded tells what the volume's record holds: after Ready.Record, and at the start when there is one.
-func (c *Core) Recorded(now time.Duration, l List) {
-	c.now = now
-	c.asked = false
-	c.noteList(l)
-	c.poke()
-}
-
 // poke does whatever has become possible.
 func (c *Core) poke() {
 	if c.phase == claiming {
@@ -327,6 +321,7 @@ func (c *Core) poke() {
 			c.admit(p)
 		}
 		c.advanceChange()
+		c.advanceRecord()
 		c.drain()
 	}
 	c.sweep()

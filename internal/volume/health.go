@@ -95,7 +95,7 @@ func (c *Core) took(p *peer, since time.Duration) {
 
 // needed reports whether the members in sync are no quorum without p.
 func (c *Core) needed(p *peer) bool {
-	return !c.satisfies(func(q *peer) bool { return q.state == insync && q != p })
+	return !c.ok(func(q *peer) bool { return q.state == insync && q != p })
 }
 
 // eject ends the session of a silent replica, unless the in-sync set would be too small without it: then everything is
@@ -193,28 +193,20 @@ func (c *Core) checkStuck() {
 	if c.phase != open {
 		return
 	}
-	var top *peer
 	for _, p := range c.peers {
 		if p.state >= promoting {
 			c.stuck = 0
 			return
 		}
-		if p.state == promised && c.listMember(p.guid) && (top == nil || top.report.Key().Less(p.report.Key())) {
-			top = p
-		}
 	}
+	c.bare = c.unclaimed()
 	if c.stuck == 0 {
 		c.stuck = max(c.now, 1)
 	}
-	if c.now-c.stuck <= max(c.settings.ClaimGrace, c.settings.Deadline) || top == nil ||
-		c.missing(func(p *peer) bool { return p.state == promised }) != "" {
+	if c.now-c.stuck <= max(c.settings.ClaimGrace, c.settings.Deadline) || c.lacking(func(p *peer) bool { return p.state == promised }) != "" {
 		return
 	}
-	key := top.report.Key()
-	for _, p := range c.peers {
-		if p.state == promised && c.listMember(p.guid) && p.report.State.Complete && p.report.Last == key {
-			c.restart("nobody that was in sync is left, and the others can take over")
-			return
-		}
+	if _, auth := c.furthest(); auth != nil {
+		c.restart("nobody that was in sync is left, and the others can take over")
 	}
 }

@@ -67,8 +67,17 @@ func (c *Core) keepForRoom(p *peer) bool { return p.full && c.serving && p.repor
 // member begins its rebuild after each such time, whatever became of the others, until none is left that could. An
 // incomplete replica or one that is no member has nothing to lose and never waits, nor does anybody wait for one.
 func (c *Core) mayJoin(p *peer) bool {
-	if !p.report.State.Complete || !c.listMember(p.guid) || c.satisfies(func(q *peer) bool { return q.state == insync }) {
+	if !p.report.State.Complete || !c.listMember(p.guid) {
 		return true
+	}
+	if c.unclaimed() {
+		return false // replication rule 14
+	}
+	if c.ok(counts) {
+		return true
+	}
+	if c.mayRecord() {
+		return false // the volume is served without p in a moment
 	}
 	behind := func(q *peer) bool { return c.waitsComplete(q) && q.report.Key().Less(p.report.Key()) }
 	if slices.ContainsFunc(c.peers, func(q *peer) bool { return behind(q) && c.now >= q.retryAt }) {

@@ -3,6 +3,8 @@ package volume
 import (
 	"slices"
 	"time"
+
+	"github.com/cstor-go/cstor/internal/block"
 )
 
 // A target that is cut off completes nothing any more, but a member in sync that it still reaches could go on showing it
@@ -23,15 +25,37 @@ func counted(d time.Duration) time.Duration { return d - d/10 }
 
 // leasedSince returns the latest time since when a quorum of every list in force is known to have kept its promise to this
 // target: each of these members in sync answered a Ping that was sent then or later. Zero: there is none.
+//
+// Where the record names members that have to have everything, it is all of these instead, since whoever takes over needs
+// one of them; and every member while the record is not claimed (replication rule 18).
 func (c *Core) leasedSince() time.Duration {
-	since := c.listLeased(c.committed)
-	if c.pending != nil {
-		since = min(since, c.listLeased(*c.pending))
+	if c.unclaimed() {
+		since := c.listLeased(c.committed, len(c.committed.Members))
+		if c.pending != nil {
+			since = min(since, c.listLeased(*c.pending, len(c.pending.Members)))
+		}
+		return since
+	}
+	since := c.setLeased(c.rec.known.Set)
+	for _, d := range c.rec.doubts {
+		since = min(since, c.setLeased(d.set))
 	}
 	return since
 }
 
-func (c *Core) listLeased(l List) time.Duration {
+func (c *Core) setLeased(set []block.GUID) time.Duration {
+	if len(set) > 0 {
+		return c.listLeased(List{Members: set}, len(set))
+	}
+	since := c.listLeased(c.committed, c.committed.Quorum())
+	if c.pending != nil {
+		since = min(since, c.listLeased(*c.pending, c.pending.Quorum()))
+	}
+	return since
+}
+
+// listLeased returns the same for that many of l.
+func (c *Core) listLeased(l List, quorum int) time.Duration {
 	var room [8]time.Duration
 	times := room[:0]
 	for _, p := range c.peers {
@@ -39,11 +63,11 @@ func (c *Core) listLeased(l List) time.Duration {
 			times = append(times, p.leased)
 		}
 	}
-	if len(times) < l.Quorum() {
+	if len(times) < quorum {
 		return 0
 	}
 	slices.Sort(times)
-	return times[len(times)-l.Quorum()]
+	return times[len(times)-quorum]
 }
 
 // renew recomputes what leases allow, after anything that they depend on, time included.

@@ -276,9 +276,12 @@ func (m *Member) setList(msg SetList) MemberReady {
 	}
 	s.Committed = msg.Committed
 	s.Pending = msg.Pending
+	if msg.Record != 0 {
+		s.RecordSeen = msg.Record
+	}
 	var rd MemberReady
 	m.persist(&rd)
-	rd.Messages = []Message{ListSet{Committed: msg.Committed, Pending: msg.Pending}}
+	rd.Messages = []Message{ListSet{Committed: msg.Committed, Pending: msg.Pending, Record: msg.Record}}
 	return rd
 }
 

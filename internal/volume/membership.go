@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -87,10 +88,14 @@ func (c *Core) enforce() {
 
 // lists returns what members are to install now.
 func (c *Core) lists() SetList {
-	if c.next != nil {
-		return SetList{Committed: *c.next}
+	var version uint64
+	if c.claimed() {
+		version = c.rec.known.Version
 	}
-	return SetList{Committed: c.committed, Pending: c.pending}
+	if c.next != nil {
+		return SetList{Committed: *c.next, Record: version}
+	}
+	return SetList{Committed: c.committed, Pending: c.pending, Record: version}
 }
 
 // sendLists sends p the lists in force.
@@ -98,7 +103,7 @@ func (c *Core) sendLists(p *peer) { c.send(p, c.lists()) }
 
 // listSet notes which lists are stable at p.
 func (c *Core) listSet(p *peer, m ListSet) {
-	p.lists = m
+	p.lists, p.noted = m, max(p.noted, m.Record)
 	p.listed = m.Committed.Epoch == c.promise.Epoch
 	if p.state == catching {
 		c.count(p)
@@ -124,18 +129,22 @@ func (c *Core) advanceChange() {
 		c.beginChange()
 	}
 	if c.pending != nil && c.next == nil {
-		if c.satisfies(func(p *peer) bool {
+		if c.ok(func(p *peer) bool {
 			return p.state == insync && p.lists.Pending != nil && p.lists.Pending.Compare(*c.pending) == 0
 		}) {
-			c.next = &List{Epoch: c.promise.Epoch, Generation: c.pending.Generation + 1, Members: c.pending.Members}
+			c.next = &List{Epoch: c.promise.Epoch, Generation: c.pending.Generation + 1, Members: c.pending.Members, Witness: c.pending.Witness}
 			c.spread()
 		}
 	}
-	if c.next != nil && c.satisfies(func(p *peer) bool {
-		return p.state == insync && p.lists.Committed.Compare(*c.next) == 0
-	}) {
+	if c.next != nil && c.agreed() && (!c.witnessed() || sameList(c.rec.known.List, c.next)) {
 		c.commitChange()
 	}
+}
+
+// agreed reports whether the next list is stable on enough members to be in force. With a witness it has to be in the
+// record, too, since fewer than a quorum may take over (replication rule 37).
+func (c *Core) agreed() bool {
+	return c.ok(func(p *peer) bool { return p.state == insync && p.lists.Committed.Compare(*c.next) == 0 })
 }
 
 // beginChange starts the change that is wanted most, if one is wanted and safe.
@@ -148,12 +157,22 @@ func (c *Core) beginChange() {
 	if members == nil {
 		members = c.addition()
 	}
+	witness := c.committed.Witness
+	if members == nil && c.desired.Witness != witness && c.maySwitch() {
+		members, witness = c.committed.Members, !witness
+	}
 	if members == nil {
 		return
 	}
-	c.pending = &List{Epoch: c.promise.Epoch, Generation: c.committed.Generation + 1, Members: members}
+	c.pending = &List{Epoch: c.promise.Epoch, Generation: c.committed.Generation + 1, Members: members, Witness: witness}
 	c.refreshServing()
 	c.spread()
+}
+
+// maySwitch reports whether the witness may be turned on or off: all members are in sync, the record is this target's, and
+// names nobody (replication rule 39).
+func (c *Core) maySwitch() bool {
+	return c.everyMember(counts) && c.claimed() && len(c.rec.known.Set) == 0 && len(c.rec.doubts) == 0
 }
 
 // removal returns what the removal that is wanted waits for, and the list without its replica when it waits for
@@ -175,6 +194,9 @@ func (c *Core) removal() (waits string, members []block.GUID) {
 		}
 		if len(away) > 0 {
 			return fmt.Sprintf("removing %s waits until every other replica is healthy: %s", c.name(g), strings.Join(away, ", ")), nil
+		}
+		if c.bound(g) {
+			return fmt.Sprintf("removing %s waits until the volume's record does not name it: %s", c.name(g), cmp.Or(c.rec.error, "it is being written")), nil
 		}
 		return fmt.Sprintf("removing %s", c.name(g)), rest
 	}

@@ -40,6 +40,7 @@ type (
 	SetList struct {
 		Committed List
 		Pending   *List
+		Record    uint64 `json:",omitempty"` // version of the volume's record, to be noted; zero: keep what is noted
 	}
 	// Drop ends the session: the replica is not wanted. It may register again later.
 	Drop struct{ Reason string }
@@ -86,6 +87,7 @@ type (
 	ListSet  struct {
 		Committed List
 		Pending   *List
+		Record    uint64 `json:",omitempty"`
 	}
 	// Space tells that the pool has no room for more allocating writes, or has it again. Those that were sequenced before
 	// the target hears of it still find room.
@@ -182,7 +184,7 @@ type Ready struct {
 	ReadsDone []*ReadOp  // show Err or the data received
 	Flushed   []any      // tags of Flush calls that are done
 	FlushHeld []FlushEnd // Flush calls that waited for a quorum longer than Settings.HoldLimit, or were superseded
-	Record    *List      // founding: write this list into the volume's record by compare-and-swap, then call Recorded
+	Record    *RecordOp  // read or write the volume's record, then call RecordIs or RecordFailed
 	Status    bool       // Status() changed in a way that is worth reporting
 	// Superseded says that another target has opened the volume since this one served. All that was asked before ends with
 	// block.ErrSuperseded: what the core held, in this Ready, and what the shell has not yet handed to it, now. Deal with it
@@ -238,6 +240,9 @@ type Desired struct {
 	Founding int          // number of replicas to found a new volume with
 	Factor   int          // most replicas that may be connected, members or not
 	Remove   []block.GUID // members to remove, one after the other, when that is safe
+	Witness  bool         // with it fewer members than a quorum may serve, when the record names them
+	// AcceptRecord is the version from which on the record is believed although a replica has noted a later one; zero: never.
+	AcceptRecord uint64
 }
 
 // Mode is a replica's state as the target sees it.
@@ -261,6 +266,7 @@ type Replica struct {
 	Since     time.Duration
 	Progress  Progress
 	LastError string
+	Recorded  bool // the volume's record names it: nothing is completed without it
 }
 
 // Status describes the volume for people and for the control plane.
@@ -275,4 +281,7 @@ type Status struct {
 	Desired   Desired // as adopted: what it refuses by this can no longer happen
 	Replicas  []Replica
 	Removing  string // what a removal waits for, empty when none is wanted
+	Redundant bool   // every member has everything, and any one may be lost
+	Lacks     string // why not; empty until the volume is open
+	WentBack  bool   // the record was restored from an old copy: see Desired.AcceptRecord
 }

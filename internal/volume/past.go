@@ -14,6 +14,9 @@ type past struct {
 	tried   []uint64 // epochs that it tried to open since, which a replica may have or not; the newest ones
 	stable  uint64   // operations of that order up to this one were reported stable
 
+	claimed Promise // the highest that it tried to write into the record
+	yielded uint64  // the epoch of another target's claim in the record for which it stood back
+
 	opened time.Duration // when it last opened an epoch
 	delay  time.Duration // how long it stood back last
 	until  time.Duration // it stands back until then; zero when it has opened an epoch since
@@ -62,14 +65,21 @@ func (c *Core) newer() (newest *peer) {
 // one lets the replicas go, and claims only after a delay that doubles every time, up to the point where the two change
 // so rarely that each of them gets something done.
 func (c *Core) superseded() bool {
-	if p := c.newer(); p != nil {
+	newer, claim := c.newer(), c.claimedByOther()
+	if newer != nil || claim {
 		const shortest, longest = 10, 320 // times Settings.Backoff
 		if c.now-c.past.opened > 10*longest*c.settings.Backoff {
 			c.past.delay = 0
 		}
 		c.past.delay = min(max(2*c.past.delay, shortest*c.settings.Backoff), longest*c.settings.Backoff)
 		c.past.until = c.now + c.past.delay
-		c.past.history, c.past.stable = p.report.State.History, 0
+		if newer != nil {
+			c.past.history, c.past.stable = newer.report.State.History, 0
+		}
+		if claim {
+			c.past.yielded = c.rec.known.Epoch
+		}
+		c.rec.read = false
 		c.counters.Superseded++
 		c.endHeld()
 		c.letGo(func(*peer) bool { return true })
@@ -77,13 +87,27 @@ func (c *Core) superseded() bool {
 	if c.now >= c.past.until {
 		return false
 	}
-	c.holding = fmt.Sprintf("another target opened epoch %d of the volume: waiting %v before claiming it back", c.past.history.Epoch(), c.past.delay)
+	c.holding = fmt.Sprintf("another target %s: waiting %v before claiming it back", c.otherTarget(), c.past.delay)
 	return true
 }
 
 // late reports whether what is asked now is asked in a session that began before the target was superseded: there are no
 // logins until it has opened an epoch again. It is as old as what superseded ends, whenever it arrives.
 func (p *past) late() bool { return p.until != 0 }
+
+// claimedByOther reports whether another target has claimed the record since this one did.
+func (c *Core) claimedByOther() bool {
+	own, known := c.past.claimed, c.rec.known
+	return own.Epoch != 0 && known.Epoch >= own.Epoch && known.Epoch > c.past.yielded && (Promise{known.Epoch, known.Nonce}) != own
+}
+
+// otherTarget says what another target has done.
+func (c *Core) otherTarget() string {
+	if e := c.past.history.Epoch(); e >= c.past.yielded {
+		return fmt.Sprintf("opened epoch %d", e)
+	}
+	return fmt.Sprintf("claimed the volume's record for epoch %d", c.past.yielded)
+}
 
 // endHeld ends everything that waits, with block.ErrSuperseded.
 func (c *Core) endHeld() {
@@ -105,7 +129,7 @@ func (c *Core) endHeld() {
 func (c *Core) letGo(which func(*peer) bool) {
 	for _, p := range c.peers {
 		if p.state != gone && which(p) {
-			c.drop(p, fmt.Sprintf("another target opened epoch %d", c.past.history.Epoch()))
+			c.drop(p, "another target "+c.otherTarget())
 		}
 	}
 }

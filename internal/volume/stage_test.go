@@ -236,10 +236,7 @@ func (e *stage) ready() {
 			e.printf("restart: %s", rd.Restart)
 		}
 		if rd.Record != nil {
-			if e.record == nil {
-				e.record = rd.Record
-			}
-			e.core.Recorded(e.now, *e.record)
+			e.recordOp(e.core, *rd.Record)
 		}
 	}
 }

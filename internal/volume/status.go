@@ -2,6 +2,8 @@ package volume
 
 import (
 	"cmp"
+	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -34,6 +36,12 @@ type Counters struct {
 	LeaseWaits  uint64 // replies to reads that had to wait for leases
 	StandDowns  uint64 // times that the leases ran out while the members in sync were a quorum
 	ReadRetries uint64
+
+	RecordWrites uint64 // writes of the record begun
+	RecordDoubts uint64 // of which it was not told what they led to
+	Reduced      uint64 // times that fewer members than a quorum were written into the record
+	ByRecord     uint64 // takeovers for which those that the record names counted
+	Bare         uint64 // takeovers without the record
 }
 
 // Counters returns what has happened so far.
@@ -52,6 +60,10 @@ func (c *Core) Status() Status {
 	}
 	if c.phase == open {
 		s.Committed, s.Pending, s.Desired = c.committed, c.pending, c.adopted
+		s.Redundant, s.Lacks = c.redundant()
+	}
+	if c.phase == claiming && c.witnessed() && c.rec.read {
+		s.WentBack = c.wentBack() != nil
 	}
 	seen := func(g [16]byte) bool { return c.find(g) != nil }
 	for _, p := range c.peers {
@@ -61,7 +73,7 @@ func (c *Core) Status() Status {
 		}
 		s.Replicas = append(s.Replicas, Replica{
 			GUID: p.guid, ReplicaID: p.report.ReplicaID, Name: p.report.Name, Member: c.committed.Has(p.guid),
-			Mode: m, Applied: p.acked, Since: p.since, Progress: p.progress, LastError: p.problem(),
+			Mode: m, Applied: p.acked, Recorded: slices.Contains(c.rec.known.Set, p.guid), Since: p.since, Progress: p.progress, LastError: p.problem(),
 		})
 	}
 	for _, g := range c.committed.Members {
@@ -70,6 +82,30 @@ func (c *Core) Status() Status {
 		}
 	}
 	return s
+}
+
+// redundant reports whether every member has everything and none is named by the record, so that any of them may be lost;
+// or else what is lacking.
+func (c *Core) redundant() (yes bool, lacks string) {
+	var here, away []string
+	for _, g := range c.committed.Members {
+		if p := c.find(g); p != nil && p.state == insync && !c.silent(p) {
+			here = append(here, c.name(g))
+		} else {
+			away = append(away, c.name(g))
+		}
+	}
+	switch n := len(c.committed.Members); {
+	case n == 1:
+		return false, "the volume has one replica"
+	case len(here) == 1 && c.serving:
+		return false, fmt.Sprintf("runs without redundancy: only %s has everything, and nothing can replace it; away or behind: %s", here[0], strings.Join(away, ", "))
+	case len(away) > 0:
+		return false, fmt.Sprintf("%d of %d replicas are in sync; away or behind: %s", len(here), n, strings.Join(away, ", "))
+	case len(c.rec.known.Set) > 0:
+		return false, "all replicas are in sync, and the volume's record does not say so yet: " + cmp.Or(c.rec.error, "it is being written")
+	}
+	return true, ""
 }
 
 // problem says what is wrong with a replica, "" if nothing is.
@@ -93,14 +129,30 @@ func (c *Core) holdingNow() string {
 	case c.phase != open:
 		return c.holding
 	}
-	why := c.missing(func(p *peer) bool { return p.state == insync })
-	parts := []string{"not enough replicas are in sync: " + why}
+	parts := []string{"not enough replicas are in sync: " + cmp.Or(c.missing(counts), c.unnamed(counts))}
+	switch {
+	case c.unclaimed():
+		parts[0] = "every member has to be in sync, since the volume's record could not be claimed: " + c.short(counts, func(l List) int { return len(l.Members) })
+	case c.witnessed() && (c.rec.busy || len(c.rec.doubts) > 0):
+		parts = append(parts, "waiting for the volume's record to be written: "+cmp.Or(c.rec.error, "no answer yet"))
+	}
 	for _, p := range c.peers {
 		if c.listMember(p.guid) && p.state != insync && p.error != "" {
 			parts = append(parts, c.name(p.guid)+": "+p.error)
 		}
 	}
 	return strings.Join(parts, "; ")
+}
+
+// unnamed says of which replicas that the record names, or may name, is says no.
+func (c *Core) unnamed(is func(*peer) bool) string {
+	var names []string
+	for _, g := range c.committed.Members {
+		if p := c.find(g); c.bound(g) && (p == nil || !is(p)) {
+			names = append(names, c.name(g))
+		}
+	}
+	return "nothing is completed without those that the volume's record names; missing: " + strings.Join(names, ", ")
 }
 
 // silentNow says which members in sync are silent and cannot be spared, "" if there are none.
@@ -122,5 +174,5 @@ func (c *Core) leaseless() string {
 	if c.holdsLease() {
 		return ""
 	}
-	return "waiting for replicas to tell that no other target has taken over: " + c.missing(c.leases)
+	return "waiting for replicas to tell that no other target has taken over: " + cmp.Or(c.missing(c.leases), c.unnamed(c.leases))
 }

@@ -317,7 +317,7 @@ func (c *Core) drain() {
 // refreshServing recomputes whether the in-sync set satisfies the lists, and what its leases allow.
 func (c *Core) refreshServing() {
 	was := c.serving
-	c.serving = c.phase == open && c.satisfies(func(p *peer) bool { return p.state == insync })
+	c.serving = c.phase == open && c.ok(counts)
 	if was != c.serving {
 		c.out.Status = true
 	}

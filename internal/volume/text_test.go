@@ -39,6 +39,9 @@ func (e *stage) status() {
 	if st.Holding != "" {
 		fmt.Fprintf(&e.out, "holding: %s\n", st.Holding)
 	}
+	if st.Lacks != "" && e.core.witnessed() {
+		fmt.Fprintf(&e.out, "not redundant: %s\n", st.Lacks)
+	}
 	if st.Removing != "" {
 		fmt.Fprintf(&e.out, "removing: %s\n", st.Removing)
 	}
@@ -55,6 +58,9 @@ func listText(l List) string {
 	s := fmt.Sprintf("%d.%d{", l.Epoch, l.Generation)
 	for _, g := range l.Members {
 		s += string(g[0])
+	}
+	if l.Witness {
+		s += "+"
 	}
 	return s + "}"
 }
@@ -86,9 +92,9 @@ func text(m Message) string {
 	case Stream:
 		return fmt.Sprintf("%s from %v", name, m.From)
 	case SetList:
-		return name + " " + listsText(m.Committed, m.Pending)
+		return name + " " + listsText(m.Committed, m.Pending) + notedText(m.Record)
 	case ListSet:
-		return name + " " + listsText(m.Committed, m.Pending)
+		return name + " " + listsText(m.Committed, m.Pending) + notedText(m.Record)
 	case Ping:
 		if m.Lease > 0 {
 			return name + " for a lease"
@@ -103,6 +109,13 @@ func text(m Message) string {
 		return name + ": " + m.Reason
 	}
 	return name
+}
+
+func notedText(version uint64) string {
+	if version == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" record %d", version)
 }
 
 func listsText(c List, p *List) string {

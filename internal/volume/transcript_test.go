@@ -37,6 +37,7 @@ import (
 //	progress c chunks=1       c tells how far its pull is; hang, resume, damage, space: see there
 //	write b content [fua]     propose; discard b; read b; flush
 //	want factor=2 remove=a    tick 1s; step a <message>; member a; members; status
+//	api down                  how requests for the volume's record fare: see setAPI; record
 func TestTranscripts(t *testing.T) {
 	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
 		e := &stage{members: map[string]*actor{}, now: time.Second}
@@ -59,7 +60,8 @@ type stage struct {
 	frozen  bool // aside does nothing
 	now     time.Duration
 	members map[string]*actor
-	record  *List
+	api     api
+	killed  *Core
 	session SessionID
 	nonce   uint64
 	mute    bool
@@ -108,10 +110,7 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 			e.expire()
 		}
 		e.nonce++
-		e.core = NewCore(e.nonce, 1<<20, Settings{}, Desired{Founding: num("founding"), Factor: num("factor")})
-		if e.record != nil {
-			e.core.Recorded(e.now, *e.record)
-		}
+		e.core = NewCore(e.nonce, 1<<20, Settings{}, Desired{Founding: num("founding"), Factor: num("factor"), Witness: slices.Contains(names, "witness")})
 		e.ready()
 	case "stop":
 		e.core.Stop(e.now)
@@ -126,7 +125,7 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 				a.core = nil
 			}
 		}
-		e.core = nil
+		e.core, e.killed = nil, e.core
 	case "leave":
 		e.core, e.aside, e.frozen = nil, e.core, slices.Contains(names, "frozen")
 	case "other":
@@ -223,6 +222,8 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 	case "want":
 		w := e.core.desired
 		w.Factor = num("factor")
+		w.Witness = slices.Contains(names, "witness")
+		w.AcceptRecord = uint64(num("accept"))
 		w.Remove = nil
 		if opt["remove"] != "" {
 			w.Remove = []block.GUID{e.guid(opt["remove"])}
@@ -297,6 +298,10 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 		}
 	case "status":
 		e.status()
+	case "api":
+		e.setAPI(names[0], uint64(num("version")))
+	case "record":
+		e.printf("record: %s", recordText(e.api.is()))
 	default:
 		t.Fatalf("%s: unknown command", d.Pos)
 	}

@@ -12,6 +12,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"github.com/cstor-go/cstor/internal/agent/kube"
+	"github.com/cstor-go/cstor/internal/volume"
 )
 
 // Outcome is what became of a write of the record: exactly one of these.
@@ -38,7 +39,7 @@ func (o Outcome) String() string { return [...]string{"unknown", "written", "con
 // out much later. Then only a record that has changed tells: every attempt is made for one revision, and at another none
 // is taken any more. As long as the record is what it was the same is written again, by which it changes. An answer from
 // the past, below what has been seen, says nothing.
-func (r *Record) Write(ctx context.Context, from Held, want Content) (Outcome, Held, error) {
+func (r *Record) Write(ctx context.Context, from Held, want volume.Record) (Outcome, Held, error) {
 	if want.Version != from.Version+1 {
 		return Refused, from, fmt.Errorf("record of volume %s: version %d does not follow %d", r.Owner.Name, want.Version, from.Version)
 	}
@@ -66,7 +67,7 @@ func (r *Record) Write(ctx context.Context, from Held, want Content) (Outcome, H
 		case readErr != nil:
 			err = errors.Join(err, readErr)
 		case !now.after(from):
-		case now.Content.Equal(want):
+		case now.Record.Equal(want):
 			return Written, now, nil
 		default:
 			return Conflict, now, nil

@@ -11,10 +11,10 @@ import (
 )
 
 // after is what a target that has claimed the record writes next; id makes it different from all else.
-func after(held Held, nonce, id uint64) Content {
-	c := held.Content
+func after(held Held, nonce, id uint64) volume.Record {
+	c := held.Record
 	c.Version++
-	c.Epoch, c.Nonce, c.Cfg = c.Epoch+1, nonce, ListID{Epoch: 1, Generation: id}
+	c.Epoch, c.Nonce, c.Cfg = c.Epoch+1, nonce, volume.ListID{Epoch: 1, Generation: id}
 	return c
 }
 
@@ -22,7 +22,7 @@ func after(held Held, nonce, id uint64) Content {
 func claimed(t *testing.T) (*api, *Record, Held) {
 	a := newAPI(t)
 	r := a.record()
-	outcome, held, err := r.Write(t.Context(), Held{}, Content{Version: 1, Epoch: 1, Nonce: 7, List: &volume.List{Generation: 1}})
+	outcome, held, err := r.Write(t.Context(), Held{}, volume.Record{Version: 1, Epoch: 1, Nonce: 7, List: &volume.List{Generation: 1}})
 	if outcome != Written || err != nil {
 		t.Fatal(outcome, err)
 	}
@@ -67,7 +67,7 @@ func TestOutcomeOfAWrite(t *testing.T) {
 				return
 			}
 			if !now.Equal(want) {
-				t.Errorf("found %+v, want %+v", now.Content, want)
+				t.Errorf("found %+v, want %+v", now.Record, want)
 			}
 			// What was found is what the next write is made from.
 			if outcome, _, err := r.Write(t.Context(), now, after(now, 7, 2)); outcome != Written {
@@ -83,7 +83,7 @@ func TestARefusalIsNotAskedForAgain(t *testing.T) {
 	if outcome, _, err := r.Write(t.Context(), held, after(held, 7, 1)); outcome != Refused || !strings.Contains(err.Error(), "forbidden") || a.writes != 2 {
 		t.Errorf("%s %v after %d requests", outcome, err, a.writes)
 	}
-	if outcome, _, _ := r.Write(t.Context(), held, held.Content); outcome != Refused || a.writes != 2 {
+	if outcome, _, _ := r.Write(t.Context(), held, held.Record); outcome != Refused || a.writes != 2 {
 		t.Errorf("a version that does not follow: %s after %d requests", outcome, a.writes)
 	}
 }
@@ -99,7 +99,7 @@ func TestConflictShowsWhatWasWrittenInstead(t *testing.T) {
 			a.next([]fault{past}, faults)
 			outcome, now, err := r.Write(t.Context(), held, after(held, 7, 1))
 			if outcome != Conflict || err != nil || !now.Equal(other) {
-				t.Errorf("%s %v %+v", outcome, err, now.Content)
+				t.Errorf("%s %v %+v", outcome, err, now.Record)
 			}
 			a.settle()
 			if len(a.history) != 2 {
@@ -165,8 +165,8 @@ func TestAnswersFromThePastAreNotBelieved(t *testing.T) {
 	a, r, held := claimed(t)
 	_, newest, _ := r.Write(t.Context(), held, after(held, 7, 1))
 	a.next([]fault{past, past, fails, hangs}, nil)
-	if got, err := r.Read(t.Context()); err != nil || !got.Equal(newest.Content) {
-		t.Errorf("%+v %v", got.Content, err)
+	if got, err := r.Read(t.Context()); err != nil || !got.Equal(newest.Record) {
+		t.Errorf("%+v %v", got.Record, err)
 	}
 	a.mu.Lock()
 	a.fault = func(bool) fault { return past } // a restored backup
@@ -174,7 +174,7 @@ func TestAnswersFromThePastAreNotBelieved(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	if got, err := r.Read(ctx); err == nil {
-		t.Errorf("%+v is older than what was seen", got.Content)
+		t.Errorf("%+v is older than what was seen", got.Record)
 	}
 }
 
@@ -190,7 +190,7 @@ func TestOutcomesAreTrue(t *testing.T) {
 		targets := []*Record{a.record(), a.record()}
 		found := make([]Held, len(targets))
 		type write struct {
-			want    Content
+			want    volume.Record
 			outcome Outcome
 			done    int // changes until the outcome was known
 		}

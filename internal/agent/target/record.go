@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -21,7 +20,6 @@ import (
 
 const (
 	recordAttempt  = 300 * time.Millisecond // for the API server to answer
-	recordPatience = 5 * time.Second        // until Load or Found says why it waits
 	recordPauseMin = 50 * time.Millisecond  // between two attempts
 	recordPauseMax = time.Second
 )
@@ -39,32 +37,9 @@ type Record struct {
 	newest uint64 // the highest version seen: an answer below comes from the past
 }
 
-// ListID names a member list.
-type ListID struct{ Epoch, Generation uint64 }
-
-// Content is what a record says.
-type Content struct {
-	Version      uint64 // one more with each write
-	Epoch, Nonce uint64 // of the target that claimed it
-	Set          []block.GUID
-	Cfg          ListID // the list that Set was chosen from
-	List         *volume.List
-}
-
-// Equal reports whether two records say the same.
-func (c Content) Equal(o Content) bool {
-	same := func(a, b *volume.List) bool {
-		if a == nil || b == nil {
-			return a == b
-		}
-		return a.Compare(*b) == 0 && a.Witness == b.Witness && slices.Equal(a.Members, b.Members)
-	}
-	return c.Version == o.Version && c.Epoch == o.Epoch && c.Nonce == o.Nonce && c.Cfg == o.Cfg && slices.Equal(c.Set, o.Set) && same(c.List, o.List)
-}
-
 // Held is what the record was found to hold. The zero value: there is no record.
 type Held struct {
-	Content
+	volume.Record
 	object *cstorv1.CStorVolumeRecord
 }
 
@@ -73,41 +48,6 @@ func (h Held) revision() string {
 		return ""
 	}
 	return h.object.ResourceVersion
-}
-
-// Load returns the list that the record holds, nil if the volume was never founded.
-func (r *Record) Load(ctx context.Context) (*volume.List, error) {
-	ctx, cancel := context.WithTimeout(ctx, recordPatience)
-	defer cancel()
-	held, err := r.Read(ctx)
-	return held.List, err
-}
-
-// Found writes l if the record holds no list and returns the list that the record holds afterwards. An error leaves open
-// whether l was written; calling it again resolves that.
-func (r *Record) Found(ctx context.Context, l volume.List) (volume.List, error) {
-	ctx, cancel := context.WithTimeout(ctx, recordPatience)
-	defer cancel()
-	for {
-		held, err := r.Read(ctx)
-		if err != nil {
-			return volume.List{}, err
-		}
-		if held.List != nil {
-			return *held.List, nil
-		}
-		want := held.Content
-		want.Version++
-		want.List = &l
-		outcome, _, err := r.Write(ctx, held, want)
-		switch outcome {
-		case Written:
-			return l, nil
-		case Conflict:
-		default:
-			return volume.List{}, err
-		}
-	}
 }
 
 // Read returns what the record holds. It tries until it has an answer that is not older than an earlier one, or ctx ends.
@@ -129,7 +69,7 @@ func (r *Record) get(ctx context.Context) (Held, error) {
 	err := r.Client.Get(ctx, types.NamespacedName{Namespace: r.Owner.Namespace, Name: r.Owner.Name}, cr)
 	if err == nil {
 		held.object = cr
-		held.Content, err = contentOf(cr)
+		held.Record, err = contentOf(cr)
 	}
 	if err != nil && !apierrors.IsNotFound(err) {
 		return Held{}, fmt.Errorf("record of volume %s: read: %w", r.Owner.Name, err)
@@ -144,14 +84,14 @@ func (r *Record) get(ctx context.Context) (Held, error) {
 }
 
 // write asks once for the record to change from what it was found to hold to want, and returns what it is then.
-func (r *Record) write(ctx context.Context, from Held, want Content) (Held, error) {
+func (r *Record) write(ctx context.Context, from Held, want volume.Record) (Held, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.limit())
 	defer cancel()
 	cr := &cstorv1.CStorVolumeRecord{}
 	if from.object != nil {
 		cr = from.object.DeepCopy()
 	}
-	want.put(cr)
+	put(want, cr)
 	var err error
 	if from.object != nil {
 		err = r.Client.Update(ctx, cr)
@@ -166,7 +106,7 @@ func (r *Record) write(ctx context.Context, from Held, want Content) (Held, erro
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.newest = max(r.newest, want.Version)
-	return Held{Content: want, object: cr}, nil
+	return Held{Record: want, object: cr}, nil
 }
 
 func (r *Record) limit() time.Duration { return cmp.Or(r.attempt, recordAttempt) }
@@ -183,14 +123,14 @@ func ownerOf(cv *cstorv1.CStorVolume) metav1.OwnerReference {
 }
 
 // put makes cr say c.
-func (c Content) put(cr *cstorv1.CStorVolumeRecord) {
+func put(c volume.Record, cr *cstorv1.CStorVolumeRecord) {
 	cr.Version, cr.Epoch, cr.Nonce = int64(c.Version), int64(c.Epoch), ""
 	if c.Nonce != 0 {
 		cr.Nonce = fmt.Sprintf("%016x", c.Nonce)
 	}
 	cr.Set = digits(c.Set)
 	cr.Cfg = nil
-	if c.Cfg != (ListID{}) {
+	if c.Cfg != (volume.ListID{}) {
 		cr.Cfg = &cstorv1.RecordedListID{Epoch: int64(c.Cfg.Epoch), Generation: int64(c.Cfg.Generation)}
 	}
 	cr.List = nil
@@ -203,7 +143,7 @@ func (c Content) put(cr *cstorv1.CStorVolumeRecord) {
 }
 
 // contentOf is what cr says.
-func contentOf(cr *cstorv1.CStorVolumeRecord) (c Content, err error) {
+func contentOf(cr *cstorv1.CStorVolumeRecord) (c volume.Record, err error) {
 	c.Version, c.Epoch = uint64(cr.Version), uint64(cr.Epoch)
 	if cr.Nonce != "" {
 		if c.Nonce, err = strconv.ParseUint(cr.Nonce, 16, 64); err != nil {
@@ -214,7 +154,7 @@ func contentOf(cr *cstorv1.CStorVolumeRecord) (c Content, err error) {
 		return c, err
 	}
 	if cr.Cfg != nil {
-		c.Cfg = ListID{Epoch: uint64(cr.Cfg.Epoch), Generation: uint64(cr.Cfg.Generation)}
+		c.Cfg = volume.ListID{Epoch: uint64(cr.Cfg.Epoch), Generation: uint64(cr.Cfg.Generation)}
 	}
 	if l := cr.List; l != nil {
 		c.List = &volume.List{Epoch: uint64(l.Epoch), Generation: uint64(l.Generation), Witness: l.Witness}

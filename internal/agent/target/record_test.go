@@ -1,7 +1,6 @@
 package target
 
 import (
-	"reflect"
 	"testing"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -23,25 +22,35 @@ func TestRecordIsFoundedOnce(t *testing.T) {
 				b.WithObjects(&cstorv1.CStorVolumeRecord{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: pv}})
 			}
 			r := &Record{Client: b.Build(), Owner: owner}
-			if l, err := r.Load(t.Context()); l != nil || err != nil {
-				t.Fatalf("before: %v %v", l, err)
+			w := &Witness{Record: r}
+			held, err := w.Read(t.Context())
+			if err != nil || !held.Equal(volume.Record{}) {
+				t.Fatalf("before: %+v %v", held, err)
 			}
-			first := volume.List{Epoch: 1, Generation: 1, Members: []block.GUID{guid(1), guid(2)}}
-			second := volume.List{Epoch: 2, Generation: 1, Members: []block.GUID{guid(3)}}
-			if got, err := r.Found(t.Context(), first); err != nil || !reflect.DeepEqual(got, first) {
-				t.Fatalf("found: %v %v", got, err)
+			first := volume.Record{Version: 1, List: &volume.List{Epoch: 1, Generation: 1, Members: []block.GUID{guid(1), guid(2)}, Witness: true}}
+			second := volume.Record{Version: 1, List: &volume.List{Epoch: 2, Generation: 1, Members: []block.GUID{guid(3)}}}
+			other := &Witness{Record: &Record{Client: r.Client, Owner: owner}}
+			if there {
+				other.Read(t.Context())
 			}
-			if got, err := r.Found(t.Context(), second); err != nil || !reflect.DeepEqual(got, first) {
-				t.Fatalf("found again: %v %v, want the first list", got, err)
+			if got, err := w.Write(t.Context(), first); err != nil || !got.Equal(first) {
+				t.Fatalf("written: %+v %v", got, err)
 			}
-			if got, err := r.Load(t.Context()); err != nil || !reflect.DeepEqual(*got, first) {
-				t.Fatalf("load: %v %v", got, err)
+			if got, err := other.Write(t.Context(), second); err != nil || !got.Equal(first) {
+				t.Fatalf("written by another: %+v %v, want the first list", got, err)
 			}
-			held, err := r.Read(t.Context())
-			if err != nil || held.Version != 1 {
-				t.Fatalf("version %d, %v", held.Version, err)
+			if got, err := w.Read(t.Context()); err != nil || !got.Equal(first) {
+				t.Fatalf("read: %+v %v", got, err)
 			}
-			if refs := held.object.OwnerReferences; !there && (len(refs) != 1 || refs[0].UID != "config") {
+			next := first
+			next.Version, next.Epoch, next.Nonce, next.Set = 2, 7, 8, first.List.Members[:1]
+			if got, err := other.Write(t.Context(), next); err != nil || !got.Equal(next) {
+				t.Fatalf("the next by another: %+v %v", got, err)
+			}
+			if got, err := w.Write(t.Context(), second); err != nil || !got.Equal(first) {
+				t.Fatalf("a write for a version that is there: %+v %v", got, err)
+			}
+			if refs := w.held.object.OwnerReferences; !there && (len(refs) != 1 || refs[0].UID != "config") {
 				t.Errorf("it lives as long as %+v", refs)
 			}
 		})

@@ -17,6 +17,7 @@ import (
 
 	cstorv1 "github.com/cstor-go/cstor/api/cstor/v1"
 	"github.com/cstor-go/cstor/internal/agent/kube"
+	"github.com/cstor-go/cstor/internal/volume"
 )
 
 // fault is how the API server treats a request.
@@ -47,7 +48,7 @@ type api struct {
 	object  *cstorv1.CStorVolumeRecord
 	before  *cstorv1.CStorVolumeRecord // the last change
 	version int
-	history []Content // of all changes, in order
+	history []volume.Record // of all changes, in order
 	late    []func() error
 	writes  int // requests
 	fault   func(write bool) fault

@@ -1,0 +1,59 @@
+package target
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/cstor-go/cstor/internal/target"
+	"github.com/cstor-go/cstor/internal/volume"
+)
+
+// Witness is a volume's record as the target uses it: what it was last found to hold is remembered here, and is what the next
+// write is made from. It implements target.Record.
+type Witness struct {
+	Record *Record
+
+	mu   sync.Mutex
+	held Held
+}
+
+// Read implements target.Record.
+func (w *Witness) Read(ctx context.Context) (volume.Record, error) {
+	now, err := w.Record.Read(ctx)
+	if err != nil {
+		return volume.Record{}, err
+	}
+	w.note(now)
+	return now.Record, nil
+}
+
+// Write implements target.Record.
+func (w *Witness) Write(ctx context.Context, want volume.Record) (volume.Record, error) {
+	w.mu.Lock()
+	from := w.held
+	w.mu.Unlock()
+	if from.Version >= want.Version {
+		return from.Record, nil
+	}
+	outcome, now, err := w.Record.Write(ctx, from, want)
+	switch {
+	case outcome == Written, outcome == Conflict && now.object != nil:
+		w.note(now)
+		return now.Record, nil
+	case outcome == Conflict:
+		return volume.Record{}, fmt.Errorf("record of volume %s: somebody else has changed it, and it cannot be read now: %w", w.Record.Owner.Name, target.ErrNotWritten)
+	case outcome == Refused:
+		return volume.Record{}, fmt.Errorf("%w: %w", target.ErrNotWritten, err)
+	}
+	return volume.Record{}, err
+}
+
+// note remembers what was found, unless it was found before what is remembered.
+func (w *Witness) note(now Held) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if now.after(w.held) {
+		w.held = now
+	}
+}

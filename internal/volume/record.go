@@ -1,0 +1,327 @@
+package volume
+
+import (
+	"slices"
+	"time"
+
+	"github.com/cstor-go/cstor/internal/block"
+)
+
+// The record is what Kubernetes keeps of a volume, outside of its replicas: an object that is changed by compare-and-swap,
+// each change of which has the next Version. With a list that has Witness it is the witness (replication rules 9, 10, 14, 15
+// and 20 to 23): a target writes its epoch into it before it claims, and when fewer members are in sync than a quorum, it
+// writes these into Set before it goes on with them alone; from then on nobody else can be authoritative, until the Set is
+// another.
+//
+// Nothing waits for the record while a quorum is in sync. What a write led to may be unknown for long; until a change of the
+// record is seen, what it held and everything that may have been written bind at once: see ok.
+
+// Record is what the record says. The zero value: there is none.
+type Record struct {
+	Version      uint64
+	Epoch, Nonce uint64       // of the target that claimed it last; it alone writes anything else
+	Set          []block.GUID // without all of these nothing is completed; empty: a quorum of every list is enough
+	Cfg          ListID       // the list that Set was chosen from
+	List         *List        // the founding one, or the latest that was committed
+}
+
+// ListID names a member list.
+type ListID struct{ Epoch, Generation uint64 }
+
+// Equal reports whether two records say the same.
+func (r Record) Equal(o Record) bool {
+	same := func(a, b *List) bool {
+		if a == nil || b == nil {
+			return a == b
+		}
+		return a.Compare(*b) == 0 && a.Witness == b.Witness && slices.Equal(a.Members, b.Members)
+	}
+	return r.Version == o.Version && r.Epoch == o.Epoch && r.Nonce == o.Nonce && r.Cfg == o.Cfg && slices.Equal(r.Set, o.Set) && same(r.List, o.List)
+}
+
+// RecordOp asks for the record to be read, or to be changed from what it was last found to hold to Want. The shell tells
+// what came of it by RecordIs or RecordFailed with the same ID; it gives up after about a second.
+type RecordOp struct {
+	ID   uint64
+	Want *Record // its Version is one more than that of what the core knows; nil: read
+}
+
+// recordEvery is the least time between two writes that nothing waits for.
+const recordEvery = time.Second
+
+// record is what a core knows of the record.
+type record struct {
+	known  Record
+	read   bool          // known is what it held at some time since this core began
+	doubts []doubt       // what it may hold, or come to hold, instead of known
+	id     uint64        // of the last operation
+	busy   bool          // it has not ended
+	want   *Record       // it writes this; nil: it reads
+	retry  time.Duration // no operation begins before
+	failed bool          // the last one was not answered
+	error  string        // why
+	wrote  time.Duration // when the last write began
+	need   uint64        // members that are fewer than a quorum serve only if they have noted this version
+}
+
+// doubt is a Set that a write may have led to, or may yet lead to.
+type doubt struct {
+	id  uint64
+	set []block.GUID
+}
+
+// RecordIs tells what the record holds: the end of operation id. changed: it has changed since it was last found to hold what
+// the core knows, so that no write from then can happen any more.
+func (c *Core) RecordIs(now time.Duration, id uint64, is Record, changed bool) {
+	c.now = now
+	changed = c.endRecordOp(id) && changed // what an earlier core asked for says nothing of later writes
+	r := &c.rec
+	switch {
+	case c.phase == over:
+		return
+	case is.Version < r.known.Version:
+		r.retry = now + c.settings.Backoff // an answer from the past
+		return
+	}
+	if is.Version > r.known.Version || changed || !r.read && len(r.doubts) == 0 {
+		r.doubts = nil
+		c.learn(is)
+	}
+	r.read, r.failed, r.error = true, false, ""
+	c.poke()
+}
+
+// learn takes what the record was found to hold after a change.
+func (c *Core) learn(is Record) {
+	was := c.rec.known
+	c.rec.known = is
+	c.out.Status = true
+	if is.List != nil {
+		c.noteList(*is.List)
+	}
+	if c.phase != open || !c.claimed() {
+		return
+	}
+	if smaller := slices.ContainsFunc(was.Set, func(g block.GUID) bool { return !slices.Contains(is.Set, g) }); smaller || len(was.Set) == 0 || was.Epoch != is.Epoch {
+		c.rec.need = is.Version
+	}
+	c.spread() // which has the members note the version
+}
+
+// RecordFailed tells that operation id was not answered, or was refused. definite: what it wanted to write is not written and
+// will not be.
+func (c *Core) RecordFailed(now time.Duration, id uint64, definite bool, reason string) {
+	c.now = now
+	if !c.endRecordOp(id) || c.phase == over {
+		return
+	}
+	r := &c.rec
+	r.failed, r.retry = true, now+c.settings.Backoff
+	if r.error != reason {
+		r.error, c.out.Status = reason, true
+	}
+	if i := slices.IndexFunc(r.doubts, func(d doubt) bool { return d.id == id }); i >= 0 {
+		last := r.doubts[i]
+		r.doubts = slices.Delete(r.doubts, i, i+1)
+		if !definite && !slices.ContainsFunc(r.doubts, func(d doubt) bool { return slices.Equal(d.set, last.set) }) {
+			r.doubts = append(r.doubts, last)
+		}
+	}
+	if r.want != nil && !definite {
+		c.counters.RecordDoubts++
+	}
+	c.poke()
+}
+
+// endRecordOp reports whether id is the operation under way, which ends by that.
+func (c *Core) endRecordOp(id uint64) bool {
+	if !c.rec.busy || id != c.rec.id {
+		return false
+	}
+	c.rec.busy = false
+	return true
+}
+
+// readRecord asks for the record to be read.
+func (c *Core) readRecord() { c.recordOp(nil) }
+
+// writeRecord asks for the record to become want, with the next version.
+func (c *Core) writeRecord(want Record) {
+	if c.rec.busy || c.now < c.rec.retry {
+		return
+	}
+	want.Version = c.rec.known.Version + 1
+	c.counters.RecordWrites++
+	c.recordOp(&want)
+	c.rec.doubts = append(c.rec.doubts, doubt{id: c.rec.id, set: want.Set})
+}
+
+func (c *Core) recordOp(want *Record) {
+	r := &c.rec
+	if r.busy || c.now < r.retry {
+		return
+	}
+	r.id++
+	r.busy, r.want = true, want
+	c.out.Record = &RecordOp{ID: r.id, Want: want}
+}
+
+// carried is what the next core of the same process knows of the record: what was written may still happen.
+func (r *record) carried() record { return record{known: r.known, doubts: r.doubts, id: r.id} }
+
+// witnessed reports whether a list in force wants the record to be claimed before the members are.
+func (c *Core) witnessed() bool {
+	return c.committed.Witness || c.pending != nil && c.pending.Witness
+}
+
+// mayReduce reports whether every list in force lets Set be used.
+func (c *Core) mayReduce() bool {
+	return c.committed.Witness && (c.pending == nil || c.pending.Witness)
+}
+
+// claimed reports whether the record carries this target's promise, by which nobody else writes it.
+func (c *Core) claimed() bool {
+	return c.promise.Epoch != 0 && c.rec.known.Epoch == c.promise.Epoch && c.rec.known.Nonce == c.nonce
+}
+
+// unclaimed reports whether the volume is served without a claim in the record, since it could not be written. Then all
+// members have to have everything, which satisfies whatever the record says, nobody is ejected and nobody made incomplete
+// (replication rule 14).
+func (c *Core) unclaimed() bool { return c.witnessed() && !c.claimed() }
+
+// ok reports whether the replicas of which is says yes may complete operations: they satisfy what the record is known to
+// hold, and whatever else it may hold (replication rules 9 and 15).
+func (c *Core) ok(is func(*peer) bool) bool {
+	if c.unclaimed() {
+		return c.everyMember(is)
+	}
+	r := &c.rec
+	if !c.allows(r.known.Set, is) || slices.ContainsFunc(r.doubts, func(d doubt) bool { return !c.allows(d.set, is) }) {
+		return false
+	}
+	return c.satisfies(is) || !slices.ContainsFunc(r.known.Set, func(g block.GUID) bool { return c.find(g).noted < r.need })
+}
+
+// allows reports whether the replicas of which is says yes may complete operations under a record with set: they are all
+// of it, or a quorum of every list if it is empty.
+func (c *Core) allows(set []block.GUID, is func(*peer) bool) bool {
+	if len(set) == 0 {
+		return c.satisfies(is)
+	}
+	return c.haveAll(set, is)
+}
+
+// haveAll reports whether is says yes of all of these.
+func (c *Core) haveAll(set []block.GUID, is func(*peer) bool) bool {
+	for _, g := range set {
+		if p := c.find(g); p == nil || !is(p) {
+			return false
+		}
+	}
+	return true
+}
+
+// counts reports whether p is in sync.
+func counts(p *peer) bool { return p.state == insync }
+
+// bound reports whether the record names g, or may.
+func (c *Core) bound(g block.GUID) bool {
+	return slices.Contains(c.rec.known.Set, g) ||
+		slices.ContainsFunc(c.rec.doubts, func(d doubt) bool { return slices.Contains(d.set, g) })
+}
+
+// advanceRecord brings the record to what it should hold: this target's claim if it serves without, the members in sync
+// (replication rules 21 to 23), the list that is being committed (rule 37).
+func (c *Core) advanceRecord() {
+	r := &c.rec
+	if c.phase != open || !c.witnessed() && !c.desired.Witness || r.busy {
+		return
+	}
+	if !r.read {
+		c.readRecord()
+		return
+	}
+	want := r.known
+	if !c.claimed() {
+		switch {
+		case want.Epoch < c.promise.Epoch:
+			want.Epoch, want.Nonce = c.promise.Epoch, c.promise.Nonce
+			c.writeRecord(want)
+		case c.witnessed():
+			c.restart("another target has claimed the volume's record")
+		}
+		return
+	}
+	set, urgent := c.wantedSet()
+	if c.next != nil && c.agreed() {
+		want.List, urgent = c.next, true
+	}
+	if slices.Equal(set, want.Set) && sameList(want.List, r.known.List) && len(r.doubts) == 0 {
+		return
+	}
+	if !slices.Equal(set, want.Set) {
+		want.Set, want.Cfg = set, ListID{Epoch: c.committed.Epoch, Generation: c.committed.Generation}
+	}
+	if urgent || r.wrote == 0 || c.now-r.wrote >= recordEvery {
+		if urgent && !slices.Equal(set, r.known.Set) && !r.busy {
+			c.counters.Reduced++
+		}
+		c.writeRecord(want)
+		r.wrote = c.now
+	}
+}
+
+func sameList(a, b *List) bool {
+	return a == b || a != nil && b != nil && a.Compare(*b) == 0
+}
+
+// wantedSet returns what Set should be, and whether the volume waits for that.
+func (c *Core) wantedSet() (set []block.GUID, urgent bool) {
+	known := c.rec.known.Set
+	live := func(p *peer) bool { return p.state == insync && !c.silent(p) }
+	urgent = !c.ok(live)
+	switch {
+	case !c.mayReduce():
+		return known, urgent
+	case c.everyMember(live):
+		current := func(p *peer) bool { return p.lists.Pending == nil && p.lists.Committed.Compare(c.committed) == 0 }
+		if c.pending == nil && c.everyMember(current) {
+			return nil, urgent
+		}
+		return known, urgent
+	}
+	for _, p := range c.peers {
+		if live(p) && c.listMember(p.guid) {
+			set = append(set, p.guid)
+		}
+	}
+	if len(set) == 0 {
+		return known, false
+	}
+	if urgent && slices.ContainsFunc(c.peers, c.almostCounts) {
+		return known, false // it may not be needed
+	}
+	return set, urgent
+}
+
+// almostCounts reports whether p is a member that will be in sync in a moment.
+func (c *Core) almostCounts(p *peer) bool {
+	return p.state == catching && c.listMember(p.guid) && c.now-p.since < c.settings.Deadline
+}
+
+// mayRecord reports whether the members in sync may be written into the record soon, so that they go on without others.
+func (c *Core) mayRecord() bool { return c.mayReduce() && c.rec.read && !c.rec.failed }
+
+// wentBack reports whether a replica has noted a later version of the record than the one that was found: it was restored
+// from an old copy, and what it says of the members is not true (history H22).
+func (c *Core) wentBack() *peer {
+	if v := c.desired.AcceptRecord; v != 0 && c.rec.known.Version >= v {
+		return nil
+	}
+	for _, p := range c.peers {
+		if p.state != gone && c.listMember(p.guid) && p.report.State.RecordSeen > c.rec.known.Version {
+			return p
+		}
+	}
+	return nil
+}
