@@ -45,7 +45,7 @@ func (w *world) settled() bool {
 			return false
 		}
 	}
-	return true
+	return st.Redundant || len(st.Committed.Members) == 1
 }
 
 // finalCheck is made when everything was answered.

@@ -43,6 +43,12 @@ type Coverage struct {
 	Cancels         uint64
 	CancelledLate   uint64
 	Finished        uint64 // pending lists finished by another target than the one that began
+	RecordWrites    uint64
+	RecordDoubts    uint64 // writes of the record of which nobody was told
+	Reduced         uint64 // times that fewer than a quorum were written into the record to go on
+	ByRecord        uint64 // takeovers for which those counted that the record names
+	Bare            uint64 // takeovers without the record
+	Restores        uint64 // times that the record went back
 }
 
 // Add adds another run's counts.
@@ -89,4 +95,9 @@ func (w *world) harvest(t *target) {
 	w.cover.StandDowns += n.StandDowns
 	w.cover.ReadRetries += n.ReadRetries
 	w.cover.Finished += n.Finished
+	w.cover.RecordWrites += n.RecordWrites
+	w.cover.RecordDoubts += n.RecordDoubts
+	w.cover.Reduced += n.Reduced
+	w.cover.ByRecord += n.ByRecord
+	w.cover.Bare += n.Bare
 }

@@ -70,6 +70,10 @@ func (w *world) kinds() []kind {
 		{"mischief", 400 * ms, func() { w.mischiefs = append(w.mischiefs, mischief{1 + w.rng.IntN(40), w.rng}) }},
 		{"fail a pull", 200 * ms, func() { w.pullFails = true }},
 		{"change the membership", 250 * ms, w.act},
+		{"API server away", 600 * ms, func() { w.record.down = w.now + w.between(0, 600*ms) }},
+		{"API server in doubt", 400 * ms, func() { w.record.unsure = w.now + w.between(0, 900*ms) }},
+		{"restore the record", 500 * ms, w.restore},
+		{"switch the witness", 1500 * ms, func() { w.operator.want.Witness = !w.operator.want.Witness; w.tell() }},
 	}
 }
 
@@ -259,6 +263,7 @@ func (w *world) fill(r *replica) {
 func (w *world) calmDown() {
 	w.logf("faults end")
 	w.calm = true
+	w.record.down, w.record.unsure = 0, 0
 	for _, r := range w.replicas {
 		r.down, r.spoil, r.disk.dev.left = 0, nil, 0
 		if r.alive {

@@ -21,7 +21,7 @@ func (o *operator) idle() bool { return o.adding == nil && o.leaves == nil }
 // other one that goes on, and nothing here defends against that.
 func (w *world) act() {
 	o := &w.operator
-	if w.target == nil || w.record.List == nil || w.two {
+	if w.target == nil || w.record.is().List == nil || w.two {
 		return
 	}
 	members := w.target.status.Committed.Members

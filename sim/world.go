@@ -34,7 +34,7 @@ type world struct {
 	target    *target    // the newest one; nil between two of them
 	other     *target    // the one before, when it goes on; the application goes on using it, too
 	two       bool       // that may happen in this run
-	record    volume.Record
+	record    recordStore
 	operator  operator
 	app       app
 	lastConn  volume.SessionID
@@ -231,6 +231,7 @@ const (
 	concernApp
 	concernOperator
 	concernFaults // and one for each kind behind it
+	concernRecord = 900
 	concernStores = 1000
 )
 
@@ -260,6 +261,8 @@ func Run(o Options) (Coverage, error) {
 	w.two = w.chance(0.3)
 	factor := []int{1, 2, 3, 3, 3, 5}[w.rng.IntN(6)]
 	w.operator.want = volume.Desired{Founding: factor, Factor: factor}
+	w.record.rng = w.source(concernRecord)
+	w.with(w.record.rng, func() { w.operator.want.Witness = w.chance(0.65) })
 	for range factor {
 		w.after(w.between(0, 30*ms), nil, w.newReplica().start)
 	}

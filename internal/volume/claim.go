@@ -76,7 +76,7 @@ func (c *Core) claim() {
 	if c.quorumAt == 0 {
 		c.quorumAt = max(c.now, 1)
 	}
-	set := c.rec.known.Set
+	set := c.named()
 	all := c.everyMember(has) || len(set) > 0 && c.haveAll(set, has)
 	if !all && c.now-c.quorumAt < c.settings.ClaimGrace {
 		c.holding = "waiting a moment for the remaining replicas"
@@ -88,7 +88,7 @@ func (c *Core) claim() {
 }
 
 // knowsRecord reports whether the claim may go on with what is known of the record: it was read, or is not needed, or it
-// cannot be read or is an old copy, and all members are here, which satisfy whatever it says (replication rule 14).
+// cannot be read, and all members are here, which satisfy whatever it says (replication rule 14).
 func (c *Core) knowsRecord(here func(*peer) bool) bool {
 	c.bare = false
 	switch {
@@ -99,13 +99,12 @@ func (c *Core) knowsRecord(here func(*peer) bool) bool {
 		c.bare = c.rec.failed && c.everyMember(here)
 		c.holding = "waiting for the volume's record: " + cmp.Or(c.rec.error, "it is being read")
 		return c.bare
+	case c.now-c.rec.asked >= recordEvery:
+		c.readRecord() // another target may have claimed it, or what was read was old
 	}
 	if p := c.wentBack(); p != nil {
-		if c.bare = c.everyMember(here); c.bare {
-			return true
-		}
 		c.holding = fmt.Sprintf("the volume's record has version %d, and %s has noted version %d: it was restored from an old copy, and may name replicas that lack completed writes; "+
-			"waiting for all members, or for it to be accepted", c.rec.known.Version, c.name(p.guid), p.report.State.RecordSeen)
+			"waiting for it to be accepted", c.rec.known.Version, c.name(p.guid), p.report.State.RecordSeen)
 		return false
 	}
 	return true
@@ -196,7 +195,7 @@ func (c *Core) short(is func(*peer) bool, need func(List) int) string {
 // record names one that is complete, or all; if it names none, so many of every list that they share a member with each
 // quorum: where the record keeps two targets apart that need not be a quorum. Otherwise it returns who is missing.
 func (c *Core) lacking(is func(*peer) bool) string {
-	set := c.rec.known.Set
+	set := c.named()
 	if c.bare || len(set) == 0 {
 		return c.short(is, func(l List) int {
 			switch {
@@ -271,7 +270,7 @@ func (c *Core) refused(p *peer, by Promise) {
 // if there is none. If the record names members, only these count; but when all of them have promised, and none of them
 // can be the authority, any may be that is as far as every other (replication rule 13).
 func (c *Core) furthest() (top, auth *peer) {
-	set := c.rec.known.Set
+	set := c.named()
 	if len(set) > 0 && !c.bare {
 		top, auth = c.furthestOf(func(p *peer) bool { return slices.Contains(set, p.guid) })
 		if auth != nil || !c.haveAll(set, func(p *peer) bool { return p.state == promised }) {
@@ -350,7 +349,7 @@ func (c *Core) openEpoch(auth *peer) {
 	switch {
 	case c.bare:
 		c.counters.Bare++
-	case len(c.rec.known.Set) > 0:
+	case len(c.named()) > 0:
 		c.counters.ByRecord++
 	}
 	c.try(c.promise.Epoch)

@@ -36,7 +36,10 @@ func (c *Core) leasedSince() time.Duration {
 		}
 		return since
 	}
-	since := c.setLeased(c.rec.known.Set)
+	since := c.setLeased(c.named())
+	if !c.witnessed() {
+		return since
+	}
 	for _, d := range c.rec.doubts {
 		since = min(since, c.setLeased(d.set))
 	}

@@ -129,9 +129,11 @@ func (c *Core) advanceChange() {
 		c.beginChange()
 	}
 	if c.pending != nil && c.next == nil {
-		if c.ok(func(p *peer) bool {
+		has := func(p *peer) bool {
 			return p.state == insync && p.lists.Pending != nil && p.lists.Pending.Compare(*c.pending) == 0
-		}) {
+		}
+		leaves := func(g block.GUID) bool { return !c.pending.Has(g) && c.bound(g) }
+		if c.ok(has) && c.countOf(*c.pending, has) >= c.pending.Quorum() && !slices.ContainsFunc(c.committed.Members, leaves) {
 			c.next = &List{Epoch: c.promise.Epoch, Generation: c.pending.Generation + 1, Members: c.pending.Members, Witness: c.pending.Witness}
 			c.spread()
 		}
@@ -141,10 +143,12 @@ func (c *Core) advanceChange() {
 	}
 }
 
-// agreed reports whether the next list is stable on enough members to be in force. With a witness it has to be in the
-// record, too, since fewer than a quorum may take over (replication rule 37).
+// agreed reports whether the next list is stable on enough members to be in force: also on a quorum of it if fewer would do
+// for now, so that no removal leaves less. With a witness it has to be in the record, too, since fewer than a quorum may
+// take over (replication rule 37).
 func (c *Core) agreed() bool {
-	return c.ok(func(p *peer) bool { return p.state == insync && p.lists.Committed.Compare(*c.next) == 0 })
+	has := func(p *peer) bool { return p.state == insync && p.lists.Committed.Compare(*c.next) == 0 }
+	return c.ok(has) && c.countOf(*c.next, has) >= c.next.Quorum()
 }
 
 // beginChange starts the change that is wanted most, if one is wanted and safe.

@@ -60,6 +60,7 @@ type record struct {
 	retry  time.Duration // no operation begins before
 	failed bool          // the last one was not answered
 	error  string        // why
+	asked  time.Duration // when the last read began
 	wrote  time.Duration // when the last write began
 	need   uint64        // members that are fewer than a quorum serve only if they have noted this version
 }
@@ -163,6 +164,9 @@ func (c *Core) recordOp(want *Record) {
 	}
 	r.id++
 	r.busy, r.want = true, want
+	if want == nil {
+		r.asked = c.now
+	}
 	c.out.Record = &RecordOp{ID: r.id, Want: want}
 }
 
@@ -174,9 +178,10 @@ func (c *Core) witnessed() bool {
 	return c.committed.Witness || c.pending != nil && c.pending.Witness
 }
 
-// mayReduce reports whether every list in force lets Set be used.
+// mayReduce reports whether every list in force lets Set be used. Not while the next list is being committed: the members
+// that are in sync have to be a quorum of that.
 func (c *Core) mayReduce() bool {
-	return c.committed.Witness && (c.pending == nil || c.pending.Witness)
+	return c.committed.Witness && (c.pending == nil || c.pending.Witness) && c.next == nil
 }
 
 // claimed reports whether the record carries this target's promise, by which nobody else writes it.
@@ -192,6 +197,12 @@ func (c *Core) unclaimed() bool { return c.witnessed() && !c.claimed() }
 // ok reports whether the replicas of which is says yes may complete operations: they satisfy what the record is known to
 // hold, and whatever else it may hold (replication rules 9 and 15).
 func (c *Core) ok(is func(*peer) bool) bool {
+	if !c.witnessed() {
+		return c.satisfies(is)
+	}
+	if c.next != nil && c.countOf(*c.next, is) < c.next.Quorum() {
+		return false // the next target may count by that list
+	}
 	if c.unclaimed() {
 		return c.everyMember(is)
 	}
@@ -224,9 +235,18 @@ func (c *Core) haveAll(set []block.GUID, is func(*peer) bool) bool {
 // counts reports whether p is in sync.
 func counts(p *peer) bool { return p.state == insync }
 
+// named returns the members that the record names, if a list in force has it count: it named nobody when the witness was
+// turned off.
+func (c *Core) named() []block.GUID {
+	if !c.witnessed() {
+		return nil
+	}
+	return c.rec.known.Set
+}
+
 // bound reports whether the record names g, or may.
 func (c *Core) bound(g block.GUID) bool {
-	return slices.Contains(c.rec.known.Set, g) ||
+	return slices.Contains(c.named(), g) || c.witnessed() &&
 		slices.ContainsFunc(c.rec.doubts, func(d doubt) bool { return slices.Contains(d.set, g) })
 }
 
@@ -237,8 +257,10 @@ func (c *Core) advanceRecord() {
 	if c.phase != open || !c.witnessed() && !c.desired.Witness || r.busy {
 		return
 	}
-	if !r.read {
+	if old := c.wentBack() != nil; !r.read || old && c.now-r.asked >= recordEvery {
 		c.readRecord()
+		return
+	} else if old {
 		return
 	}
 	want := r.known
@@ -284,16 +306,16 @@ func (c *Core) wantedSet() (set []block.GUID, urgent bool) {
 	case !c.mayReduce():
 		return known, urgent
 	case c.everyMember(live):
-		current := func(p *peer) bool { return p.lists.Pending == nil && p.lists.Committed.Compare(c.committed) == 0 }
-		if c.pending == nil && c.everyMember(current) {
+		current := func(p *peer) bool {
+			return sameList(p.lists.Pending, c.pending) && p.lists.Committed.Compare(c.committed) == 0
+		}
+		if c.everyMember(current) {
 			return nil, urgent
 		}
 		return known, urgent
 	}
-	for _, p := range c.peers {
-		if live(p) && c.listMember(p.guid) {
-			set = append(set, p.guid)
-		}
+	if set = c.guids(func(p *peer) bool { return live(p) && c.inBoth(p.guid) }); len(set) == 0 {
+		set = c.guids(func(p *peer) bool { return live(p) && c.listMember(p.guid) }) // the one that is being removed
 	}
 	if len(set) == 0 {
 		return known, false
@@ -302,6 +324,15 @@ func (c *Core) wantedSet() (set []block.GUID, urgent bool) {
 		return known, false // it may not be needed
 	}
 	return set, urgent
+}
+
+func (c *Core) guids(is func(*peer) bool) (guids []block.GUID) {
+	for _, p := range c.peers {
+		if is(p) {
+			guids = append(guids, p.guid)
+		}
+	}
+	return guids
 }
 
 // almostCounts reports whether p is a member that will be in sync in a moment.

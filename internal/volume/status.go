@@ -62,9 +62,7 @@ func (c *Core) Status() Status {
 		s.Committed, s.Pending, s.Desired = c.committed, c.pending, c.adopted
 		s.Redundant, s.Lacks = c.redundant()
 	}
-	if c.phase == claiming && c.witnessed() && c.rec.read {
-		s.WentBack = c.wentBack() != nil
-	}
+	s.WentBack = c.phase != over && c.unclaimed() && c.rec.read && c.wentBack() != nil
 	seen := func(g [16]byte) bool { return c.find(g) != nil }
 	for _, p := range c.peers {
 		m := mode(p.state)
@@ -73,7 +71,7 @@ func (c *Core) Status() Status {
 		}
 		s.Replicas = append(s.Replicas, Replica{
 			GUID: p.guid, ReplicaID: p.report.ReplicaID, Name: p.report.Name, Member: c.committed.Has(p.guid),
-			Mode: m, Applied: p.acked, Recorded: slices.Contains(c.rec.known.Set, p.guid), Since: p.since, Progress: p.progress, LastError: p.problem(),
+			Mode: m, Applied: p.acked, Recorded: slices.Contains(c.named(), p.guid), Since: p.since, Progress: p.progress, LastError: p.problem(),
 		})
 	}
 	for _, g := range c.committed.Members {
@@ -102,7 +100,7 @@ func (c *Core) redundant() (yes bool, lacks string) {
 		return false, fmt.Sprintf("runs without redundancy: only %s has everything, and nothing can replace it; away or behind: %s", here[0], strings.Join(away, ", "))
 	case len(away) > 0:
 		return false, fmt.Sprintf("%d of %d replicas are in sync; away or behind: %s", len(here), n, strings.Join(away, ", "))
-	case len(c.rec.known.Set) > 0:
+	case len(c.named()) > 0:
 		return false, "all replicas are in sync, and the volume's record does not say so yet: " + cmp.Or(c.rec.error, "it is being written")
 	}
 	return true, ""
