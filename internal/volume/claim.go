@@ -102,9 +102,9 @@ func (c *Core) knowsRecord(here func(*peer) bool) bool {
 	case c.now-c.rec.asked >= recordEvery:
 		c.readRecord() // another target may have claimed it, or what was read was old
 	}
-	if p := c.wentBack(); p != nil {
+	if c.wentBack() {
 		c.holding = fmt.Sprintf("the volume's record has version %d, and %s has noted version %d: it was restored from an old copy, and may name replicas that lack completed writes; "+
-			"waiting for it to be accepted", c.rec.known.Version, c.name(p.guid), p.report.State.RecordSeen)
+			"waiting for it to be accepted", c.rec.known.Version, c.name(c.rec.seenBy), c.rec.seen)
 		return false
 	}
 	return true

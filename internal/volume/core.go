@@ -222,6 +222,7 @@ func (c *Core) Connect(now time.Duration, id SessionID, r Register) {
 		avoid: p.avoid, retryAt: p.retryAt, backoff: p.backoff, patience: p.patience, reads: p.reads[:0], heard: now, moved: now, readMoved: now}
 	c.out.Status = true
 	c.noteList(r.Report.State.Committed)
+	c.noteSeen(r.Report)
 	if c.phase == claiming {
 		c.committed, c.pending = c.known() // it may be a member by a list that only it shows
 	}
@@ -266,6 +267,7 @@ func (c *Core) Step(now time.Duration, id SessionID, m Message) {
 		if m.Promise == c.promise && p.state == connected {
 			p.report = m.Report
 			c.noteList(m.Report.State.Committed)
+			c.noteSeen(m.Report)
 			c.become(p, promised)
 			c.sendPing(p)
 		}

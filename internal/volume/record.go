@@ -63,6 +63,8 @@ type record struct {
 	asked  time.Duration // when the last read began
 	wrote  time.Duration // when the last write began
 	need   uint64        // members that are fewer than a quorum serve only if they have noted this version
+	seen   uint64        // the highest version that a replica has noted
+	seenBy block.GUID
 }
 
 // doubt is a Set that a write may have led to, or may yet lead to.
@@ -171,7 +173,9 @@ func (c *Core) recordOp(want *Record) {
 }
 
 // carried is what the next core of the same process knows of the record: what was written may still happen.
-func (r *record) carried() record { return record{known: r.known, doubts: r.doubts, id: r.id} }
+func (r *record) carried() record {
+	return record{known: r.known, doubts: r.doubts, id: r.id, seen: r.seen, seenBy: r.seenBy}
+}
 
 // witnessed reports whether a list in force wants the record to be claimed before the members are.
 func (c *Core) witnessed() bool {
@@ -257,7 +261,7 @@ func (c *Core) advanceRecord() {
 	if c.phase != open || !c.witnessed() && !c.desired.Witness || r.busy {
 		return
 	}
-	if old := c.wentBack() != nil; !r.read || old && c.now-r.asked >= recordEvery {
+	if old := c.wentBack(); !r.read || old && c.now-r.asked >= recordEvery {
 		c.readRecord()
 		return
 	} else if old {
@@ -343,16 +347,16 @@ func (c *Core) almostCounts(p *peer) bool {
 // mayRecord reports whether the members in sync may be written into the record soon, so that they go on without others.
 func (c *Core) mayRecord() bool { return c.mayReduce() && c.rec.read && !c.rec.failed }
 
+// noteSeen remembers the highest version of the record that any replica has noted.
+func (c *Core) noteSeen(r Report) {
+	if r.State.RecordSeen > c.rec.seen {
+		c.rec.seen, c.rec.seenBy = r.State.RecordSeen, r.GUID
+	}
+}
+
 // wentBack reports whether a replica has noted a later version of the record than the one that was found: it was restored
 // from an old copy, and what it says of the members is not true (history H22).
-func (c *Core) wentBack() *peer {
-	if v := c.desired.AcceptRecord; v != 0 && c.rec.known.Version >= v {
-		return nil
-	}
-	for _, p := range c.peers {
-		if p.state != gone && c.listMember(p.guid) && p.report.State.RecordSeen > c.rec.known.Version {
-			return p
-		}
-	}
-	return nil
+func (c *Core) wentBack() bool {
+	r := &c.rec
+	return r.seen > r.known.Version && (c.desired.AcceptRecord == 0 || r.known.Version < c.desired.AcceptRecord)
 }

@@ -62,7 +62,7 @@ func (c *Core) Status() Status {
 		s.Committed, s.Pending, s.Desired = c.committed, c.pending, c.adopted
 		s.Redundant, s.Lacks = c.redundant()
 	}
-	s.WentBack = c.phase != over && c.unclaimed() && c.rec.read && c.wentBack() != nil
+	s.WentBack = c.phase != over && c.unclaimed() && c.rec.read && c.wentBack()
 	seen := func(g [16]byte) bool { return c.find(g) != nil }
 	for _, p := range c.peers {
 		m := mode(p.state)
