@@ -47,6 +47,10 @@ const (
 	AnnotationExistingPool = "import.cspi.cstor.openebs.io/existing-pool-name"
 
 	// Ours, on a CStorPoolInstance; the last two also on a CStorPoolCluster, for all its pools.
+	// AnnotationAcceptRecord, on a CStorVolume, is the version from which on its CStorVolumeRecord is believed although a
+	// replica has noted a later one, because it was restored from an old copy. What was completed since may be lost.
+	AnnotationAcceptRecord = "cstor.openebs.io/accept-record"
+
 	AnnotationScrub      = "cstor.openebs.io/scrub"       // start, pause, resume or stop; taken away when it is done
 	AnnotationScrubEvery = "cstor.openebs.io/scrub-every" // time between scrubs, such as 168h; 0: only on request
 	AnnotationScrubRate  = "cstor.openebs.io/scrub-rate"  // bytes per second, such as 100M; 0: as fast as leaves users most of the time

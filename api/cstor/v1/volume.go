@@ -72,6 +72,10 @@ type CStorVolumeSpec struct {
 	// DesiredReplicationFactor is the most replicas that may connect, members or not.
 	// +optional
 	DesiredReplicationFactor int `json:"desiredReplicationFactor,omitempty"`
+	// Witness is that of the policy: enabled, which is the default, or disabled. Ours.
+	// +optional
+	// +kubebuilder:validation:Enum="";enabled;disabled
+	Witness string `json:"witness,omitempty"`
 	// ReplicaDetails is the members wanted. The target adds, the operator removes.
 	// +optional
 	ReplicaDetails CStorVolumeReplicaDetails `json:"replicaDetails,omitempty"`
@@ -161,10 +165,18 @@ const (
 	ResizeSuccess    = "Success"
 )
 
+// Conditions of a CStorVolume that are ours. Their status is True or False.
+const (
+	// VolumeRedundant: every member has everything, so that any one of them may be lost.
+	VolumeRedundant = "Redundant"
+	// VolumeRecordWentBack: the CStorVolumeRecord was restored from an old copy; see AnnotationAcceptRecord.
+	VolumeRecordWentBack = "RecordWentBack"
+)
+
 // CStorVolumeCondition is an observation about a CStorVolume.
 type CStorVolumeCondition struct {
 	Type string `json:"type"`
-	// Status is InProgress or Success.
+	// Status is InProgress or Success; True or False for the conditions that are ours.
 	Status string `json:"status"`
 	// +optional
 	// +nullable

@@ -82,7 +82,18 @@ type TargetSpec struct {
 	NodeSelector map[string]string `json:"nodeSelector,omitempty"`
 	// +optional
 	PriorityClassName string `json:"priorityClassName,omitempty"`
+	// Witness is whether the volume goes on with fewer replicas than a quorum after these were recorded in its
+	// CStorVolumeRecord: with two replicas, whether it survives the loss of one. Default enabled. Ours.
+	// +optional
+	// +kubebuilder:validation:Enum="";enabled;disabled
+	Witness string `json:"witness,omitempty"`
 }
+
+// The values of witness.
+const (
+	WitnessEnabled  = "enabled"
+	WitnessDisabled = "disabled"
+)
 
 // ReplicaSpec is how a volume's replicas are run.
 type ReplicaSpec struct {

@@ -195,7 +195,7 @@ func (a *Agent) Pass(ctx context.Context, reread bool) error {
 		return nil
 	}
 	if want := Desired(a.cv); !same(want, a.wanted) {
-		a.Log.Info("membership wanted", "replicas", want.Factor, "remove", want.Remove)
+		a.Log.Info("membership wanted", "replicas", want.Factor, "remove", want.Remove, "witness", want.Witness)
 		a.target.Want(want)
 		a.wanted = want
 	}
@@ -203,7 +203,9 @@ func (a *Agent) Pass(ctx context.Context, reread bool) error {
 }
 
 // same reports whether two wishes mean the same to a volume that exists; it is founded once.
-func same(a, b volume.Desired) bool { return a.Factor == b.Factor && slices.Equal(a.Remove, b.Remove) }
+func same(a, b volume.Desired) bool {
+	return a.Factor == b.Factor && a.Witness == b.Witness && a.AcceptRecord == b.AcceptRecord && slices.Equal(a.Remove, b.Remove)
+}
 
 // hold returns the new members that are not shown yet: people expect to see a replica Healthy before the volume counts
 // it, and the two are written by different processes. Nothing is held while the volume is founded, nor once a change of
@@ -288,6 +290,7 @@ func (a *Agent) tell(ctx context.Context, before *cstorv1.CStorVolume) {
 	if was.Phase != is.Phase {
 		a.phaseEvent(ctx, is.Phase)
 	}
+	a.conditionEvents(ctx, was.Conditions, is.Conditions)
 	// Raised, or lowered with nothing to remove: done when adopted. Lowered otherwise: done when the members are gone.
 	n, count := is.DesiredReplicationFactor, len(is.ReplicaDetails.KnownReplicas)
 	adopted := was.DesiredReplicationFactor != 0 && was.DesiredReplicationFactor != n && count <= n

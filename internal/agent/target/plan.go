@@ -41,7 +41,11 @@ func Size(cv *cstorv1.CStorVolume) int64 {
 // and the operator took its id out of spec; that it is in status tells it from one that is not in spec yet.
 func Desired(cv *cstorv1.CStorVolume) volume.Desired {
 	known := cv.Status.ReplicaDetails.KnownReplicas
-	d := volume.Desired{Founding: cv.Spec.ReplicationFactor, Factor: cv.Spec.DesiredReplicationFactor}
+	d := volume.Desired{
+		Founding: cv.Spec.ReplicationFactor, Factor: cv.Spec.DesiredReplicationFactor,
+		Witness: cv.Spec.Witness != cstorv1.WitnessDisabled,
+	}
+	d.AcceptRecord, _ = strconv.ParseUint(cv.Annotations[cstorv1.AnnotationAcceptRecord], 10, 64)
 	for _, id := range slices.Sorted(maps.Keys(known)) {
 		if _, stays := cv.Spec.ReplicaDetails.KnownReplicas[id]; stays || len(known)-len(d.Remove) <= d.Factor {
 			continue
@@ -168,6 +172,8 @@ func message(st volume.Status) string {
 	switch {
 	case !st.Serving:
 		return st.Holding
+	case st.Removing == "" && redundancy(st) == reasonNoRedundancy:
+		return st.Lacks
 	default:
 		return st.Removing
 	}

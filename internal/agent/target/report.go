@@ -43,6 +43,9 @@ func (a *Agent) report(ctx context.Context, st volume.Status) error {
 	hide := a.hold(ctx, st)
 	spec, status := fields(a.cv, st, hide)
 	status["message"] = a.named(ctx, message(st))
+	if list := a.conditions(ctx, st); len(list) > 0 {
+		status["conditions"] = list
+	}
 	a.noteConnections(st)
 	now := a.Now()
 	list := replicaStatuses(st, func(g block.GUID) time.Duration { return now.Sub(a.connected[g]) })

@@ -177,6 +177,9 @@ func (r *Reconciler) reconcile(ctx context.Context, config *cstorv1.CStorVolumeC
 		return 0, err
 	}
 	r.refuseResize(config)
+	if err := r.setWitness(ctx, config); err != nil {
+		return 0, err
+	}
 	again, err = r.scale(ctx, config)
 	if err != nil {
 		return again, err
@@ -200,6 +203,19 @@ func (r *Reconciler) refuseResize(config *cstorv1.CStorVolumeConfig) {
 		r.warn(config, reasonResizeFailed, fmt.Sprintf(
 			"volume stays at %s: this release cannot resize volumes, set spec.capacity.storage back", have.String()))
 	}
+}
+
+// setWitness hands the policy's witness on to the target.
+func (r *Reconciler) setWitness(ctx context.Context, config *cstorv1.CStorVolumeConfig) error {
+	v := &cstorv1.CStorVolume{}
+	if err := r.Get(ctx, client.ObjectKey{Namespace: config.Namespace, Name: volumeOf(config)}, v); err != nil {
+		return client.IgnoreNotFound(err)
+	}
+	witness := config.Spec.Policy.Target.Witness
+	if v.DeletionTimestamp != nil || v.Spec.Witness == witness {
+		return nil
+	}
+	return object.Update(ctx, r.Client, v, func(v *cstorv1.CStorVolume) { v.Spec.Witness = witness })
 }
 
 // volumeOf returns the name of the volume.

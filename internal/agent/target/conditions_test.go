@@ -1,0 +1,105 @@
+package target
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	cstorv1 "github.com/cstor-go/cstor/api/cstor/v1"
+	"github.com/cstor-go/cstor/internal/volume"
+)
+
+func TestRedundancyIsShown(t *testing.T) {
+	w := newWorld(t, 2)
+	w.serve(1, 2)
+	w.target.st.Redundant = true
+	w.pass()
+	is := func() string {
+		for _, c := range w.agent.cv.Status.Conditions {
+			if c.Type == cstorv1.VolumeRedundant {
+				return fmt.Sprintf("%s %s since %d: %s", c.Status, c.Reason, c.LastTransitionTime.Unix()-1_800_000_000, c.Message)
+			}
+		}
+		return "none"
+	}
+	expect := func(want string) {
+		t.Helper()
+		if got := is(); got != want {
+			t.Errorf("condition %q, want %q", got, want)
+		}
+	}
+	expect("True AllReplicasInSync since 0: 2 replicas are in sync")
+
+	w.now = w.now.Add(time.Minute)
+	w.target.st.Replicas[1].Mode = volume.Offline
+	w.target.st.Redundant, w.target.st.Lacks = false, "runs without redundancy: only a has everything"
+	w.pass()
+	w.now = w.now.Add(time.Minute)
+	w.pass()
+	expect("False NoRedundancy since 60: runs without redundancy: only a has everything")
+	if m := w.agent.cv.Status.Message; m != w.target.st.Lacks {
+		t.Errorf("message %q", m)
+	}
+	// Before a target that takes over knows, what was found stays.
+	st := w.target.st
+	w.target.st = volume.Status{Holding: "waiting", Desired: st.Desired}
+	w.pass()
+	expect("False NoRedundancy since 60: runs without redundancy: only a has everything")
+
+	w.target.st = volume.Status{Holding: "the record is an old copy", WentBack: true, Desired: st.Desired}
+	w.pass()
+	back := func() string {
+		i := slices.IndexFunc(w.agent.cv.Status.Conditions, func(c cstorv1.CStorVolumeCondition) bool { return c.Type == cstorv1.VolumeRecordWentBack })
+		if i < 0 {
+			return ""
+		}
+		return w.agent.cv.Status.Conditions[i].Status
+	}
+	if back() != "True" {
+		t.Error("not told that the record went back")
+	}
+	w.now = w.now.Add(time.Minute)
+	w.serve(1, 2)
+	w.target.st.Redundant, w.target.st.Lacks = true, ""
+	w.pass()
+	expect("True AllReplicasInSync since 180: 2 replicas are in sync")
+	if back() != "False" {
+		t.Error("not told that the record is right again")
+	}
+
+	var events corev1.EventList
+	if err := w.client.List(w.ctx, &events); err != nil {
+		t.Fatal(err)
+	}
+	var told []string
+	for _, e := range events.Items {
+		if strings.Contains(e.Message, "redundan") || e.Reason == "RecordWentBack" {
+			told = append(told, e.Type+" "+e.Reason)
+		}
+	}
+	slices.Sort(told)
+	if want := []string{"Normal Redundant", "Warning NoRedundancy", "Warning RecordWentBack"}; !slices.Equal(told, want) {
+		t.Errorf("events %v, want %v", told, want)
+	}
+}
+
+func TestWitnessIsWanted(t *testing.T) {
+	w := newWorld(t, 2)
+	if !w.agent.wanted.Witness {
+		t.Error("not on by default")
+	}
+	w.serve(1, 2)
+	w.agent.cv.Spec.Witness = cstorv1.WitnessDisabled
+	w.agent.cv.Annotations = map[string]string{cstorv1.AnnotationAcceptRecord: "7"}
+	if err := w.client.Update(w.ctx, w.agent.cv); err != nil {
+		t.Fatal(err)
+	}
+	w.pass()
+	if len(w.target.wants) != 1 || w.target.wants[0].Witness || w.target.wants[0].AcceptRecord != 7 {
+		t.Errorf("wanted %+v", w.target.wants)
+	}
+}
