@@ -64,7 +64,7 @@ func TestRedundancyIsShown(t *testing.T) {
 	}
 	w.now = w.now.Add(time.Minute)
 	w.serve(1, 2)
-	w.target.st.Redundant, w.target.st.Lacks = true, ""
+	w.target.st.Redundant, w.target.st.Lacks, w.target.st.WentBack = true, "", false
 	w.pass()
 	expect("True AllReplicasInSync since 180: 2 replicas are in sync")
 	if back() != "False" {
