@@ -72,7 +72,7 @@ func (w *world) kinds() []kind {
 		{"change the membership", 250 * ms, w.act},
 		{"API server away", 600 * ms, func() { w.record.down = w.now + w.between(0, 600*ms) }},
 		{"API server in doubt", 400 * ms, func() { w.record.unsure = w.now + w.between(0, 900*ms) }},
-		{"restore the record", 500 * ms, w.restore},
+		{"restore the record", 1500 * ms, w.restore},
 		{"switch the witness", 1500 * ms, func() { w.operator.want.Witness = !w.operator.want.Witness; w.tell() }},
 	}
 }
