@@ -2,7 +2,7 @@
 // with volume.Member, each on a pool of its own on a device in memory, a network that delays, loses connections and goes
 // silent one way or both, processes that are killed, frozen and started again at any moment, machines that lose power, alone
 // or all at once, between two events or in the middle of something that a pool does, a control plane that scales up, scales
-// down and changes its mind, and an application whose reads and writes are checked for linearizability block by block.
+// down and changes its mind, an API server that keeps the volume's record and is slow, away, in doubt or in the past, and an application whose reads and writes are checked for linearizability block by block.
 //
 // Targets, replicas and pools run the code of production for every decision; what the shells do around it (bytes, sockets, the
 // order of a rebuild) is modelled. Clocks of processes are up to 5 % wrong. In some runs a target goes on beside its

@@ -39,7 +39,8 @@ func targetCommand() *cobra.Command {
 		Long: `Serves one volume (CStorVolume) over iSCSI. Its replicas dial in; once enough members of the volume have, they are
 brought to the same state and the volume serves I/O. While there is no quorum I/O is held, not failed.
 
-Needs: the API server (KUBECONFIG or a service account) to start; I/O does not need it. Takes the pod's name and node
+Needs: the API server (KUBECONFIG or a service account) to start, and to go on with fewer replicas than a quorum; I/O does
+not need it otherwise. Takes the pod's name and node
 from POD_NAME and NODE_NAME. Listens on port 3260 (iSCSI), 6060 (replicas) and 9500 (/healthz, /readyz, /metrics) of the
 address given. Ends on SIGTERM, after commands in flight have been answered.`,
 		Example: `  cstor target --volume=pvc-0c1d9a2e --namespace=openebs --listen=10.1.2.4`,

@@ -19,7 +19,7 @@ type List struct {
 	Epoch      uint64       `json:"epoch"`
 	Generation uint64       `json:"generation"`
 	Members    []block.GUID `json:"members"`
-	Witness    bool         `json:"witness,omitempty"` // the witness policy in force; always false so far
+	Witness    bool         `json:"witness,omitempty"` // the record has to be claimed, and may name fewer members than a quorum: see Record
 }
 
 // Quorum returns CF = RF/2 + 1, the number of members that must hold whatever is completed.
@@ -60,7 +60,7 @@ type State struct {
 	CompleteAt block.Version `json:"completeAt"` // last when it was complete, zero if it never was
 	Base       block.Version `json:"base"`       // while incomplete: what it has agreed on with every source so far; only ever lowered
 	History    History       `json:"history"`
-	RecordSeen uint64        `json:"recordSeen,omitempty"` // highest version of the witness record seen; reserved
+	RecordSeen uint64        `json:"recordSeen,omitempty"` // the version of the volume's record that the target told last
 	BootID     string        `json:"bootID,omitempty"`     // reserved for the detection of power loss
 	Clean      bool          `json:"clean,omitempty"`      // reserved
 }

@@ -3,8 +3,8 @@ package v1
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 // CStorVolumeRecord is a volume's entry outside its members, written with compare-and-swap on its resourceVersion by the
-// volume's targets alone: deploy/admission.yaml says which writes are taken. Here it holds the list of founding members,
-// which is set once; a witness, later, records in it which members are in sync. It is named like the volume and owned by
+// volume's targets alone: deploy/admission.yaml says which writes are taken. It holds the list of members
+// and, when some are away, those without which nothing is completed. It is named like the volume and owned by
 // its CStorVolumeConfig. Ours.
 //
 // +kubebuilder:object:root=true
