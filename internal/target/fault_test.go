@@ -43,6 +43,7 @@ type memCluster struct {
 	settings volume.Settings // of targets started from now on
 	flush    time.Duration   // what a flush takes on pools made from now on
 	limit    int             // read-only limit, likewise
+	witness  bool            // of targets started from now on
 }
 
 func newMemCluster(t *testing.T, pools int) *memCluster {
@@ -120,7 +121,7 @@ func (c *memCluster) startTarget(record string, founding int) (*target.Target, s
 	settings.Backoff = 10 * time.Millisecond
 	tgt := target.New(target.Config{
 		Volume: "v", Size: volumeSize, ReplicaListen: l, Record: harness.FileRecord(record),
-		Desired: volume.Desired{Founding: founding, Factor: founding}, DropSessions: func() {},
+		Desired: volume.Desired{Founding: founding, Factor: founding, Witness: c.witness}, DropSessions: func() {},
 		Settings: settings,
 	})
 	ended := make(chan struct{})
