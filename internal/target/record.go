@@ -34,6 +34,6 @@ func (t *Target) recordOp(op volume.RecordOp) {
 			t.failing = why
 			t.log.Warn("cannot use the volume's record, trying again", "write", op.Want != nil, "error", err)
 		}
-		t.core.RecordFailed(now, op.ID, errors.Is(err, ErrNotWritten), err.Error())
+		t.core.RecordFailed(now, op.ID, errors.Is(err, volume.ErrNotWritten), err.Error())
 	}
 }

@@ -37,12 +37,9 @@ type Record interface {
 	Read(ctx context.Context) (volume.Record, error)
 	// Write changes the record, from what it was last found to hold, to want, by compare-and-swap, and returns what the record
 	// is after it has changed: want, or what somebody else wrote. An error leaves open whether it is written, now or later,
-	// unless it wraps ErrNotWritten.
+	// unless it wraps volume.ErrNotWritten.
 	Write(ctx context.Context, want volume.Record) (volume.Record, error)
 }
-
-// ErrNotWritten says that a write of the record was not carried out, and never will be.
-var ErrNotWritten = errors.New("not written")
 
 // Config is what a Target needs.
 type Config struct {

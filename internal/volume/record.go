@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"errors"
 	"slices"
 	"time"
 
@@ -45,6 +46,9 @@ type RecordOp struct {
 	ID   uint64
 	Want *Record // its Version is one more than that of what the core knows; nil: read
 }
+
+// ErrNotWritten says that a write of the record was not carried out, and never will be.
+var ErrNotWritten = errors.New("not written")
 
 // recordEvery is the least time between two writes that nothing waits for.
 const recordEvery = time.Second

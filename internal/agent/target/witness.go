@@ -5,12 +5,11 @@ import (
 	"fmt"
 	"sync"
 
-	"github.com/cstor-go/cstor/internal/target"
 	"github.com/cstor-go/cstor/internal/volume"
 )
 
 // Witness is a volume's record as the target uses it: what it was last found to hold is remembered here, and is what the next
-// write is made from. It implements target.Record.
+// write is made from. It implements Record of package internal/target.
 type Witness struct {
 	Record *Record
 
@@ -18,7 +17,7 @@ type Witness struct {
 	held Held
 }
 
-// Read implements target.Record.
+// Read returns what the record holds now.
 func (w *Witness) Read(ctx context.Context) (volume.Record, error) {
 	now, err := w.Record.Read(ctx)
 	if err != nil {
@@ -28,7 +27,8 @@ func (w *Witness) Read(ctx context.Context) (volume.Record, error) {
 	return now.Record, nil
 }
 
-// Write implements target.Record.
+// Write changes the record from what it was last found to hold to want, and returns what it is when it has changed. An error
+// leaves open whether it is written, now or later, unless it wraps volume.ErrNotWritten.
 func (w *Witness) Write(ctx context.Context, want volume.Record) (volume.Record, error) {
 	w.mu.Lock()
 	from := w.held
@@ -42,9 +42,9 @@ func (w *Witness) Write(ctx context.Context, want volume.Record) (volume.Record,
 		w.note(now)
 		return now.Record, nil
 	case outcome == Conflict:
-		return volume.Record{}, fmt.Errorf("record of volume %s: somebody else has changed it, and it cannot be read now: %w", w.Record.Owner.Name, target.ErrNotWritten)
+		return volume.Record{}, fmt.Errorf("record of volume %s: somebody else has changed it, and it cannot be read now: %w", w.Record.Owner.Name, volume.ErrNotWritten)
 	case outcome == Refused:
-		return volume.Record{}, fmt.Errorf("%w: %w", target.ErrNotWritten, err)
+		return volume.Record{}, fmt.Errorf("%w: %w", volume.ErrNotWritten, err)
 	}
 	return volume.Record{}, err
 }
