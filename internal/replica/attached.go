@@ -18,6 +18,7 @@ import (
 type attached struct {
 	server *Server
 	spec   Spec
+	news   bool // the state has changed by the replica's being served: see begin
 	r      *pool.Replica
 	log    *slog.Logger
 	ctx    context.Context
@@ -49,6 +50,7 @@ func newAttached(s *Server, spec Spec, r *pool.Replica) (*attached, error) {
 		return nil, fmt.Errorf("replica %s: %w", spec.Name, err)
 	}
 	a := &attached{server: s, spec: spec, r: r, log: s.log.With("replica", spec.Name), ended: make(chan struct{})}
+	a.news = st.Started(s.cfg.BootID)
 	a.member = volume.NewMember(s.now(), volume.Report{
 		GUID: r.GUID(), ReplicaID: spec.ReplicaID, Name: spec.Name, PullAddr: s.cfg.PullAddr,
 		State: st, Last: r.Applied(), Size: r.Size(),
@@ -68,15 +70,62 @@ func (a *attached) stop() {
 // of what is durable.
 var errPool = errors.New("pool failed")
 
+// begin makes stable that the replica is served in this boot of the machine, before a target hears of it.
+func (a *attached) begin() error {
+	if !a.news {
+		return nil
+	}
+	a.mu.Lock()
+	rep := a.member.Report()
+	a.mu.Unlock()
+	if rep.State.Suspect {
+		a.log.Warn("the machine went down without the pool having been stopped: what was not flushed may be gone")
+	}
+	return a.record(rep.State)
+}
+
+// finish makes everything stable, and that the replica is not served any more. Nothing changes it after its session.
+func (a *attached) finish() {
+	a.mu.Lock()
+	st := a.member.Report().State
+	a.mu.Unlock()
+	st.Stopped()
+	if err := a.record(st); err != nil {
+		a.log.Warn("the replica could not be stopped in good order", "error", err)
+	}
+}
+
+// record makes state stable while there is no session.
+func (a *attached) record(st volume.State) error {
+	b, err := json.Marshal(st)
+	if err == nil {
+		err = a.r.PutState(b, a.r.Applied())
+	}
+	if err == nil {
+		err = a.server.cfg.Pool.Sync()
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", errPool, err)
+	}
+	return nil
+}
+
 // run keeps a session to the target.
 func (a *attached) run() {
 	defer close(a.ended)
+	if err := a.begin(); err != nil {
+		a.note(err)
+		a.log.Error("the replica is out of service until its pool is opened again", "error", err)
+		a.cancel()
+		return
+	}
 	const first, last = 50 * time.Millisecond, time.Second
 	level := slog.LevelInfo // an outage is told once, not at every attempt
 	for wait := first; ; {
 		start := time.Now()
 		err := a.connect()
 		if a.ctx.Err() != nil {
+			a.finish()
 			return
 		}
 		if time.Since(start) > 2*last {
@@ -91,6 +140,7 @@ func (a *attached) run() {
 			return
 		}
 		if !pause(a.ctx, wait) {
+			a.finish()
 			return
 		}
 		wait = min(2*wait, last)

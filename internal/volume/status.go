@@ -30,6 +30,7 @@ type Counters struct {
 	Added       uint64
 	Removed     uint64
 	Superseded  uint64 // times that another target was found to have opened the volume
+	Lossy       uint64 // epochs opened without proof that nothing completed was lost with the power
 	HeldReads   uint64 // replies to reads that had to wait for an overlapping operation
 	LeaseWaits  uint64 // replies to reads that had to wait for leases
 	StandDowns  uint64 // times that the leases ran out while the members in sync were a quorum
