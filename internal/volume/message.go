@@ -274,6 +274,7 @@ type Status struct {
 	StoodDown bool   // another target has opened the volume since this one served: for a while this one wants no replicas
 	Epoch     uint64
 	Last      uint64 // number of the last operation sequenced
+	Lossy     uint64 // the newest epoch that began without proof that nothing completed was lost with the power; zero: none is known
 	Committed List   // no members: not known yet, until a claim is won
 	Pending   *List
 	Desired   Desired // as adopted: what it refuses by this can no longer happen

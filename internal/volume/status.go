@@ -53,6 +53,7 @@ func (c *Core) Status() Status {
 	}
 	if c.phase == open {
 		s.Committed, s.Pending, s.Desired = c.committed, c.pending, c.adopted
+		s.Lossy = c.history.lossy()
 	}
 	seen := func(g [16]byte) bool { return c.find(g) != nil }
 	for _, p := range c.peers {

@@ -38,6 +38,9 @@ func (e *stage) status() {
 	if st.StoodDown {
 		fmt.Fprintf(&e.out, " stood down")
 	}
+	if st.Lossy > 0 {
+		fmt.Fprintf(&e.out, " lossy=%d", st.Lossy)
+	}
 	fmt.Fprintf(&e.out, " factor=%d\n", st.Desired.Factor)
 	if st.Holding != "" {
 		fmt.Fprintf(&e.out, "holding: %s\n", st.Holding)
