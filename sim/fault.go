@@ -57,7 +57,7 @@ func (w *world) kinds() []kind {
 		}},
 		{"strand a replica", 600 * ms, func() { w.strand(some()) }},
 		{"partition", 1200 * ms, func() { w.partition(2 + w.rng.IntN(3)) }},
-		{"second target", 250 * ms, w.secondTarget},
+		{"second target", 180 * ms, w.secondTarget},
 		{"fill a pool", 500 * ms, func() { w.fill(some()) }},
 		{"cut the power of a replica", 700 * ms, func() { some().powerCut(w.rng) }},
 		{"cut all power", 2500 * ms, func() {
@@ -69,7 +69,8 @@ func (w *world) kinds() []kind {
 		{"damage a read", 250 * ms, func() { some().spoil = w.rng }},
 		{"mischief", 400 * ms, func() { w.mischiefs = append(w.mischiefs, mischief{1 + w.rng.IntN(40), w.rng}) }},
 		{"fail a pull", 200 * ms, func() { w.pullFails = true }},
-		{"change the membership", 250 * ms, w.act},
+		{"change the membership", 200 * ms, w.act},
+		{"reboot a machine", 3000 * ms, func() { some().reboot() }},
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -30,6 +31,7 @@ type Config struct {
 	Pool       *pool.Pool
 	PullListen net.Listener // where other replicas pull from; the server closes it
 	PullAddr   string       // host:port under which they reach it; default: the listener's address
+	BootID     string       // of the machine; default: the kernel's
 	Log        *slog.Logger // default: slog.Default()
 }
 
@@ -85,6 +87,9 @@ func New(cfg Config) *Server {
 	}
 	if cfg.PullAddr == "" {
 		cfg.PullAddr = cfg.PullListen.Addr().String()
+	}
+	if cfg.BootID == "" {
+		cfg.BootID = bootID(cfg.Log)
 	}
 	s := &Server{cfg: cfg, log: cfg.Log, start: time.Now(), changed: make(chan struct{}, 1), replicas: map[string]*attached{}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -301,6 +306,16 @@ func (s *Server) tellSpace() {
 	for _, a := range s.attached() {
 		a.tellSpace()
 	}
+}
+
+// bootID names the kernel's present boot.
+func bootID(log *slog.Logger) string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		log.Warn("the kernel does not tell one boot from another: replicas count as having lost power at every start", "error", err)
+		return block.NewGUID().String()
+	}
+	return strings.TrimSpace(string(b))
 }
 
 // decodeState reads a replica's state from its pool; a new replica has none.

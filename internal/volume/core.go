@@ -149,6 +149,7 @@ func NewCore(nonce uint64, size int64, s Settings, d Desired) *Core {
 	s.PingEvery = cmp.Or(s.PingEvery, s.Deadline/4)
 	s.Lease = cmp.Or(s.Lease, LeaseTime)
 	s.ClaimGrace = cmp.Or(s.ClaimGrace, 500*time.Millisecond)
+	s.LossyGrace = cmp.Or(s.LossyGrace, 10*time.Second)
 	s.HoldLimit = cmp.Or(s.HoldLimit, 100*time.Second)
 	s.Backoff = cmp.Or(s.Backoff, 100*time.Millisecond)
 	s.RetainOps = cmp.Or(s.RetainOps, 1<<14)
@@ -156,6 +157,7 @@ func NewCore(nonce uint64, size int64, s Settings, d Desired) *Core {
 	c := &Core{nonce: nonce, size: size, settings: s, desired: d, attempt: nonce}
 	c.out = &c.outs[0]
 	c.ring = newRing(1)
+	c.past.completed = unknown
 	c.holding = "waiting for replicas to connect"
 	return c
 }

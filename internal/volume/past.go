@@ -13,6 +13,9 @@ type past struct {
 	history History  // of the order as it last opened it, or found that another target had: its epoch is the newest known
 	tried   []uint64 // epochs that it tried to open since, which a replica may have or not; the newest ones
 	stable  uint64   // operations of that order up to this one were reported stable
+	// completed is the number up to which operations of that order are completed, unless an earlier epoch was lossy; none
+	// is beyond it. It is unknown until this target has served.
+	completed uint64
 
 	opened time.Duration // when it last opened an epoch
 	delay  time.Duration // how long it stood back last
@@ -31,6 +34,12 @@ func (c *Core) try(epoch uint64) {
 // opened notes that the epoch is open.
 func (c *Core) opened() {
 	c.past.history, c.past.tried, c.past.opened, c.past.until = c.history, nil, c.now, 0
+	if c.past.completed != unknown { // else what it begins with may have been completed or not
+		c.past.completed = min(c.past.completed, c.before.N)
+	}
+	if c.history[len(c.history)-1].Lossy {
+		c.counters.Lossy++
+	}
 }
 
 // newer returns a replica that has an epoch which another target opened since this one last opened one, nil if none has:
@@ -69,7 +78,7 @@ func (c *Core) superseded() bool {
 		}
 		c.past.delay = min(max(2*c.past.delay, shortest*c.settings.Backoff), longest*c.settings.Backoff)
 		c.past.until = c.now + c.past.delay
-		c.past.history, c.past.stable = p.report.State.History, 0
+		c.past.history, c.past.stable, c.past.completed = p.report.State.History, 0, unknown
 		c.counters.Superseded++
 		c.endHeld()
 		c.letGo(func(*peer) bool { return true })

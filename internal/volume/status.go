@@ -30,6 +30,7 @@ type Counters struct {
 	Added       uint64
 	Removed     uint64
 	Superseded  uint64 // times that another target was found to have opened the volume
+	Lossy       uint64 // epochs opened without proof that nothing completed was lost with the power
 	HeldReads   uint64 // replies to reads that had to wait for an overlapping operation
 	LeaseWaits  uint64 // replies to reads that had to wait for leases
 	StandDowns  uint64 // times that the leases ran out while the members in sync were a quorum
@@ -52,6 +53,7 @@ func (c *Core) Status() Status {
 	}
 	if c.phase == open {
 		s.Committed, s.Pending, s.Desired = c.committed, c.pending, c.adopted
+		s.Lossy = c.history.lossy()
 	}
 	seen := func(g [16]byte) bool { return c.find(g) != nil }
 	for _, p := range c.peers {

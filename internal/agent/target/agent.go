@@ -288,6 +288,10 @@ func (a *Agent) tell(ctx context.Context, before *cstorv1.CStorVolume) {
 	if was.Phase != is.Phase {
 		a.phaseEvent(ctx, is.Phase)
 	}
+	if c := lossOf(is.Conditions); c != nil && (lossOf(was.Conditions) == nil || lossOf(was.Conditions).Message != c.Message) {
+		a.Log.Warn("data may have been lost", "what", c.Message)
+		a.events.Event(ctx, a.cv, corev1.EventTypeWarning, c.Type, c.Message)
+	}
 	// Raised, or lowered with nothing to remove: done when adopted. Lowered otherwise: done when the members are gone.
 	n, count := is.DesiredReplicationFactor, len(is.ReplicaDetails.KnownReplicas)
 	adopted := was.DesiredReplicationFactor != 0 && was.DesiredReplicationFactor != n && count <= n

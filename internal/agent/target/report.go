@@ -52,6 +52,9 @@ func (a *Agent) report(ctx context.Context, st volume.Status) error {
 			status["replicaStatuses"] = nil
 		}
 	}
+	if list, ok := withLoss(a.cv.Status.Conditions, st, now); ok {
+		status["conditions"] = list
+	}
 	want := kube.Fields{"status": status}
 	if len(spec) > 0 {
 		want["spec"] = spec
