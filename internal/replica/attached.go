@@ -48,6 +48,12 @@ func newAttached(s *Server, spec Spec, r *pool.Replica) (*attached, error) {
 	if err != nil {
 		return nil, fmt.Errorf("replica %s: %w", spec.Name, err)
 	}
+	if here := (volume.Place{ReplicaID: spec.ReplicaID, Target: spec.Target}); st.Place != here {
+		st.Place = here
+		if err := putState(r, st); err != nil { // it is in every later state
+			s.log.Warn("cannot note where a replica is served", "replica", spec.Name, "error", err)
+		}
+	}
 	a := &attached{server: s, spec: spec, r: r, log: s.log.With("replica", spec.Name), ended: make(chan struct{})}
 	a.member = volume.NewMember(s.now(), volume.Report{
 		GUID: r.GUID(), ReplicaID: spec.ReplicaID, Name: spec.Name, PullAddr: s.cfg.PullAddr,
