@@ -61,7 +61,10 @@ func (a *attached) asRecorded() error {
 	if err != nil {
 		return err
 	}
-	a.news = st.Started(a.server.cfg.BootID)
+	here := volume.Place{ReplicaID: a.spec.ReplicaID, Target: a.spec.Target}
+	moved := st.Place != here
+	st.Place = here
+	a.news = st.Started(a.server.cfg.BootID) || moved
 	a.member = volume.NewMember(a.server.now(), volume.Report{
 		GUID: a.r.GUID(), ReplicaID: a.spec.ReplicaID, Name: a.spec.Name, PullAddr: a.server.cfg.PullAddr,
 		State: st, Last: a.r.Applied(), Size: a.r.Size(),
@@ -79,7 +82,7 @@ func (a *attached) stop() {
 // of what is durable.
 var errPool = errors.New("pool failed")
 
-// begin makes stable that the replica is served in this boot of the machine, before a target hears of it.
+// begin makes stable where the replica is served, and that it is in this boot of the machine, before a target hears of it.
 func (a *attached) begin() error {
 	if !a.news {
 		return nil

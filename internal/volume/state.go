@@ -64,6 +64,14 @@ type State struct {
 	BootID     string        `json:"bootID,omitempty"`     // of the machine, when the replica was served last
 	Clean      bool          `json:"clean,omitempty"`      // that ended in good order
 	Suspect    bool          `json:"suspect,omitempty"`    // may lack what it acknowledged: see Started
+	Place      Place         `json:"place,omitzero"`
+}
+
+// Place is where a replica is served: what its pool has to know to serve it again before anybody tells it. It means nothing
+// to replication. The zero value: nobody wants it served.
+type Place struct {
+	ReplicaID string `json:"replicaID"`
+	Target    string `json:"target"` // host:port
 }
 
 // Report is what a replica tells a target about itself when it registers, and once more when it has promised.
