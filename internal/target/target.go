@@ -96,16 +96,15 @@ func newNonce() uint64 {
 	return binary.LittleEndian.Uint64(b[:])
 }
 
-// Serve reads the record and accepts replicas until ctx ends or Close is called, and returns when everything that it
-// started has ended. The error is nil after either.
+// Serve accepts replicas until ctx ends or Close is called, and returns when everything that it started has ended. The error
+// is nil after either. The record is read meanwhile: it holds no more than what founded the volume, which the replicas
+// know since then.
 func (t *Target) Serve(ctx context.Context) error {
 	defer t.tasks.Wait()
 	defer t.Close()
 	stop := context.AfterFunc(ctx, t.Close)
 	defer stop()
-	if err := t.loadRecord(); err != nil {
-		return nil // only Close ends the attempts
-	}
+	t.tasks.Go(t.loadRecord)
 	t.tasks.Go(t.tick)
 	for {
 		conn, err := t.cfg.ReplicaListen.Accept()
@@ -166,7 +165,7 @@ func (t *Target) tick() {
 }
 
 // loadRecord tells the core what the record holds. It tries until it succeeds or the target is closed.
-func (t *Target) loadRecord() error {
+func (t *Target) loadRecord() {
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
 		l, err := t.cfg.Record.Load(t.ctx)
 		if err == nil {
@@ -175,11 +174,11 @@ func (t *Target) loadRecord() error {
 				t.core.Recorded(now, *l)
 				t.leave()
 			}
-			return nil
+			return
 		}
 		t.log.Warn("cannot read the volume's record, trying again", "error", err)
 		if !t.pause(wait) {
-			return t.ctx.Err()
+			return
 		}
 	}
 }

@@ -84,7 +84,7 @@ func newWorld(t *testing.T, factor int) *world {
 		Client: w.client, Namespace: ns, Volume: pv, Pod: "target-pod", Log: slog.New(slog.DiscardHandler),
 		Now: func() time.Time { return w.now },
 	})
-	if _, err := w.agent.Load(w.ctx); err != nil {
+	if _, err := w.agent.Load(w.ctx, nil); err != nil {
 		t.Fatal(err)
 	}
 	w.agent.target = w.target

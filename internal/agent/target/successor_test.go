@@ -17,7 +17,7 @@ func (w *world) other(pod string) *world {
 	cfg := w.agent.Config
 	cfg.Pod, cfg.Now = pod, func() time.Time { return o.now }
 	o.agent = New(cfg)
-	if _, err := o.agent.Load(o.ctx); err != nil {
+	if _, err := o.agent.Load(o.ctx, nil); err != nil {
 		w.t.Fatal(err)
 	}
 	o.agent.target = o.target
