@@ -48,6 +48,9 @@ func newAttached(s *Server, spec Spec, r *pool.Replica) (*attached, error) {
 	if err := a.asRecorded(); err != nil {
 		return nil, fmt.Errorf("replica %s: %w", spec.Name, err)
 	}
+	if err := a.notePlace(); err != nil { // it is in every later state
+		a.log.Warn("cannot note where the replica is served", "error", err)
+	}
 	a.ctx, a.cancel = context.WithCancel(s.ctx)
 	a.show()
 	return a, nil
@@ -60,11 +63,26 @@ func (a *attached) asRecorded() error {
 	if err != nil {
 		return err
 	}
+	st.Place = a.place()
 	a.member = volume.NewMember(a.server.now(), volume.Report{
 		GUID: a.r.GUID(), ReplicaID: a.spec.ReplicaID, Name: a.spec.Name, PullAddr: a.server.cfg.PullAddr,
 		State: st, Last: a.r.Applied(), Size: a.r.Size(),
 	}, volume.LeaseTime)
 	return nil
+}
+
+func (a *attached) place() volume.Place {
+	return volume.Place{ReplicaID: a.spec.ReplicaID, Target: a.spec.Target}
+}
+
+// notePlace writes into the state record where the replica is served, if that is not there. Nobody else has a yet.
+func (a *attached) notePlace() error {
+	st, err := decodeState(a.r.State())
+	if err != nil || st.Place == a.place() {
+		return err
+	}
+	st.Place = a.place()
+	return putState(a.r, st)
 }
 
 // stop ends the session and the pull and waits until they have ended.

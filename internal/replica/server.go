@@ -186,6 +186,45 @@ func (s *Server) find(name string) *attached {
 	return s.replicas[name]
 }
 
+// Known returns the replicas that are to be served although nobody says so: those that were attached last, not forgotten
+// since, and are members of their volume by what they have recorded. One that was to become a member is not among them:
+// whether it still is wanted only the control plane knows.
+func (s *Server) Known() (all []Spec) {
+	for _, r := range s.cfg.Pool.Replicas() {
+		st, err := decodeState(r.State())
+		if err != nil {
+			s.log.Warn("replica is not served", "replica", r.Name(), "error", err)
+			continue
+		}
+		if st.Place != (volume.Place{}) && len(StandingOf(r.GUID(), st).lists) > 0 {
+			all = append(all, Spec{Name: r.Name(), ReplicaID: st.Place.ReplicaID, Target: st.Place.Target, Size: r.Size()})
+		}
+	}
+	slices.SortFunc(all, func(a, b Spec) int { return strings.Compare(a.Name, b.Name) })
+	return all
+}
+
+// Forget ends a replica's session, and keeps the replica from being Known. Its data stays.
+func (s *Server) Forget(name string) {
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	if a := s.find(name); a != nil {
+		s.detach(a)
+	}
+	r := s.cfg.Pool.Replica(name)
+	if r == nil {
+		return
+	}
+	st, err := decodeState(r.State())
+	if err == nil && st.Place != (volume.Place{}) {
+		st.Place = volume.Place{}
+		err = putState(r, st)
+	}
+	if err != nil {
+		s.log.Warn("cannot note that a replica is not served any more", "replica", name, "error", err)
+	}
+}
+
 // Destroy ends a replica's session and gives its data up. Destroying what does not exist is no error.
 func (s *Server) Destroy(name string) error {
 	s.Detach(name)
@@ -312,6 +351,15 @@ func decodeState(b []byte) (st volume.State, err error) {
 		return st, fmt.Errorf("replication state: %w", err)
 	}
 	return st, nil
+}
+
+// putState writes a replica's state. Nothing else may touch the replica meanwhile.
+func putState(r *pool.Replica, st volume.State) error {
+	b, err := json.Marshal(st)
+	if err != nil {
+		return err
+	}
+	return r.PutState(b, r.Applied())
 }
 
 // pause waits for d; false when ctx ended.

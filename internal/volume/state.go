@@ -63,6 +63,14 @@ type State struct {
 	RecordSeen uint64        `json:"recordSeen,omitempty"` // highest version of the witness record seen; reserved
 	BootID     string        `json:"bootID,omitempty"`     // reserved for the detection of power loss
 	Clean      bool          `json:"clean,omitempty"`      // reserved
+	Place      Place         `json:"place,omitzero"`
+}
+
+// Place is where a replica is served: what its pool has to know to serve it again before anybody tells it. It means nothing
+// to replication. The zero value: nobody wants it served.
+type Place struct {
+	ReplicaID string `json:"replicaID"`
+	Target    string `json:"target"` // host:port
 }
 
 // Report is what a replica tells a target about itself when it registers, and once more when it has promised.

@@ -94,7 +94,7 @@ func New(cfg Config) *Agent {
 func (a *Agent) Load(ctx context.Context, told *cstorv1.CStorVolume) (*cstorv1.CStorVolume, error) {
 	var backoff kube.Backoff
 	for last := ""; ; {
-		err := a.readSoon(ctx)
+		err := a.readSoon(ctx, told != nil)
 		switch {
 		case err == nil:
 			if err = Validate(a.cv); err == nil {
@@ -179,9 +179,13 @@ func (a *Agent) Run(ctx context.Context, t Target) {
 	a.reportPhase(last, cstorv1.VolumeOffline, "target is shutting down")
 }
 
-// readSoon gets the CStorVolume, and gives up soon.
-func (a *Agent) readSoon(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, kube.Patience)
+// readSoon gets the CStorVolume, and gives up after a while, in a hurry soon.
+func (a *Agent) readSoon(ctx context.Context, hurry bool) error {
+	limit := passTimeout
+	if hurry {
+		limit = kube.Patience
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	return a.read(ctx)
 }
