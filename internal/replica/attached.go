@@ -61,15 +61,18 @@ func (a *attached) asRecorded() error {
 	if err != nil {
 		return err
 	}
-	here := volume.Place{ReplicaID: a.spec.ReplicaID, Target: a.spec.Target}
-	moved := st.Place != here
-	st.Place = here
+	moved := st.Place != a.place()
+	st.Place = a.place()
 	a.news = st.Started(a.server.cfg.BootID) || moved
 	a.member = volume.NewMember(a.server.now(), volume.Report{
 		GUID: a.r.GUID(), ReplicaID: a.spec.ReplicaID, Name: a.spec.Name, PullAddr: a.server.cfg.PullAddr,
 		State: st, Last: a.r.Applied(), Size: a.r.Size(),
 	}, volume.LeaseTime)
 	return nil
+}
+
+func (a *attached) place() volume.Place {
+	return volume.Place{ReplicaID: a.spec.ReplicaID, Target: a.spec.Target}
 }
 
 // stop ends the session and the pull and waits until they have ended.

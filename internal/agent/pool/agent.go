@@ -27,8 +27,8 @@ const (
 	statusEvery   = 2 * time.Second       // numbers of a status are written at most this often,
 	rebuildEvery  = time.Second           // and those of a rebuild this often
 	heartbeat     = 30 * time.Second      // a status is confirmed at least this often
-	leaseEvery    = 10 * time.Second
-	leaseDuration = 40 * time.Second
+	leaseEvery    = 2 * time.Second
+	leaseDuration = 6 * time.Second
 	goodbye       = 4 * time.Second // time to say OFFLINE before the process ends
 )
 
@@ -113,7 +113,7 @@ type Agent struct {
 	backoff  kube.Backoff
 	reported reported
 	farewell farewell
-	renewed  time.Time // the lease
+	lease    lease
 	disks    inventory
 	recovery recovery
 	known    known
@@ -178,6 +178,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		pass, cancel := context.WithTimeout(ctx, passTimeout)
 		err := a.Pass(pass, stale || failing)
 		cancel()
+		a.lease.passed(a.Now())
 		if err == nil && stale {
 			read = a.Now()
 		}
@@ -193,7 +194,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		}
 		if a.instance != nil && !watching {
 			watching = true
-			labels := client.MatchingLabels{cstorv1.LabelPoolUID: string(a.instance.UID)}
+			uid := a.instance.UID
+			wg.Go(func() { a.keepLease(ctx, uid) })
+			labels := client.MatchingLabels{cstorv1.LabelPoolUID: string(uid)}
 			wg.Go(func() {
 				kube.Watch(ctx, a.Client, &cstorv1.CStorVolumeReplicaList{}, hint, a.Log, inNamespace, labels)
 			})
@@ -232,7 +235,7 @@ func (a *Agent) Pass(ctx context.Context, reread bool) error {
 		errs = append(errs, a.syncDevices(ctx, eng), a.syncScrub(ctx, eng), a.syncReplicas(ctx, eng, replicas), a.report(ctx, eng, replicas))
 		a.remember(eng)
 	}
-	errs = append(errs, a.renewLease(ctx))
+	errs = append(errs, a.renewLease(ctx, a.instance.UID))
 	if a.instance.DeletionTimestamp != nil {
 		errs = append(errs, a.destroy(ctx))
 	}

@@ -62,6 +62,7 @@ type Reconciler struct {
 	Now    func() time.Time
 
 	statuses statuses   // of the volumes
+	cut      cut        // volumes whose target nobody hears
 	budgets  sync.Mutex // held while a PodDisruptionBudget that volumes share is looked for, made or deleted
 }
 
@@ -135,6 +136,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 	if err := r.Live.Get(ctx, req.NamespacedName, config); err != nil {
 		if apierrors.IsNotFound(err) {
 			r.statuses.forget(req.NamespacedName)
+			r.cut.note(req.NamespacedName, false, r.Now())
 		}
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
