@@ -209,6 +209,13 @@ func (t *Target) Want(d volume.Desired) {
 	t.leave()
 }
 
+// Above lets the volume be served in an epoch above e.
+func (t *Target) Above(e uint64) {
+	now := t.enter()
+	t.core.Above(now, e)
+	t.leave()
+}
+
 // Status describes the volume.
 func (t *Target) Status() volume.Status {
 	now := t.enter()

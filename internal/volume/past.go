@@ -85,6 +85,19 @@ func (c *Core) superseded() bool {
 // logins until it has opened an epoch again. It is as old as what superseded ends, whenever it arrives.
 func (p *past) late() bool { return p.until != 0 }
 
+// Above lets the target serve in an epoch above e, which was seen outside of the replicas and of which they know nothing: they
+// went back in time, all of them, or are not the ones that it was said of. What is said in epochs up to e would be taken for old.
+func (c *Core) Above(now time.Duration, e uint64) {
+	c.now = now
+	if c.phase == over || c.promise.Epoch > e {
+		return
+	}
+	c.floor = max(c.floor, e)
+	if c.phase != claiming {
+		c.restart(fmt.Sprintf("epoch %d was seen, which no replica knows of", e))
+	}
+}
+
 // endHeld ends everything that waits, with block.ErrSuperseded.
 func (c *Core) endHeld() {
 	c.out.Superseded = true
