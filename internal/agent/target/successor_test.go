@@ -204,3 +204,16 @@ func TestAnEpochThatNobodyKnowsIsOutranked(t *testing.T) {
 		t.Errorf("told to be above %v", late.target.above)
 	}
 }
+
+func TestWhatIsNotAdoptedYetIsNotShown(t *testing.T) {
+	old := newWorld(t, 2)
+	old.open(1, 1, 2)
+	old.pass()
+	successor := old.other("successor")
+	successor.open(2, 1, 2)
+	successor.target.st.Desired = volume.Desired{} // it finishes a change that the old one began
+	successor.pass()
+	if got := successor.cv().Status; got.DesiredReplicationFactor != 2 || got.Epoch != 2 {
+		t.Errorf("desiredReplicationFactor %d shown in epoch %d", got.DesiredReplicationFactor, got.Epoch)
+	}
+}
