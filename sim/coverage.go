@@ -22,6 +22,7 @@ type Coverage struct {
 	Takeovers       uint64 // times that a target began to serve
 	Restarts        uint64
 	SecondTargets   uint64 // times that a target went on beside a new one
+	LastingTargets  uint64 // those that lived to the end
 	Superseded      uint64 // times that a target found that another one had served
 	Ejections       uint64
 	Suspensions     uint64

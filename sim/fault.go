@@ -267,7 +267,7 @@ func (w *world) calmDown() {
 		}
 		w.after(w.between(0, 50*ms), nil, r.start)
 	}
-	if w.other != nil {
+	if w.other != nil && !w.other.lasts {
 		w.other.kill()
 	}
 	w.after(w.between(0, 50*ms), nil, w.startTarget)

@@ -159,7 +159,7 @@ func (r *replica) dial() {
 		return
 	}
 	t := w.target
-	if w.other != nil && w.chance(0.5) {
+	if w.other != nil && !w.other.lasts && w.chance(0.5) {
 		t = w.other
 	}
 	if t == nil || w.now < r.down {

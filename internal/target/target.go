@@ -57,7 +57,6 @@ type Config struct {
 type Target struct {
 	cfg     Config
 	log     *slog.Logger
-	start   time.Time
 	changed chan struct{}
 	ctx     context.Context // ends with Close
 	cancel  context.CancelFunc
@@ -72,6 +71,7 @@ type Target struct {
 	record   *volume.List  // to be written
 	fences   int           // how often the front end's sessions are still to be dropped; nothing they submit is taken until then
 	closed   bool
+	clock    clock
 
 	Counters Counters
 }
@@ -82,7 +82,7 @@ func New(cfg Config) *Target {
 		cfg.Log = slog.Default()
 	}
 	t := &Target{
-		cfg: cfg, log: cfg.Log.With("volume", cfg.Volume), start: time.Now(), changed: make(chan struct{}, 1),
+		cfg: cfg, log: cfg.Log.With("volume", cfg.Volume), clock: newClock(boottime), changed: make(chan struct{}, 1),
 		core:     volume.NewCore(newNonce(), cfg.Size, cfg.Settings, cfg.Desired),
 		sessions: map[volume.SessionID]*session{},
 	}
@@ -208,6 +208,13 @@ func (t *Target) Want(d volume.Desired) {
 	t.leave()
 }
 
+// Above lets the volume be served in an epoch above e.
+func (t *Target) Above(e uint64) {
+	now := t.enter()
+	t.core.Above(now, e)
+	t.leave()
+}
+
 // Status describes the volume.
 func (t *Target) Status() volume.Status {
 	now := t.enter()
@@ -232,7 +239,7 @@ func (t *Target) enter() time.Duration {
 	if t.out == nil {
 		t.out = outputs.Get().(*output)
 	}
-	return time.Since(t.start)
+	return t.clock.now()
 }
 
 // leave does what the core wants, releases the mutex, writes to the replicas and completes requests.

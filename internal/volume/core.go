@@ -38,6 +38,7 @@ type Core struct {
 	recorded List   // the highest committed list that the record or any replica ever showed
 	asked    bool   // Ready.Record was given, Recorded not yet called
 	past     past
+	company  time.Duration // when a quorum of members last told that there is no other target, or Tick was late
 
 	committed List
 	pending   *List // a change under way: every quorum needs both lists
@@ -231,7 +232,7 @@ func (c *Core) Connect(now time.Duration, id SessionID, r Register) {
 		return
 	}
 	if c.now < c.past.until {
-		c.letGo(func(q *peer) bool { return q == p })
+		c.letGo(func(q *peer) bool { return q == p }, c.taken())
 	}
 	c.poke()
 }

@@ -81,7 +81,7 @@ func (c *Core) superseded() bool {
 		c.past.history, c.past.stable, c.past.completed = p.report.State.History, 0, unknown
 		c.counters.Superseded++
 		c.endHeld()
-		c.letGo(func(*peer) bool { return true })
+		c.letGo(func(*peer) bool { return true }, c.taken())
 	}
 	if c.now >= c.past.until {
 		return false
@@ -93,6 +93,19 @@ func (c *Core) superseded() bool {
 // late reports whether what is asked now is asked in a session that began before the target was superseded: there are no
 // logins until it has opened an epoch again. It is as old as what superseded ends, whenever it arrives.
 func (p *past) late() bool { return p.until != 0 }
+
+// Above lets the target serve in an epoch above e, which was seen outside of the replicas and of which they know nothing: they
+// went back in time, all of them, or are not the ones that it was said of. What is said in epochs up to e would be taken for old.
+func (c *Core) Above(now time.Duration, e uint64) {
+	c.now = now
+	if c.phase == over || c.promise.Epoch > e {
+		return
+	}
+	c.floor = max(c.floor, e)
+	if c.phase != claiming {
+		c.restart(fmt.Sprintf("epoch %d was seen, which no replica knows of", e))
+	}
+}
 
 // endHeld ends everything that waits, with block.ErrSuperseded.
 func (c *Core) endHeld() {
@@ -110,21 +123,41 @@ func (c *Core) endHeld() {
 	c.answered = c.giveUp(c.answered, all, block.ErrSuperseded)
 }
 
-// letGo drops replicas, so that they may connect to the other target.
-func (c *Core) letGo(which func(*peer) bool) {
+// letGo drops replicas, so that they may connect to another target.
+func (c *Core) letGo(which func(*peer) bool, why string) {
 	for _, p := range c.peers {
 		if p.state != gone && which(p) {
-			c.drop(p, fmt.Sprintf("another target opened epoch %d", c.past.history.Epoch()))
+			c.drop(p, why)
 		}
 	}
 }
+
+func (c *Core) taken() string { return fmt.Sprintf("another target opened epoch %d", c.past.history.Epoch()) }
 
 // release lets replicas go that have waited for a quorum here since this target was superseded: the others may well be
 // connected to the other target.
 func (c *Core) release() {
 	if c.past.late() {
-		c.letGo(func(p *peer) bool { return c.now-p.since > c.past.delay })
+		c.letGo(func(p *peer) bool { return c.now-p.since > c.past.delay }, c.taken())
 	}
+}
+
+// loneliness is for how many times Settings.Backoff a target without a quorum keeps its replicas, and up to half as much again.
+const loneliness = 300
+
+// releaseLonely lets replicas go that have been here for long without a quorum of members that tell that no other target has
+// taken over; in sync or not, these are what a rebuild needs. There may be a target that nobody here has heard of: this target's node is cut off from others,
+// Kubernetes has started another target elsewhere, and neither of the two gets a quorum, or the other one lacks a replica,
+// for as long as both hold on to what they have. A replica that finds nobody else comes back at once, to where it was: nothing
+// is lost but a moment.
+func (c *Core) releaseLonely() {
+	if c.satisfies(func(p *peer) bool { return p.state >= promised && c.gaveLease(p) }) {
+		c.company = c.now
+	}
+	wait := loneliness * c.settings.Backoff
+	wait += time.Duration(c.nonce%1024) * wait / 2048 // two targets do not let go at the same time, for ever
+	c.letGo(func(p *peer) bool { return c.now-max(p.since, c.company) > wait },
+		"there has been no quorum here for long: it may find another target")
 }
 
 // holdsStable reports whether auth holds everything that was reported stable. A replica that was part of the in-sync set

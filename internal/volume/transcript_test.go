@@ -31,6 +31,7 @@ import (
 //	leave [frozen]            the target goes on by itself with the connections that it has, or is frozen with them
 //	other                     the commands that follow are for the target that was left, or again for the newer one
 //	back                      the target that is there goes aside, the one that is aside comes back
+//	above epoch=9             the target hears of that epoch, not from the replicas
 //	expire                    all leases run out, before anybody does anything
 //	stop                      the target ends in good order
 //	pings                     tell of pings from now on
@@ -239,6 +240,9 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 			w.Remove = []block.GUID{e.guid(opt["remove"])}
 		}
 		e.core.Want(e.now, w)
+		e.ready()
+	case "above":
+		e.core.Above(e.now, uint64(num("epoch")))
 		e.ready()
 	case "hang": // what a replica has applied does not become stable any more, until resume
 		for _, n := range names {

@@ -38,6 +38,7 @@ const (
 // Target is the part of the target that the agent needs.
 type Target interface {
 	Want(volume.Desired)
+	Above(epoch uint64)
 	Status() volume.Status
 	Changed() <-chan struct{}
 }

@@ -144,7 +144,9 @@ func fields(cv *cstorv1.CStorVolume, st volume.Status, hide map[string]string) (
 	spec["replicationFactor"], spec["consistencyFactor"] = count, cstorv1.ConsistencyFactor(count)
 	spec["replicaDetails"] = kube.Fields{"knownReplicas": wanted}
 	status["replicaDetails"] = kube.Fields{"knownReplicas": known}
-	status["desiredReplicationFactor"] = st.Desired.Factor
+	if st.Desired.Factor != 0 { // nothing is adopted yet while an earlier target's change is finished
+		status["desiredReplicationFactor"] = st.Desired.Factor
+	}
 	status["epoch"] = st.Committed.Epoch
 	switch {
 	case len(hide) == 0:

@@ -204,7 +204,5 @@ func (r *Reconciler) refuseResize(config *cstorv1.CStorVolumeConfig) {
 	}
 }
 
-// volumeOf returns the name of the volume.
-func volumeOf(config *cstorv1.CStorVolumeConfig) string {
-	return cmp.Or(config.Annotations[cstorv1.AnnotationVolumeID], config.Name)
-}
+// volumeOf returns the name of the volume: the CStorVolumeConfig's own, whatever an annotation may come to say.
+func volumeOf(config *cstorv1.CStorVolumeConfig) string { return config.Name }
