@@ -132,7 +132,9 @@ func (c *Core) letGo(which func(*peer) bool, why string) {
 	}
 }
 
-func (c *Core) taken() string { return fmt.Sprintf("another target opened epoch %d", c.past.history.Epoch()) }
+func (c *Core) taken() string {
+	return fmt.Sprintf("another target opened epoch %d", c.past.history.Epoch())
+}
 
 // release lets replicas go that have waited for a quorum here since this target was superseded: the others may well be
 // connected to the other target.
