@@ -67,8 +67,8 @@ type migration struct {
 	joining string // the pool that gets a replica
 }
 
-// begin creates a volume, fills it, starts a load, and asks for a third replica.
-func begin(ctx context.Context, t *testing.T, l *lab.Lab) *migration {
+// serve creates a volume, fills bytes at each of some places, and starts a load in a phase of that name.
+func serve(ctx context.Context, t *testing.T, l *lab.Lab, bytes int64, phase string) *migration {
 	t.Helper()
 	name, manifest, err := l.NewVolume()
 	check(t, err)
@@ -89,7 +89,7 @@ func begin(ctx context.Context, t *testing.T, l *lab.Lab) *migration {
 	check(t, err)
 	t.Cleanup(m.session.Close)
 	m.app = workload.New(workload.Config{
-		Device: m.session, Extents: workload.Spread(m.session.Size(), extentBytes, extents), Seed: 1, Phase: "fill",
+		Device: m.session, Extents: workload.Spread(m.session.Size(), bytes, extents), Seed: 1, Phase: "fill",
 	})
 	go func() {
 		select {
@@ -99,9 +99,16 @@ func begin(ctx context.Context, t *testing.T, l *lab.Lab) *migration {
 		}
 	}()
 	check(t, m.app.Fill(ctx, nil))
-	m.app.Phase("migration")
+	m.app.Phase(phase)
 	m.load = m.app.Start(ctx, workload.Load{Depth: 8, Rate: 300})
+	return m
+}
 
+// begin asks for a third replica of a volume with something on it and a load.
+func begin(ctx context.Context, t *testing.T, l *lab.Lab) *migration {
+	t.Helper()
+	m := serve(ctx, t, l, extentBytes, "migration")
+	ctx, name := m.ctx, m.volume
 	p, err := l.Placement(ctx, name)
 	check(t, err)
 	if len(p.Used) != 2 || len(p.Free) != 1 {

@@ -15,11 +15,14 @@ type Coverage struct {
 	Damaged         uint64
 	PowerCuts       uint64
 	PowerCutsInside uint64 // in the middle of something that the pool did
+	Reboots         uint64 // of machines in good order
+	LossyEpochs     uint64 // opened without proof that nothing was lost
 	Losses          uint64 // times that the volume went back to what was flushed, or somewhat later
 	Cycles          uint64 // and other steps of what pools do in the background
 	Takeovers       uint64 // times that a target began to serve
 	Restarts        uint64
 	SecondTargets   uint64 // times that a target went on beside a new one
+	LastingTargets  uint64 // those that lived to the end
 	Superseded      uint64 // times that a target found that another one had served
 	Ejections       uint64
 	Suspensions     uint64
@@ -89,6 +92,7 @@ func (w *world) harvest(t *target) {
 	w.cover.Promotions += n.Promotions
 	w.cover.Interrupted += n.Interrupted
 	w.cover.Divergent += n.Divergent
+	w.cover.LossyEpochs += n.Lossy
 	w.cover.Superseded += n.Superseded
 	w.cover.HeldReads += n.HeldReads
 	w.cover.LeaseWaits += n.LeaseWaits

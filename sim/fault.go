@@ -57,7 +57,7 @@ func (w *world) kinds() []kind {
 		}},
 		{"strand a replica", 600 * ms, func() { w.strand(some()) }},
 		{"partition", 1200 * ms, func() { w.partition(2 + w.rng.IntN(3)) }},
-		{"second target", 250 * ms, w.secondTarget},
+		{"second target", 180 * ms, w.secondTarget},
 		{"fill a pool", 500 * ms, func() { w.fill(some()) }},
 		{"cut the power of a replica", 700 * ms, func() { some().powerCut(w.rng) }},
 		{"cut all power", 2500 * ms, func() {
@@ -69,11 +69,12 @@ func (w *world) kinds() []kind {
 		{"damage a read", 250 * ms, func() { some().spoil = w.rng }},
 		{"mischief", 400 * ms, func() { w.mischiefs = append(w.mischiefs, mischief{1 + w.rng.IntN(40), w.rng}) }},
 		{"fail a pull", 200 * ms, func() { w.pullFails = true }},
-		{"change the membership", 250 * ms, w.act},
+		{"change the membership", 200 * ms, w.act},
 		{"API server away", 600 * ms, func() { w.record.down = w.now + w.between(0, 600*ms) }},
 		{"API server in doubt", 400 * ms, func() { w.record.unsure = w.now + w.between(0, 900*ms) }},
 		{"restore the record", 1500 * ms, w.restore},
 		{"switch the witness", 1500 * ms, func() { w.operator.want.Witness = !w.operator.want.Witness; w.tell() }},
+		{"reboot a machine", 3000 * ms, func() { some().reboot() }},
 	}
 }
 
@@ -271,7 +272,7 @@ func (w *world) calmDown() {
 		}
 		w.after(w.between(0, 50*ms), nil, r.start)
 	}
-	if w.other != nil {
+	if w.other != nil && !w.other.lasts {
 		w.other.kill()
 	}
 	w.after(w.between(0, 50*ms), nil, w.startTarget)

@@ -2,15 +2,15 @@ package sim
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/volume"
 )
 
 // What succeeded and was not flushed may get lost with the power, as a disk's cache does: then the volume goes back to
-// what one of its members had, when the next epoch begins. The members do not know yet which of them lost something
-// (replication rules 8, 25 and 42 are not implemented), so that this happens to more than has to be, and nobody is told. So
-// far it is checked that nothing gets lost that was flushed, or while nobody lost power.
+// what one of its members had, when the next epoch begins. Nothing gets lost that was flushed, or while nobody lost power; and an
+// epoch that begins without something that had succeeded says so (replication rule 42).
 
 // loss is a moment at which the volume went back.
 type loss struct {
@@ -35,11 +35,14 @@ func (a *app) keep(r *request) {
 
 // opened is called when a replica is about to take the operation that opens an epoch. The first one that does has all that
 // the volume goes on with, unless a later epoch began before.
-func (w *world) opened(r *replica, v block.Version) {
-	if v.Epoch <= w.epoch {
+func (w *world) opened(r *replica, e volume.EpochStart) {
+	if e.Epoch <= w.epoch {
 		return
 	}
-	w.epoch = v.Epoch
+	w.epoch = e.Epoch
+	if e.Lossy && w.app.cuts == 0 {
+		w.fail("epoch %d begins as if something was lost, and nobody has lost power", e.Epoch)
+	}
 	news := false
 	h := r.member.Report().State.History
 	for _, x := range w.app.changes {
@@ -48,14 +51,18 @@ func (w *world) opened(r *replica, v block.Version) {
 			continue
 		}
 		x.gone, news = gone, true
+		why := ""
 		switch {
 		case !gone: // on a member that was not there
 		case x.durable:
-			w.fail("%v was flushed, and is gone: %v begins on %s, which has %v", x.version, v, r.name, r.disk.report.Last)
+			why = "was flushed"
 		case w.app.cuts < x.begun:
-			w.fail("%v had succeeded, nobody has lost power since, and it is gone: %v begins on %s, which has %v", x.version, v, r.name, r.disk.report.Last)
-		case w.lossless:
-			w.fail("%v had succeeded, and is gone: %v begins on %s, which has %v; %s", x.version, v, r.name, r.disk.report.Last, w.holders(x.version))
+			why = "had succeeded, nobody has lost power since"
+		case !e.Lossy && !slices.ContainsFunc(h, func(o volume.EpochStart) bool { return o.Lossy && o.Epoch > x.version.Epoch && o.First <= x.version.N }):
+			why = "had succeeded, no epoch since is marked"
+		}
+		if why != "" {
+			w.fail("%v %s, and it is gone: epoch %d begins on %s, which has %v; %s", x.version, why, e.Epoch, r.name, r.disk.report.Last, w.holders(x.version))
 		}
 	}
 	if !news {
@@ -67,7 +74,7 @@ func (w *world) opened(r *replica, v block.Version) {
 	l.contents = list.contents
 	w.losses = append(w.losses, l)
 	w.cover.Losses++
-	w.logf("the volume goes back: %v begins on %s", v, r.name)
+	w.logf("the volume goes back: epoch %d begins on %s", e.Epoch, r.name)
 }
 
 // holders names the replicas that have an operation.

@@ -35,7 +35,7 @@ func (w *world) act() {
 		return
 	case len(members) == 0 || len(members) != o.want.Factor:
 		return
-	case len(members) < 5 && (len(members) < 2 || w.chance(0.55)):
+	case len(members) < 5 && (len(members) < 2 || w.chance(0.65)):
 		r := w.newReplica()
 		o.adding = r
 		o.want.Factor++

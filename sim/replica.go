@@ -27,6 +27,7 @@ type replica struct {
 	full   bool          // as the target was told
 	down   time.Duration // its link to targets is down until then
 	dark   bool          // its machine has no power
+	boot   int           // counts those of its machine
 	spoil  *rand.Rand    // if not nil, the device lies when the next block is read
 }
 
@@ -57,6 +58,10 @@ func (r *replica) start() {
 	}
 	if r.w.calm {
 		r.must(r.disk.empty())
+	}
+	if st := r.disk.report.State; st.Started(fmt.Sprint(r.boot + 1)) {
+		r.must(r.disk.put(st, r.disk.report.Last))
+		r.must(r.disk.sync())
 	}
 	r.full = r.disk.full(false)
 	r.owed = 0
@@ -92,6 +97,23 @@ func (r *replica) kill() {
 	}
 }
 
+// reboot stops the process in good order, and starts its machine anew.
+func (r *replica) reboot() {
+	if !r.alive {
+		return
+	}
+	r.w.logf("%s reboots", r.name)
+	r.end(0.9)
+	st := r.disk.report.State
+	st.Stopped()
+	r.must(r.disk.put(st, r.disk.report.Last))
+	r.must(r.disk.sync())
+	r.disk.leave()
+	r.boot++
+	r.w.cover.Reboots++
+	r.w.after(r.w.between(0, 100*ms), nil, r.start)
+}
+
 // end ends the process, with a chance that the target hears of it.
 func (r *replica) end(heard float64) {
 	r.alive = false
@@ -117,6 +139,7 @@ func (r *replica) powerCut(rng *rand.Rand) {
 	r.end(0.2)
 	r.disk.powerCut(fate, rng)
 	r.dark = true
+	r.boot++
 	d := r.w.between(0, 100*ms)
 	if r.w.chance(0.2) {
 		d = r.w.between(0, 700*ms)
@@ -136,7 +159,7 @@ func (r *replica) dial() {
 		return
 	}
 	t := w.target
-	if w.other != nil && w.chance(0.5) {
+	if w.other != nil && !w.other.lasts && w.chance(0.5) {
 		t = w.other
 	}
 	if t == nil || w.now < r.down {
@@ -239,7 +262,7 @@ func (r *replica) operations(c *conn, ops []volume.Op) {
 		if op := &ops[0]; op.Kind == volume.OpOpen {
 			rd := r.member.Open(c.id, op)
 			if rd.Close == "" {
-				r.w.opened(r, op.Version)
+				r.w.opened(r, *op.Open)
 			}
 			r.do(c, rd)
 			if rd.Close != "" {

@@ -19,6 +19,7 @@ type target struct {
 	logins bool // a front end had sessions, since it has served
 	ending bool // in good order
 	split  bool // cut off from those that go to its successor
+	lasts  bool // it is not ended, but nobody finds it any more
 	open   int  // requests of the application
 }
 
@@ -41,7 +42,9 @@ func (w *world) startTarget() {
 }
 
 // secondTarget leaves the target to itself, often frozen for a moment or without hearing of some of its replicas, and starts
-// another. The application uses both; each replica that connects anew may reach either, until the old one ends.
+// another. The application uses both; each replica that connects anew may reach either, until the old one ends. One that
+// lasts is cut off from Kubernetes: nobody ends it, and nobody finds it any more; it keeps what it has, and all must be well
+// in the end all the same.
 func (w *world) secondTarget() {
 	t := w.target
 	if !w.two || t == nil || w.other != nil || !t.logins {
@@ -67,10 +70,14 @@ func (w *world) secondTarget() {
 			}
 		}
 	}
+	w.after(w.between(0, 20*ms), nil, w.startTarget)
+	if t.lasts = t.split && w.chance(0.3); t.lasts {
+		w.cover.LastingTargets++
+		return
+	}
 	if w.chance(0.15) {
 		t.stop()
 	}
-	w.after(w.between(0, 20*ms), nil, w.startTarget)
 	w.after(w.between(100*ms, 1500*ms), nil, func() {
 		if w.other == t {
 			t.end()

@@ -45,7 +45,6 @@ type world struct {
 	losses    []loss
 	mischiefs []mischief
 	pullFails bool // the next pull's request does
-	lossless  bool // nothing that succeeded may get lost
 	failed    error
 }
 
@@ -212,8 +211,6 @@ type Options struct {
 	Seed  uint64
 	Trace io.Writer     // nil: none
 	Chaos time.Duration // for how long faults are injected; default 3 s
-	// Lossless makes it a failure that something gets lost with the power that had succeeded, flushed or not.
-	Lossless bool
 	// Only has the numbers of the faults that happen; nil: all of them.
 	Only []int
 }
@@ -240,9 +237,8 @@ func Run(o Options) (Coverage, error) {
 	o.setDefaults()
 	w := &world{
 		trace: o.Trace, destroy: map[block.GUID]bool{}, seed: o.Seed,
-		lossless: o.Lossless,
 		settings: volume.Settings{
-			Deadline: 60 * ms, PingEvery: 15 * ms, Lease: 60 * ms, ClaimGrace: 30 * ms, HoldLimit: 1500 * ms, Backoff: 5 * ms,
+			Deadline: 60 * ms, PingEvery: 15 * ms, Lease: 60 * ms, ClaimGrace: 30 * ms, LossyGrace: 100 * ms, HoldLimit: 1500 * ms, Backoff: 5 * ms,
 		},
 	}
 	w.rng, w.net = w.source(concernRun), w.source(concernNet)
@@ -254,6 +250,9 @@ func Run(o Options) (Coverage, error) {
 	}
 	if w.chance(0.3) {
 		w.settings.ClaimGrace = 2 * ms
+	}
+	if w.chance(0.3) {
+		w.settings.LossyGrace = 10 * ms
 	}
 	if w.chance(0.3) {
 		w.settings.Lease = 180 * ms

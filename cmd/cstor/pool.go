@@ -21,8 +21,8 @@ import (
 const poolMemory = 256 << 20
 
 type poolFlags struct {
-	instance, namespace, listen string
-	scrubEvery                  time.Duration
+	instance, namespace, listen, stateDir string
+	scrubEvery                            time.Duration
 }
 
 // scrubEvery is how often a pool reads everything that it holds, unless it is told otherwise.
@@ -39,8 +39,9 @@ device is blank; a device with anything else on it is refused by name and never 
 replicas (CStorVolumeReplica) to their targets, gives devices that come back to the pool, replaces and adds those that
 the CStorPoolInstance says, and reports capacity, health, and the progress of rebuilds and resilvers.
 
-Needs: the API server (KUBECONFIG or a service account), read and write access to the devices. Takes the pod's name and
-node from POD_NAME and NODE_NAME. Listens on port 3233 (other replicas pull from here) and 9500 (/healthz, /readyz,
+Needs: the API server (KUBECONFIG or a service account), read and write access to the devices. If the API server does not
+answer when the process starts, and --state-dir has what an earlier process kept there, the pool is opened without it and
+serves the replicas that are members of their volumes. Takes the pod's name and node from POD_NAME and NODE_NAME. Listens on port 3233 (other replicas pull from here) and 9500 (/healthz, /readyz,
 /metrics) of the address given. Ends on SIGTERM, after it has reported the pool OFFLINE and closed it.
 
 The commands below it are for people: they look at a pool that no process runs, by its devices, and never write.`,
@@ -63,6 +64,7 @@ The commands below it are for people: they look at a pool that no process runs, 
 	cmd.Flags().StringVar(&f.instance, "cspi", "", "name of the CStorPoolInstance")
 	cmd.Flags().StringVar(&f.namespace, "namespace", "", "namespace of the cStor resources")
 	cmd.Flags().StringVar(&f.listen, "listen", "", "address of this pod, by which targets and other pools reach it")
+	cmd.Flags().StringVar(&f.stateDir, "state-dir", "", "directory of the node where it is kept which devices the pool has")
 	cmd.Flags().DurationVar(&f.scrubEvery, "scrub-every", scrubEvery, "how often all data is read and checked against its checksums; 0: never")
 	return cmd
 }
@@ -79,7 +81,7 @@ func runPool(ctx context.Context, client client.WithWatch, f poolFlags) error {
 	a := agent.New(agent.Config{
 		Client: client, Storage: &agent.Disks{Serve: server.serve, Stop: server.stop},
 		Namespace: f.namespace, Instance: f.instance, Node: nodeName(), Identity: podName(), Log: log,
-		ScrubEvery: f.scrubEvery,
+		ScrubEvery: f.scrubEvery, StateDir: f.stateDir,
 	})
 	var wg sync.WaitGroup
 	defer wg.Wait()

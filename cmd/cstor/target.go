@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/client-go/rest"
 
 	cstorv1 "github.com/cstor-go/cstor/api/cstor/v1"
@@ -29,7 +30,26 @@ const (
 	lastAnswers = 5 * time.Second
 )
 
-type targetFlags struct{ volume, namespace, listen string }
+type targetFlags struct {
+	volume, namespace, listen string
+
+	capacity, iqn, portal, uid, configUID string // what the API server would say
+}
+
+// told is the volume as the flags describe it, nil if they do not.
+func (f *targetFlags) told() (*cstorv1.CStorVolume, error) {
+	if f.capacity+f.iqn+f.portal+f.uid+f.configUID == "" {
+		return nil, nil
+	}
+	if err := required("capacity", f.capacity, "iqn", f.iqn, "portal", f.portal, "uid", f.uid, "config-uid", f.configUID); err != nil {
+		return nil, err
+	}
+	capacity, err := resource.ParseQuantity(f.capacity)
+	if err != nil {
+		return nil, fmt.Errorf("--capacity=%s: %w", f.capacity, err)
+	}
+	return agent.Told(f.namespace, f.volume, f.uid, f.configUID, capacity, f.iqn, f.portal), nil
+}
 
 func targetCommand() *cobra.Command {
 	var f targetFlags
@@ -39,9 +59,10 @@ func targetCommand() *cobra.Command {
 		Long: `Serves one volume (CStorVolume) over iSCSI. Its replicas dial in; once enough members of the volume have, they are
 brought to the same state and the volume serves I/O. While there is no quorum I/O is held, not failed.
 
-Needs: the API server (KUBECONFIG or a service account) to start, and to go on with fewer replicas than a quorum; I/O does
-not need it otherwise. Takes the pod's name and node
-from POD_NAME and NODE_NAME. Listens on port 3260 (iSCSI), 6060 (replicas) and 9500 (/healthz, /readyz, /metrics) of the
+Needs: the API server (KUBECONFIG or a service account) to found the volume, to change its members and to show its state;
+and to go on with fewer replicas than a quorum; I/O does not need it otherwise. Nor does a start, with --capacity, --iqn, --portal, --uid and --config-uid, which say what does not
+change of the volume: it is served as its replicas know it until the API server answers. Takes the pod's name and node from
+POD_NAME and NODE_NAME. Listens on port 3260 (iSCSI), 6060 (replicas) and 9500 (/healthz, /readyz, /metrics) of the
 address given. Ends on SIGTERM, after commands in flight have been answered.`,
 		Example: `  cstor target --volume=pvc-0c1d9a2e --namespace=openebs --listen=10.1.2.4`,
 		Args:    args(cobra.NoArgs),
@@ -49,21 +70,30 @@ address given. Ends on SIGTERM, after commands in flight have been answered.`,
 			if err := required("volume", f.volume, "namespace", f.namespace, "listen", f.listen); err != nil {
 				return err
 			}
+			told, err := f.told()
+			if err != nil {
+				return err
+			}
 			limitMemory(targetMemory)
 			cfg, err := apiConfig("cstor-target")
 			if err != nil {
 				return err
 			}
-			return runTarget(cmd.Context(), cfg, f)
+			return runTarget(cmd.Context(), cfg, f, told)
 		},
 	}
 	cmd.Flags().StringVar(&f.volume, "volume", "", "name of the CStorVolume, which is the name of the PersistentVolume")
 	cmd.Flags().StringVar(&f.namespace, "namespace", "", "namespace of the cStor resources")
 	cmd.Flags().StringVar(&f.listen, "listen", "", "address of this pod, by which replicas and initiators reach it")
+	cmd.Flags().StringVar(&f.capacity, "capacity", "", "spec.capacity of the CStorVolume")
+	cmd.Flags().StringVar(&f.iqn, "iqn", "", "spec.iqn of the CStorVolume")
+	cmd.Flags().StringVar(&f.portal, "portal", "", "spec.targetPortal of the CStorVolume")
+	cmd.Flags().StringVar(&f.uid, "uid", "", "UID of the CStorVolume")
+	cmd.Flags().StringVar(&f.configUID, "config-uid", "", "UID of the CStorVolumeConfig")
 	return cmd
 }
 
-func runTarget(ctx context.Context, cfg *rest.Config, f targetFlags) error {
+func runTarget(ctx context.Context, cfg *rest.Config, f targetFlags, told *cstorv1.CStorVolume) error {
 	log := slog.Default()
 	client, err := kube.NewClient(cfg)
 	if err != nil {
@@ -94,7 +124,7 @@ func runTarget(ctx context.Context, cfg *rest.Config, f targetFlags) error {
 		return health.Serve(ctx, healthPort, func() error { return reachable(running.Load()) }, a)
 	})
 	log.Info("target process started", "version", version, "volume", f.volume)
-	cv, err := a.Load(ctx)
+	cv, err := a.Load(ctx, told)
 	if err != nil {
 		return ended(ctx, nil) // before there was a volume
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -25,22 +26,34 @@ type Process struct {
 
 // Processes lists the processes of the pods in our namespace.
 func (l *Lab) Processes(ctx context.Context) ([]Process, error) {
+	all, err := l.allProcesses(ctx)
+	return slices.DeleteFunc(all, func(p Process) bool { return p.Namespace != Namespace }), err
+}
+
+// APIServer returns the process of the API server.
+func (l *Lab) APIServer(ctx context.Context) (Process, error) {
+	all, err := l.allProcesses(ctx)
+	for _, p := range all {
+		if p.Namespace == "" && p.Pod == "kube-apiserver" {
+			return p, nil
+		}
+	}
+	return Process{}, errors.Join(err, errors.New("no API server runs"))
+}
+
+// allProcesses lists the processes of all pods and of the control plane. It does not ask the API server.
+func (l *Lab) allProcesses(ctx context.Context) ([]Process, error) {
 	cmd := exec.CommandContext(ctx, l.devcluster(), "ps", "--json", "--dir", l.opts.Dir)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	out, err := cmd.Output()
 	if err != nil {
 		return nil, fmt.Errorf("listing the cluster's processes: %w", err)
 	}
-	var all, ours []Process
+	var all []Process
 	if err := json.Unmarshal(out, &all); err != nil {
 		return nil, fmt.Errorf("listing the cluster's processes: %w", err)
 	}
-	for _, p := range all {
-		if p.Namespace == Namespace {
-			ours = append(ours, p)
-		}
-	}
-	return ours, nil
+	return all, nil
 }
 
 // Logs returns the end of what the containers of the pods wrote whose names start with prefix, at most lines lines each.
@@ -85,9 +98,17 @@ func (l *Lab) Process(ctx context.Context, prefix string) (Process, error) {
 }
 
 // Kill ends a process without warning, as kill -9 does.
-func (p Process) Kill() error {
-	if err := syscall.Kill(p.PID, syscall.SIGKILL); err != nil {
-		return fmt.Errorf("killing %s (process %d): %w", p.Pod, p.PID, err)
+func (p Process) Kill() error { return p.signal(syscall.SIGKILL) }
+
+// Freeze keeps a process from running until Thaw.
+func (p Process) Freeze() error { return p.signal(syscall.SIGSTOP) }
+
+// Thaw lets a frozen process go on.
+func (p Process) Thaw() error { return p.signal(syscall.SIGCONT) }
+
+func (p Process) signal(s syscall.Signal) error {
+	if err := syscall.Kill(p.PID, s); err != nil {
+		return fmt.Errorf("%v for %s (process %d): %w", s, p.Pod, p.PID, err)
 	}
 	return nil
 }

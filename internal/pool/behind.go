@@ -2,47 +2,42 @@ package pool
 
 import (
 	"fmt"
+	"sync"
 
 	"github.com/cstor-go/cstor/internal/pool/wal"
 )
 
-// behindMost is how many free segments in a row, lowest first on each group as they are taken, are looked at for the rest
-// of a log that seems to end.
+// behindMost is how many free segments of a group in a row, lowest first as they are taken, are looked at for the rest of
+// a log that seems to end.
 const behindMost = 64
 
 // lookBehind searches for batches of the log that were written when what is missing at its end was stable already. Finding
 // one means that the log is damaged, not at its end. They may be in the rest of the segment and wherever links there lead.
 // And since the link to them may be what is missing, in free segments: whatever was taken since the checkpoint is free by
 // what is known now. When it is the link with which a later mount began, they say that theirs comes after the one that the
-// log ends in. So start-up takes longer by a number of reads that does not depend on the size of the pool.
+// log ends in. So start-up takes longer by a number of reads of each group that does not depend on its size.
 //
 // A newest batch that is damaged cannot be told from one that power loss has torn: nobody has written down yet that it was
 // stable.
 func (p *Pool) lookBehind(end logPos) error {
-	b := behind{p: p, l: p.newLogReader().readAhead(), end: end, seen: map[uint64]uint64{}}
-	defer func() { b.l.release() }()
-	for blk := end.block; blk < p.seg.blocks(); blk += p.seg.row(end.seg) {
-		if _, err := b.follow(end.seg, blk); err != nil {
-			return err
+	if err := p.newBehind(end).inSegment(); err != nil {
+		return err
+	}
+	groups := p.seg.where.Load().groups
+	errs := make([]error, len(groups))
+	var wg sync.WaitGroup
+	for i, g := range groups {
+		look := func() { errs[i] = p.newBehind(end).inFree(g) }
+		if p.opt.Manual {
+			look()
+		} else {
+			wg.Go(look)
 		}
 	}
-	b.l.release()
-	b.l = p.newLogReader()
-	b.l.window = 1
-	w := p.seg.where.Load()
-	for i := range w.spans {
-		sp := &w.spans[i]
-		for seg, misses := sp.first, 0; seg < sp.first+sp.count && misses < behindMost; seg++ {
-			if !p.seg.isFree(seg) {
-				continue
-			}
-			found, err := b.follow(seg, 0)
-			if err != nil {
-				return err
-			}
-			if misses++; found {
-				misses = 0
-			}
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil {
+			return err
 		}
 	}
 	return nil
@@ -56,12 +51,53 @@ type behind struct {
 	seen map[uint64]uint64 // by incarnation: batches up to this one were looked at
 }
 
+func (p *Pool) newBehind(end logPos) *behind {
+	return &behind{p: p, l: p.newLogReader(), end: end, seen: map[uint64]uint64{}}
+}
+
+// inSegment looks at the rest of the segment in which the log ends.
+func (b *behind) inSegment() error {
+	b.l.readAhead()
+	defer b.l.release()
+	for blk := b.end.block; blk < b.p.seg.blocks(); blk += b.p.seg.row(b.end.seg) {
+		if _, err := b.follow(b.end.seg, blk); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// inFree looks at the free segments of a group.
+func (b *behind) inFree(g *groupState) error {
+	defer b.l.release()
+	misses := 0
+	w := b.p.seg.where.Load()
+	for i := range w.spans {
+		sp := &w.spans[i]
+		for seg := sp.first; sp.group == g && seg < sp.first+sp.count && misses < behindMost; seg++ {
+			if !b.p.seg.isFree(seg) {
+				continue
+			}
+			b.l.window = 1 // for most there is nothing but this
+			found, err := b.follow(seg, 0)
+			if err != nil {
+				return err
+			}
+			if misses++; found {
+				misses = 0
+			}
+		}
+	}
+	return nil
+}
+
 // follow looks at the batch at a place, if it is one from behind the end, and at those that follow it.
 func (b *behind) follow(seg, blk uint32) (found bool, err error) {
 	h, _, err := b.l.header(seg, blk)
 	if err != nil || h.Flags&wal.FlagCold != 0 || !b.end.precedes(&h) || h.Seq <= max(b.end.seq, b.seen[h.Incarnation]) {
 		return false, nil
 	}
+	b.l.window = max(b.l.window, logWindow)
 	pos := logPos{seg: seg, block: blk, seq: h.Seq, prev: h.Prev, incarnation: h.Incarnation}
 	for err == nil && pos.follows(&h) {
 		if h.Stable >= b.end.seq {

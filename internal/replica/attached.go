@@ -18,6 +18,7 @@ import (
 type attached struct {
 	server *Server
 	spec   Spec
+	news   bool // the state has changed by the replica's being served: see begin
 	r      *pool.Replica
 	log    *slog.Logger
 	ctx    context.Context
@@ -60,11 +61,18 @@ func (a *attached) asRecorded() error {
 	if err != nil {
 		return err
 	}
+	moved := st.Place != a.place()
+	st.Place = a.place()
+	a.news = st.Started(a.server.cfg.BootID) || moved
 	a.member = volume.NewMember(a.server.now(), volume.Report{
 		GUID: a.r.GUID(), ReplicaID: a.spec.ReplicaID, Name: a.spec.Name, PullAddr: a.server.cfg.PullAddr,
 		State: st, Last: a.r.Applied(), Size: a.r.Size(),
 	}, volume.LeaseTime)
 	return nil
+}
+
+func (a *attached) place() volume.Place {
+	return volume.Place{ReplicaID: a.spec.ReplicaID, Target: a.spec.Target}
 }
 
 // stop ends the session and the pull and waits until they have ended.
@@ -77,15 +85,62 @@ func (a *attached) stop() {
 // of what is durable.
 var errPool = errors.New("pool failed")
 
+// begin makes stable where the replica is served, and that it is in this boot of the machine, before a target hears of it.
+func (a *attached) begin() error {
+	if !a.news {
+		return nil
+	}
+	a.mu.Lock()
+	rep := a.member.Report()
+	a.mu.Unlock()
+	if rep.State.Suspect {
+		a.log.Warn("the machine went down without the pool having been stopped: what was not flushed may be gone")
+	}
+	return a.record(rep.State)
+}
+
+// finish makes everything stable, and that the replica is not served any more. Nothing changes it after its session.
+func (a *attached) finish() {
+	a.mu.Lock()
+	st := a.member.Report().State
+	a.mu.Unlock()
+	st.Stopped()
+	if err := a.record(st); err != nil {
+		a.log.Warn("the replica could not be stopped in good order", "error", err)
+	}
+}
+
+// record makes state stable while there is no session.
+func (a *attached) record(st volume.State) error {
+	b, err := json.Marshal(st)
+	if err == nil {
+		err = a.r.PutState(b, a.r.Applied())
+	}
+	if err == nil {
+		err = a.server.cfg.Pool.Sync()
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", errPool, err)
+	}
+	return nil
+}
+
 // run keeps a session to the target.
 func (a *attached) run() {
 	defer close(a.ended)
+	if err := a.begin(); err != nil {
+		a.note(err)
+		a.log.Error("the replica is out of service until its pool is opened again", "error", err)
+		a.cancel()
+		return
+	}
 	const first, last = 50 * time.Millisecond, time.Second
 	level := slog.LevelInfo // an outage is told once, not at every attempt
 	for wait := first; ; {
 		start := time.Now()
 		err := a.connect()
 		if a.ctx.Err() != nil {
+			a.finish()
 			return
 		}
 		if time.Since(start) > 2*last {
@@ -100,6 +155,7 @@ func (a *attached) run() {
 			return
 		}
 		if !pause(a.ctx, wait) {
+			a.finish()
 			return
 		}
 		wait = min(2*wait, last)

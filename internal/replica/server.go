@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -30,6 +31,7 @@ type Config struct {
 	Pool       *pool.Pool
 	PullListen net.Listener // where other replicas pull from; the server closes it
 	PullAddr   string       // host:port under which they reach it; default: the listener's address
+	BootID     string       // of the machine; default: the kernel's
 	Log        *slog.Logger // default: slog.Default()
 }
 
@@ -85,6 +87,9 @@ func New(cfg Config) *Server {
 	}
 	if cfg.PullAddr == "" {
 		cfg.PullAddr = cfg.PullListen.Addr().String()
+	}
+	if cfg.BootID == "" {
+		cfg.BootID = bootID(cfg.Log)
 	}
 	s := &Server{cfg: cfg, log: cfg.Log, start: time.Now(), changed: make(chan struct{}, 1), replicas: map[string]*attached{}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -184,6 +189,45 @@ func (s *Server) find(name string) *attached {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.replicas[name]
+}
+
+// Known returns the replicas that are to be served although nobody says so: those that were attached last, not forgotten
+// since, and are members of their volume by what they have recorded. One that was to become a member is not among them:
+// whether it still is wanted only the control plane knows.
+func (s *Server) Known() (all []Spec) {
+	for _, r := range s.cfg.Pool.Replicas() {
+		st, err := decodeState(r.State())
+		if err != nil {
+			s.log.Warn("replica is not served", "replica", r.Name(), "error", err)
+			continue
+		}
+		if st.Place != (volume.Place{}) && len(StandingOf(r.GUID(), st).lists) > 0 {
+			all = append(all, Spec{Name: r.Name(), ReplicaID: st.Place.ReplicaID, Target: st.Place.Target, Size: r.Size()})
+		}
+	}
+	slices.SortFunc(all, func(a, b Spec) int { return strings.Compare(a.Name, b.Name) })
+	return all
+}
+
+// Forget ends a replica's session, and keeps the replica from being Known. Its data stays.
+func (s *Server) Forget(name string) {
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	if a := s.find(name); a != nil {
+		s.detach(a)
+	}
+	r := s.cfg.Pool.Replica(name)
+	if r == nil {
+		return
+	}
+	st, err := decodeState(r.State())
+	if err == nil && st.Place != (volume.Place{}) {
+		st.Place = volume.Place{}
+		err = putState(r, st)
+	}
+	if err != nil {
+		s.log.Warn("cannot note that a replica is not served any more", "replica", name, "error", err)
+	}
 }
 
 // Destroy ends a replica's session and gives its data up. Destroying what does not exist is no error.
@@ -303,6 +347,16 @@ func (s *Server) tellSpace() {
 	}
 }
 
+// bootID names the kernel's present boot.
+func bootID(log *slog.Logger) string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		log.Warn("the kernel does not tell one boot from another: replicas count as having lost power at every start", "error", err)
+		return block.NewGUID().String()
+	}
+	return strings.TrimSpace(string(b))
+}
+
 // decodeState reads a replica's state from its pool; a new replica has none.
 func decodeState(b []byte) (st volume.State, err error) {
 	if len(b) == 0 {
@@ -312,6 +366,15 @@ func decodeState(b []byte) (st volume.State, err error) {
 		return st, fmt.Errorf("replication state: %w", err)
 	}
 	return st, nil
+}
+
+// putState writes a replica's state. Nothing else may touch the replica meanwhile.
+func putState(r *pool.Replica, st volume.State) error {
+	b, err := json.Marshal(st)
+	if err != nil {
+		return err
+	}
+	return r.PutState(b, r.Applied())
 }
 
 // pause waits for d; false when ctx ended.

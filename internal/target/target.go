@@ -59,7 +59,6 @@ type Config struct {
 type Target struct {
 	cfg     Config
 	log     *slog.Logger
-	start   time.Time
 	changed chan struct{}
 	ctx     context.Context // ends with Close
 	cancel  context.CancelFunc
@@ -74,6 +73,7 @@ type Target struct {
 	fences   int           // how often the front end's sessions are still to be dropped; nothing they submit is taken until then
 	closed   bool
 	failing  string // why the record could not be used the last time
+	clock    clock
 
 	Counters Counters
 }
@@ -84,7 +84,7 @@ func New(cfg Config) *Target {
 		cfg.Log = slog.Default()
 	}
 	t := &Target{
-		cfg: cfg, log: cfg.Log.With("volume", cfg.Volume), start: time.Now(), changed: make(chan struct{}, 1),
+		cfg: cfg, log: cfg.Log.With("volume", cfg.Volume), clock: newClock(boottime), changed: make(chan struct{}, 1),
 		core:     volume.NewCore(newNonce(), cfg.Size, cfg.Settings, cfg.Desired),
 		sessions: map[volume.SessionID]*session{},
 	}
@@ -98,8 +98,8 @@ func newNonce() uint64 {
 	return binary.LittleEndian.Uint64(b[:])
 }
 
-// Serve accepts replicas until ctx ends or Close is called, and returns when everything that it
-// started has ended. The error is nil after either.
+// Serve accepts replicas until ctx ends or Close is called, and returns when everything that it started has ended. The error
+// is nil after either.
 func (t *Target) Serve(ctx context.Context) error {
 	defer t.tasks.Wait()
 	defer t.Close()
@@ -171,6 +171,13 @@ func (t *Target) Want(d volume.Desired) {
 	t.leave()
 }
 
+// Above lets the volume be served in an epoch above e.
+func (t *Target) Above(e uint64) {
+	now := t.enter()
+	t.core.Above(now, e)
+	t.leave()
+}
+
 // Status describes the volume.
 func (t *Target) Status() volume.Status {
 	now := t.enter()
@@ -195,7 +202,7 @@ func (t *Target) enter() time.Duration {
 	if t.out == nil {
 		t.out = outputs.Get().(*output)
 	}
-	return time.Since(t.start)
+	return t.clock.now()
 }
 
 // leave does what the core wants, releases the mutex, writes to the replicas and completes requests.

@@ -230,7 +230,7 @@ func (t *Target) edgeRead(r *readState) {
 			break
 		}
 	}
-	now := time.Since(t.start)
+	now := t.clock.now()
 	t.propose(now, w)
 	t.advancePartial(now)
 }

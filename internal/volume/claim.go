@@ -83,7 +83,9 @@ func (c *Core) claim() {
 		return
 	}
 	if auth := c.chooseAuthority(); auth != nil && c.holdsStable(auth) {
-		c.openEpoch(auth)
+		if lossy := !c.lossless(auth); !lossy || !c.awaitsOthers() {
+			c.openEpoch(auth, lossy)
+		}
 	}
 }
 
@@ -343,7 +345,7 @@ func (c *Core) stamped(l List) List {
 
 // openEpoch makes the first operation of this target, and sends it to the authority alone: nobody can be rebuilt, and
 // nothing be read, before it is stable there.
-func (c *Core) openEpoch(auth *peer) {
+func (c *Core) openEpoch(auth *peer, lossy bool) {
 	c.phase, c.authority = opening, auth
 	c.rec.need = c.rec.known.Version
 	switch {
@@ -361,7 +363,7 @@ func (c *Core) openEpoch(auth *peer) {
 		c.pending, c.inherited = &l, true
 	}
 	c.before = auth.report.Last
-	start := EpochStart{Epoch: c.promise.Epoch, First: c.before.N + 1}
+	start := EpochStart{Epoch: c.promise.Epoch, First: c.before.N + 1, Lossy: lossy}
 	c.history = auth.report.State.History.with(start)
 	c.ring = newRing(start.First)
 	c.completed, c.flushed = start.First-1, start.First-1

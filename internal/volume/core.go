@@ -39,6 +39,7 @@ type Core struct {
 	rec      record
 	bare     bool // the claim goes on without the record: see knowsRecord
 	past     past
+	company  time.Duration // when a quorum of members last told that there is no other target, or Tick was late
 
 	committed List
 	pending   *List // a change under way: every quorum needs both lists
@@ -151,6 +152,7 @@ func NewCore(nonce uint64, size int64, s Settings, d Desired) *Core {
 	s.PingEvery = cmp.Or(s.PingEvery, s.Deadline/4)
 	s.Lease = cmp.Or(s.Lease, LeaseTime)
 	s.ClaimGrace = cmp.Or(s.ClaimGrace, 500*time.Millisecond)
+	s.LossyGrace = cmp.Or(s.LossyGrace, 10*time.Second)
 	s.HoldLimit = cmp.Or(s.HoldLimit, 100*time.Second)
 	s.Backoff = cmp.Or(s.Backoff, 100*time.Millisecond)
 	s.RetainOps = cmp.Or(s.RetainOps, 1<<14)
@@ -158,6 +160,7 @@ func NewCore(nonce uint64, size int64, s Settings, d Desired) *Core {
 	c := &Core{nonce: nonce, size: size, settings: s, desired: d, attempt: nonce}
 	c.out = &c.outs[0]
 	c.ring = newRing(1)
+	c.past.completed = unknown
 	c.holding = "waiting for replicas to connect"
 	return c
 }
@@ -232,7 +235,7 @@ func (c *Core) Connect(now time.Duration, id SessionID, r Register) {
 		return
 	}
 	if c.now < c.past.until {
-		c.letGo(func(q *peer) bool { return q == p })
+		c.letGo(func(q *peer) bool { return q == p }, c.taken())
 	}
 	c.poke()
 }

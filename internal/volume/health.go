@@ -17,6 +17,7 @@ func (c *Core) Tick(now time.Duration) {
 			p.heard, p.moved, p.readMoved, p.pingedAt = p.heard+away, p.moved+away, p.readMoved+away, p.pingedAt+away
 			p.flushed, p.owed = p.flushed+away, p.owed+away
 		}
+		c.company = now
 	}
 	c.now, c.ticked = now, now
 	suspended := false
@@ -34,6 +35,7 @@ func (c *Core) Tick(now time.Duration) {
 	if suspended != c.suspended {
 		c.suspended, c.out.Status = suspended, true
 	}
+	c.releaseLonely()
 	c.shed()
 	c.answerHeld()
 	c.poke()

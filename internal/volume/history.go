@@ -46,6 +46,16 @@ func (h History) Epoch() uint64 {
 	return h[len(h)-1].Epoch
 }
 
+// lossy returns the newest epoch that is marked so, zero if none is.
+func (h History) lossy() (epoch uint64) {
+	for _, e := range h {
+		if e.Lossy {
+			epoch = e.Epoch
+		}
+	}
+	return epoch
+}
+
 // with returns a copy of h with one more entry, trimmed.
 func (h History) with(e EpochStart) History { return append(slices.Clip(h), e).trimmed() }
 

@@ -94,8 +94,10 @@ func (c *Core) holdsLease() bool {
 }
 
 // leases reports whether p's lease has not run out.
-func (c *Core) leases(p *peer) bool {
-	return p.state == insync && p.leased != 0 && c.now < p.leased+counted(c.settings.Lease)
+func (c *Core) leases(p *peer) bool { return p.state == insync && c.gaveLease(p) }
+
+func (c *Core) gaveLease(p *peer) bool {
+	return p.leased != 0 && c.now < p.leased+counted(c.settings.Lease)
 }
 
 // mayShow reports whether what r found may be shown: no other target can have opened the volume by now, or, whatever the

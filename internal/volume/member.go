@@ -132,6 +132,8 @@ func (m *Member) Step(now time.Duration, id SessionID, msg Message) (rd MemberRe
 	case Release:
 		m.lease = lease{}
 		return MemberReady{}
+	case Counted:
+		return m.counted()
 	}
 	return MemberReady{Close: fmt.Sprintf("unexpected %T", msg)}
 }
@@ -265,6 +267,16 @@ func (m *Member) promote(msg Promote) MemberReady {
 	var rd MemberReady
 	m.persist(&rd)
 	rd.Messages = []Message{Promoted{Attempt: msg.Attempt}}
+	return rd
+}
+
+// counted ends the suspicion that the replica lacks what it acknowledged. Until that is stable it stays suspect, which
+// is the safe side, so that nobody waits for it.
+func (m *Member) counted() (rd MemberReady) {
+	if s := &m.report.State; s.Suspect && s.Complete {
+		s.Suspect = false
+		m.persist(&rd)
+	}
 	return rd
 }
 

@@ -52,6 +52,8 @@ type (
 	}
 	// Release ends the lease: the target shows nothing any more.
 	Release struct{}
+	// Counted tells a suspect replica that it is in sync: it holds, and has made stable, whatever it may have lost.
+	Counted struct{}
 )
 
 // From a replica to the target.
@@ -114,6 +116,7 @@ func (SetList) message()    {}
 func (Drop) message()       {}
 func (Ping) message()       {}
 func (Release) message()    {}
+func (Counted) message()    {}
 func (Register) message()   {}
 func (Promised) message()   {}
 func (Refused) message()    {}
@@ -229,6 +232,7 @@ type Settings struct {
 	PingEvery     time.Duration // default Deadline/4
 	Lease         time.Duration // how long a lease lasts, at most LeaseTime, which is the default
 	ClaimGrace    time.Duration // how long a target that starts waits for promises beyond a quorum; default 500 ms
+	LossyGrace    time.Duration // how long it waits for members that may have what those who promised may have lost; default 10 s
 	HoldLimit     time.Duration // requests held longer than this without quorum are answered with block.ErrRetry; default 100 s
 	Backoff       time.Duration // before a failed rebuild is tried again; doubles up to 64 times that; default 100 ms
 	RetainOps     int           // a replica that catches up and lags by more operations is dropped; default 16384
@@ -276,6 +280,7 @@ type Status struct {
 	StoodDown bool   // another target has opened the volume since this one served: for a while this one wants no replicas
 	Epoch     uint64
 	Last      uint64 // number of the last operation sequenced
+	Lossy     uint64 // the newest epoch that began without proof that nothing completed was lost with the power; zero: none is known
 	Committed List   // no members: not known yet, until a claim is won
 	Pending   *List
 	Desired   Desired // as adopted: what it refuses by this can no longer happen

@@ -13,6 +13,9 @@ type past struct {
 	history History  // of the order as it last opened it, or found that another target had: its epoch is the newest known
 	tried   []uint64 // epochs that it tried to open since, which a replica may have or not; the newest ones
 	stable  uint64   // operations of that order up to this one were reported stable
+	// completed is the number up to which operations of that order are completed, unless an earlier epoch was lossy; none
+	// is beyond it. It is unknown until this target has served.
+	completed uint64
 
 	claimed Promise // the highest that it tried to write into the record
 	yielded uint64  // the epoch of another target's claim in the record for which it stood back
@@ -34,6 +37,12 @@ func (c *Core) try(epoch uint64) {
 // opened notes that the epoch is open.
 func (c *Core) opened() {
 	c.past.history, c.past.tried, c.past.opened, c.past.until = c.history, nil, c.now, 0
+	if c.past.completed != unknown { // else what it begins with may have been completed or not
+		c.past.completed = min(c.past.completed, c.before.N)
+	}
+	if c.history[len(c.history)-1].Lossy {
+		c.counters.Lossy++
+	}
 }
 
 // newer returns a replica that has an epoch which another target opened since this one last opened one, nil if none has:
@@ -74,7 +83,7 @@ func (c *Core) superseded() bool {
 		c.past.delay = min(max(2*c.past.delay, shortest*c.settings.Backoff), longest*c.settings.Backoff)
 		c.past.until = c.now + c.past.delay
 		if newer != nil {
-			c.past.history, c.past.stable = newer.report.State.History, 0
+			c.past.history, c.past.stable, c.past.completed = newer.report.State.History, 0, unknown
 		}
 		if claim {
 			c.past.yielded = c.rec.known.Epoch
@@ -82,7 +91,7 @@ func (c *Core) superseded() bool {
 		c.rec.read = false
 		c.counters.Superseded++
 		c.endHeld()
-		c.letGo(func(*peer) bool { return true })
+		c.letGo(func(*peer) bool { return true }, c.taken())
 	}
 	if c.now >= c.past.until {
 		return false
@@ -109,6 +118,19 @@ func (c *Core) otherTarget() string {
 	return fmt.Sprintf("claimed the volume's record for epoch %d", c.past.yielded)
 }
 
+// Above lets the target serve in an epoch above e, which was seen outside of the replicas and of which they know nothing: they
+// went back in time, all of them, or are not the ones that it was said of. What is said in epochs up to e would be taken for old.
+func (c *Core) Above(now time.Duration, e uint64) {
+	c.now = now
+	if c.phase == over || c.promise.Epoch > e {
+		return
+	}
+	c.floor = max(c.floor, e)
+	if c.phase != claiming {
+		c.restart(fmt.Sprintf("epoch %d was seen, which no replica knows of", e))
+	}
+}
+
 // endHeld ends everything that waits, with block.ErrSuperseded.
 func (c *Core) endHeld() {
 	c.out.Superseded = true
@@ -125,21 +147,41 @@ func (c *Core) endHeld() {
 	c.answered = c.giveUp(c.answered, all, block.ErrSuperseded)
 }
 
-// letGo drops replicas, so that they may connect to the other target.
-func (c *Core) letGo(which func(*peer) bool) {
+// letGo drops replicas, so that they may connect to another target.
+func (c *Core) letGo(which func(*peer) bool, why string) {
 	for _, p := range c.peers {
 		if p.state != gone && which(p) {
-			c.drop(p, "another target "+c.otherTarget())
+			c.drop(p, why)
 		}
 	}
 }
+
+func (c *Core) taken() string { return "another target " + c.otherTarget() }
 
 // release lets replicas go that have waited for a quorum here since this target was superseded: the others may well be
 // connected to the other target.
 func (c *Core) release() {
 	if c.past.late() {
-		c.letGo(func(p *peer) bool { return c.now-p.since > c.past.delay })
+		c.letGo(func(p *peer) bool { return c.now-p.since > c.past.delay }, c.taken())
 	}
+}
+
+// loneliness is for how many times Settings.Backoff a target without a quorum keeps its replicas, and up to half as much again.
+const loneliness = 300
+
+// releaseLonely lets replicas go that have been here for long without a quorum of members that tell that no other target has
+// taken over; in sync or not, these are what a rebuild needs. There may be a target that nobody here has heard of: this target's node is cut off from others,
+// Kubernetes has started another target elsewhere, and neither of the two gets a quorum, or the other one lacks a replica,
+// for as long as both hold on to what they have. A replica that finds nobody else comes back at once, to where it was: nothing
+// is lost but a moment.
+func (c *Core) releaseLonely() {
+	if keeps := func(p *peer) bool { return p.state >= promised && c.gaveLease(p) }; c.satisfies(keeps) || c.ok(keeps) {
+		c.company = c.now
+	}
+	wait := loneliness * c.settings.Backoff
+	wait += time.Duration(c.nonce%1024) * wait / 2048 // two targets do not let go at the same time, for ever
+	c.letGo(func(p *peer) bool { return c.now-max(p.since, c.company) > wait },
+		"there has been no quorum here for long: it may find another target")
 }
 
 // holdsStable reports whether auth holds everything that was reported stable. A replica that was part of the in-sync set

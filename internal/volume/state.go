@@ -43,7 +43,7 @@ func (l List) founded() bool { return len(l.Members) > 0 }
 type EpochStart struct {
 	Epoch uint64 `json:"epoch"`
 	First uint64 `json:"first"`
-	Lossy bool   `json:"lossy,omitempty"` // opened without proof that nothing flushed was lost; not set so far
+	Lossy bool   `json:"lossy,omitempty"` // opened without proof that nothing completed was lost with the power
 }
 
 // History is the epochs that a replica's operations came from, oldest first; the newest maxHistory of them.
@@ -61,8 +61,17 @@ type State struct {
 	Base       block.Version `json:"base"`       // while incomplete: what it has agreed on with every source so far; only ever lowered
 	History    History       `json:"history"`
 	RecordSeen uint64        `json:"recordSeen,omitempty"` // the version of the volume's record that the target told last
-	BootID     string        `json:"bootID,omitempty"`     // reserved for the detection of power loss
-	Clean      bool          `json:"clean,omitempty"`      // reserved
+	BootID     string        `json:"bootID,omitempty"`     // of the machine, when the replica was served last
+	Clean      bool          `json:"clean,omitempty"`      // that ended in good order
+	Suspect    bool          `json:"suspect,omitempty"`    // may lack what it acknowledged: see Started
+	Place      Place         `json:"place,omitzero"`
+}
+
+// Place is where a replica is served: what its pool has to know to serve it again before anybody tells it. It means nothing
+// to replication. The zero value: nobody wants it served.
+type Place struct {
+	ReplicaID string `json:"replicaID"`
+	Target    string `json:"target"` // host:port
 }
 
 // Report is what a replica tells a target about itself when it registers, and once more when it has promised.
@@ -74,7 +83,6 @@ type Report struct {
 	State     State         `json:"state"`
 	Last      block.Version `json:"last"` // version of the last applied operation
 	Size      int64         `json:"size"` // bytes
-	Suspect   bool          `json:"suspect,omitempty"`
 }
 
 // Key is how far the replica is for the choice of the authoritative one: Last if complete, else where it last was.

@@ -32,6 +32,7 @@ type Counters struct {
 	Added       uint64
 	Removed     uint64
 	Superseded  uint64 // times that another target was found to have opened the volume
+	Lossy       uint64 // epochs opened without proof that nothing completed was lost with the power
 	HeldReads   uint64 // replies to reads that had to wait for an overlapping operation
 	LeaseWaits  uint64 // replies to reads that had to wait for leases
 	StandDowns  uint64 // times that the leases ran out while the members in sync were a quorum
@@ -61,6 +62,7 @@ func (c *Core) Status() Status {
 	if c.phase == open {
 		s.Committed, s.Pending, s.Desired = c.committed, c.pending, c.adopted
 		s.Redundant, s.Lacks = c.redundant()
+		s.Lossy = c.history.lossy()
 	}
 	s.WentBack = c.phase != over && c.unclaimed() && c.rec.read && c.wentBack()
 	seen := func(g [16]byte) bool { return c.find(g) != nil }

@@ -188,6 +188,7 @@ func (c *Core) count(p *peer) {
 	c.become(p, insync)
 	p.backoff, p.retryAt, p.error, p.progress = 0, 0, "", Progress{}
 	p.avoid = nil
+	c.trust(p)
 	if c.phase == opening {
 		c.phase = open
 		c.opened()
@@ -217,6 +218,7 @@ func (c *Core) advance() {
 				c.finish(op, nil)
 			}
 		}
+		c.past.completed = c.completed
 		c.completeStable(stable)
 		if len(c.answered) > 0 {
 			c.showAnswered()

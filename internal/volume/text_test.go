@@ -16,6 +16,9 @@ func (e *stage) describe(a *actor) {
 	if !s.Complete {
 		fmt.Fprintf(&e.out, " completeAt=%v base=%v", s.CompleteAt, s.Base)
 	}
+	if s.Suspect {
+		fmt.Fprintf(&e.out, " suspect")
+	}
 	fmt.Fprintf(&e.out, " history=%s list=%s", historyText(s.History), listText(s.Committed))
 	if s.Pending != nil {
 		fmt.Fprintf(&e.out, " pending=%s", listText(*s.Pending))
@@ -34,6 +37,9 @@ func (e *stage) status() {
 	}
 	if st.StoodDown {
 		fmt.Fprintf(&e.out, " stood down")
+	}
+	if st.Lossy > 0 {
+		fmt.Fprintf(&e.out, " lossy=%d", st.Lossy)
 	}
 	fmt.Fprintf(&e.out, " factor=%d\n", st.Desired.Factor)
 	if st.Holding != "" {
@@ -72,7 +78,11 @@ func historyText(h History) string {
 		h = h[n-2:]
 	}
 	for _, e := range h {
-		s = append(s, fmt.Sprintf("%d@%d", e.Epoch, e.First))
+		t := fmt.Sprintf("%d@%d", e.Epoch, e.First)
+		if e.Lossy {
+			t += " lossy"
+		}
+		s = append(s, t)
 	}
 	return "[" + strings.Join(s, " ") + "]"
 }
@@ -84,7 +94,11 @@ func text(m Message) string {
 		return fmt.Sprintf("%s epoch %d", name, m.Promise.Epoch)
 	case Promised:
 		r := m.Report
-		return fmt.Sprintf("%s epoch %d, key %v complete=%v", name, m.Promise.Epoch, r.Key(), r.State.Complete)
+		t := fmt.Sprintf("%s epoch %d, key %v complete=%v", name, m.Promise.Epoch, r.Key(), r.State.Complete)
+		if r.State.Suspect {
+			t += " suspect"
+		}
+		return t
 	case Refused:
 		return fmt.Sprintf("%s, promised epoch %d", name, m.Promised.Epoch)
 	case Join:

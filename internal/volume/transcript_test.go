@@ -25,11 +25,13 @@ import (
 //	cut a                     a's connection is lost with all that is under way
 //	crash a                   a's process starts again with what its disk has
 //	powerloss a to=1.2        the same, and the disk has lost what came after that
+//	reboot a                  the same in good order
 //	kill                      the target is gone; nothing it sent is lost
 //	aside                     the target goes on, but all its connections are lost
 //	leave [frozen]            the target goes on by itself with the connections that it has, or is frozen with them
 //	other                     the commands that follow are for the target that was left, or again for the newer one
 //	back                      the target that is there goes aside, the one that is aside comes back
+//	above epoch=9             the target hears of that epoch, not from the replicas
 //	expire                    all leases run out, before anybody does anything
 //	stop                      the target ends in good order
 //	pings                     tell of pings from now on
@@ -76,6 +78,7 @@ type actor struct {
 	core    *Core // that it is connected to; nil: it is dead
 	blocks  map[uint64]content
 	session SessionID
+	boot    int // counts those of its machine
 	in, out []func()
 	pull    *Pull
 	wakeAt  time.Duration // the member is to be called then; zero: never
@@ -103,7 +106,9 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 	switch d.Cmd {
 	case "replicas":
 		for _, n := range names {
-			e.members[n] = &actor{name: n, m: NewMember(e.now, Report{GUID: e.guid(n), Name: n, PullAddr: n}, LeaseTime), blocks: map[uint64]content{}}
+			a := &actor{name: n, blocks: map[uint64]content{}}
+			a.start(e, Report{GUID: e.guid(n), Name: n, PullAddr: n})
+			e.members[n] = a
 		}
 	case "target":
 		if !slices.Contains(names, "soon") {
@@ -149,8 +154,7 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 	case "crash":
 		for _, n := range names {
 			a := e.members[n]
-			a.m = NewMember(e.now, a.m.Report(), LeaseTime)
-			a.in, a.out, a.pull, a.session = nil, nil, nil, 0
+			a.start(e, a.m.Report())
 		}
 	case "powerloss":
 		for _, n := range names {
@@ -158,8 +162,16 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 			r := a.m.Report()
 			r.Last = parseVersion(opt["to"])
 			maps.DeleteFunc(a.blocks, func(_ uint64, c content) bool { return r.Last.Less(c.version) })
-			a.m = NewMember(e.now, r, LeaseTime)
-			a.in, a.out, a.pull, a.session = nil, nil, nil, 0
+			a.boot++
+			a.start(e, r)
+		}
+	case "reboot":
+		for _, n := range names {
+			a := e.members[n]
+			r := a.m.Report()
+			r.State.Stopped()
+			a.boot++
+			a.start(e, r)
 		}
 	case "aside", "back":
 		for _, a := range e.members {
@@ -229,6 +241,9 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 			w.Remove = []block.GUID{e.guid(opt["remove"])}
 		}
 		e.core.Want(e.now, w)
+		e.ready()
+	case "above":
+		e.core.Above(e.now, uint64(num("epoch")))
 		e.ready()
 	case "hang": // what a replica has applied does not become stable any more, until resume
 		for _, n := range names {
@@ -305,6 +320,13 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 	default:
 		t.Fatalf("%s: unknown command", d.Pos)
 	}
+}
+
+// start is what the process of a replica begins with.
+func (a *actor) start(e *stage, r Report) {
+	r.State.Started(strconv.Itoa(a.boot + 1))
+	a.m = NewMember(e.now, r, LeaseTime)
+	a.in, a.out, a.pull, a.session = nil, nil, nil, 0
 }
 
 func (e *stage) guid(name string) block.GUID { return block.GUID{name[0]} }

@@ -89,7 +89,7 @@ func TestMessages(t *testing.T) {
 	list := volume.List{Epoch: 3, Generation: 2, Members: []block.GUID{block.NewGUID(), block.NewGUID()}}
 	for _, want := range []volume.Message{
 		volume.Claim{Promise: volume.Promise{Epoch: 3, Nonce: 1<<64 - 1}}, volume.Ping{At: 1 << 60, Lease: 1e9}, volume.Space{Full: true},
-		volume.Pong{At: 1 << 60}, volume.Release{},
+		volume.Pong{At: 1 << 60}, volume.Release{}, volume.Counted{},
 		volume.Register{Report: volume.Report{GUID: block.NewGUID(), Name: "a", State: volume.State{Committed: list, Pending: &list}, Size: 1 << 40}},
 		volume.SetList{Committed: list, Pending: &list}, volume.Progress{Attempt: 9, Done: 5, WaitingFor: "x"},
 	} {

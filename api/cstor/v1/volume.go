@@ -173,6 +173,14 @@ const (
 	VolumeRecordWentBack = "RecordWentBack"
 )
 
+// DataLossPossible is the condition of a CStorVolume whose replicas lost power in such a way that nobody can tell whether
+// anything is missing that had been written and not flushed; its state is ConditionTrue. It tells of the last time.
+const (
+	DataLossPossible = "DataLossPossible"
+	ReasonPowerLoss  = "PowerLoss"
+	ConditionTrue    = "True"
+)
+
 // CStorVolumeCondition is an observation about a CStorVolume.
 type CStorVolumeCondition struct {
 	Type string `json:"type"`

@@ -1,10 +1,14 @@
 package kube
 
 import (
+	"errors"
 	"fmt"
+	"net/http"
+	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -59,4 +63,17 @@ func NewClient(cfg *rest.Config) (client.WithWatch, error) {
 		return nil, fmt.Errorf("Kubernetes client: %w", err)
 	}
 	return c, nil
+}
+
+// Patience is how long a process that starts waits for the API server before it does without, if it can.
+const Patience = time.Second
+
+// Unanswered reports whether err says that the API server cannot be reached, or cannot answer now, and not what it decided.
+func Unanswered(err error) bool {
+	var status apierrors.APIStatus
+	if !errors.As(err, &status) {
+		return err != nil
+	}
+	code := status.Status().Code
+	return code >= http.StatusInternalServerError || code == http.StatusTooManyRequests
 }

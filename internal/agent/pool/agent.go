@@ -27,8 +27,8 @@ const (
 	statusEvery   = 2 * time.Second       // numbers of a status are written at most this often,
 	rebuildEvery  = time.Second           // and those of a rebuild this often
 	heartbeat     = 30 * time.Second      // a status is confirmed at least this often
-	leaseEvery    = 10 * time.Second
-	leaseDuration = 40 * time.Second
+	leaseEvery    = 2 * time.Second
+	leaseDuration = 6 * time.Second
 	goodbye       = 4 * time.Second // time to say OFFLINE before the process ends
 )
 
@@ -58,6 +58,8 @@ type Engine interface {
 type Replicas interface {
 	Attach(replica.Spec) error
 	Detach(name string)
+	Known() []replica.Spec     // to be served although nobody says so, as they were served last
+	Forget(name string)        // Detach, and nobody is to serve it unless told
 	Destroy(name string) error // no error if there is none
 	Status() []replica.Status
 	Standing(name string) (replica.Standing, error) // attached or not
@@ -97,6 +99,7 @@ type Config struct {
 	Now       func() time.Time // default time.Now
 
 	ScrubEvery time.Duration // zero: no scrub by itself
+	StateDir   string        // a directory of the node that outlives the pod; empty: there is none
 }
 
 // Agent runs one pool. Run does the work; Ready and the metrics may be asked from any goroutine meanwhile.
@@ -110,9 +113,10 @@ type Agent struct {
 	backoff  kube.Backoff
 	reported reported
 	farewell farewell
-	renewed  time.Time // the lease
+	lease    lease
 	disks    inventory
 	recovery recovery
+	known    known
 
 	mu       sync.Mutex // guards what Ready and Collect read
 	engine   Engine
@@ -174,6 +178,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		pass, cancel := context.WithTimeout(ctx, passTimeout)
 		err := a.Pass(pass, stale || failing)
 		cancel()
+		a.lease.passed(a.Now())
 		if err == nil && stale {
 			read = a.Now()
 		}
@@ -184,12 +189,14 @@ func (a *Agent) Run(ctx context.Context) error {
 			a.Log.Info("pool and API agree again")
 		}
 		failing = err != nil
-		if errors.Is(err, errStuck) {
+		if errors.Is(err, errStuck) || errors.Is(err, errNotOurs) {
 			return errors.Join(err, a.sayOffline())
 		}
 		if a.instance != nil && !watching {
 			watching = true
-			labels := client.MatchingLabels{cstorv1.LabelPoolUID: string(a.instance.UID)}
+			uid := a.instance.UID
+			wg.Go(func() { a.keepLease(ctx, uid) })
+			labels := client.MatchingLabels{cstorv1.LabelPoolUID: string(uid)}
 			wg.Go(func() {
 				kube.Watch(ctx, a.Client, &cstorv1.CStorVolumeReplicaList{}, hint, a.Log, inNamespace, labels)
 			})
@@ -204,13 +211,14 @@ func (a *Agent) Run(ctx context.Context) error {
 
 // Pass looks at everything once and acts. With reread it reads the objects anew; otherwise it trusts what it read last.
 func (a *Agent) Pass(ctx context.Context, reread bool) error {
-	if reread || a.instance == nil {
+	if a.instance == nil {
+		if err := a.begin(ctx); err != nil {
+			return err
+		}
+	} else if reread {
 		if err := a.read(ctx); err != nil {
 			return err
 		}
-	}
-	if a.instance == nil {
-		return fmt.Errorf("CStorPoolInstance %s/%s does not exist", a.Namespace, a.Instance)
 	}
 	var errs []error
 	errs = append(errs, kube.AddFinalizer(ctx, a.Client, a.instance, cstorv1.FinalizerPoolProtection))
@@ -225,8 +233,9 @@ func (a *Agent) Pass(ctx context.Context, reread bool) error {
 	}
 	if eng != nil {
 		errs = append(errs, a.syncDevices(ctx, eng), a.syncScrub(ctx, eng), a.syncReplicas(ctx, eng, replicas), a.report(ctx, eng, replicas))
+		a.remember(eng)
 	}
-	errs = append(errs, a.renewLease(ctx))
+	errs = append(errs, a.renewLease(ctx, a.instance.UID))
 	if a.instance.DeletionTimestamp != nil {
 		errs = append(errs, a.destroy(ctx))
 	}

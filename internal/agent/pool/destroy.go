@@ -44,6 +44,7 @@ func (a *Agent) destroy(ctx context.Context) error {
 			return a.notDestroyed(ctx, err)
 		}
 		a.setOpen(nil, nil, "pool has been destroyed")
+		a.unremember()
 		a.Log.Info("pool destroyed", "pool", poolName(a.instance))
 	} else if left, err := a.mayHoldData(ctx); err != nil {
 		return err

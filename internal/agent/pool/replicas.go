@@ -75,7 +75,7 @@ func (a *Agent) forget(name string) {
 	if eng == nil {
 		return
 	}
-	replicas.Detach(name)
+	replicas.Forget(name)
 	if slices.Contains(eng.Names(), name) {
 		a.Log.Warn("replica has no CStorVolumeReplica any more; its data is kept", "replica", name)
 	}

@@ -120,6 +120,7 @@ type memPool struct {
 	stats       engine.Stats
 	replicas    map[string]*replica.Status
 	attached    map[string]replica.Spec
+	known       map[string]replica.Spec
 	recorded    volume.State // by the replicas
 	standingErr error
 	left        func() // called by Detach
@@ -275,7 +276,10 @@ func (p *memPool) Attach(s replica.Spec) error {
 	if p.attached == nil {
 		p.attached = map[string]replica.Spec{}
 	}
-	p.attached[s.Name] = s
+	if p.known == nil {
+		p.known = map[string]replica.Spec{}
+	}
+	p.attached[s.Name], p.known[s.Name] = s, s
 	return nil
 }
 func (p *memPool) Detach(name string) {
@@ -283,6 +287,16 @@ func (p *memPool) Detach(name string) {
 	if p.left != nil {
 		p.left()
 	}
+}
+func (p *memPool) Forget(name string) {
+	p.Detach(name)
+	delete(p.known, name)
+}
+func (p *memPool) Known() (all []replica.Spec) {
+	for _, name := range slices.Sorted(maps.Keys(p.known)) {
+		all = append(all, p.known[name])
+	}
+	return all
 }
 func (p *memPool) Standing(name string) (replica.Standing, error) {
 	return replica.StandingOf(p.replicas[name].GUID, p.recorded), p.standingErr
@@ -316,7 +330,8 @@ type world struct {
 	agent  *Agent
 	now    time.Time
 
-	dropped int // devices of which what was cached was dropped
+	state   string // the node's directory
+	dropped int    // devices of which what was cached was dropped
 }
 
 func newWorld(t *testing.T, phase cstorv1.PoolPhase, content any) *world {
@@ -344,7 +359,7 @@ func newWorld(t *testing.T, phase cstorv1.PoolPhase, content any) *world {
 // restart is a new process of the pool.
 func (w *world) restart() {
 	w.agent = New(Config{
-		Client: w.client, Storage: w.disks, Namespace: ns, Instance: cspi, Node: "node-1", Identity: "pod",
+		Client: w.client, Storage: w.disks, Namespace: ns, Instance: cspi, Node: "node-1", Identity: "pod", StateDir: w.state,
 		Log: slog.New(slog.DiscardHandler), Now: func() time.Time { return w.now },
 	})
 }

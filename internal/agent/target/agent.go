@@ -38,6 +38,7 @@ const (
 // Target is the part of the target that the agent needs.
 type Target interface {
 	Want(volume.Desired)
+	Above(epoch uint64)
 	Status() volume.Status
 	Changed() <-chan struct{}
 }
@@ -89,17 +90,25 @@ func New(cfg Config) *Agent {
 }
 
 // Load returns the CStorVolume as soon as there is a valid one; the only error is that of ctx. A reason to wait is
-// logged once.
-func (a *Agent) Load(ctx context.Context) (*cstorv1.CStorVolume, error) {
+// logged once. told, if not nil, is what the process was told of the volume when it was made: that is returned when the API
+// server does not answer. It is enough to serve a volume that exists: it wants no change of the members, and founds none.
+func (a *Agent) Load(ctx context.Context, told *cstorv1.CStorVolume) (*cstorv1.CStorVolume, error) {
 	var backoff kube.Backoff
 	for last := ""; ; {
-		err := a.read(ctx)
-		if err == nil {
+		err := a.readSoon(ctx, told != nil)
+		switch {
+		case err == nil:
 			if err = Validate(a.cv); err == nil {
 				return a.cv.DeepCopy(), nil
 			}
 			err = fmt.Errorf("CStorVolume %s: %w", a.Volume, err)
 			a.reportPhase(ctx, cstorv1.VolumeInvalid, err.Error())
+			told = nil // it answers
+		case !kube.Unanswered(err):
+			told = nil
+		case told != nil && ctx.Err() == nil:
+			a.Log.Warn("the API server does not answer: serving the volume without it", "err", err)
+			return told.DeepCopy(), nil
 		}
 		if why := err.Error(); why != last && ctx.Err() == nil {
 			a.Log.Warn("waiting for the volume", "err", err)
@@ -115,7 +124,9 @@ func (a *Agent) Load(ctx context.Context) (*cstorv1.CStorVolume, error) {
 func (a *Agent) Run(ctx context.Context, t Target) {
 	a.target = t
 	a.running.Store(&t)
-	a.wanted = Desired(a.cv) // what Load's caller made it with
+	if a.cv != nil {
+		a.wanted = Desired(a.cv) // what Load's caller made it with
+	}
 	hint := kube.NewHint()
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -127,7 +138,7 @@ func (a *Agent) Run(ctx context.Context, t Target) {
 	failing := false
 	read := a.Now()
 	for wait := tick; ctx.Err() == nil; {
-		stale := failing || a.Now().Sub(read) >= reread
+		stale := failing || a.cv == nil || a.Now().Sub(read) >= reread
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
@@ -167,6 +178,17 @@ func (a *Agent) Run(ctx context.Context, t Target) {
 	last, cancel := context.WithTimeout(context.Background(), goodbye)
 	defer cancel()
 	a.reportPhase(last, cstorv1.VolumeOffline, "target is shutting down")
+}
+
+// readSoon gets the CStorVolume, and gives up after a while, in a hurry soon.
+func (a *Agent) readSoon(ctx context.Context, hurry bool) error {
+	limit := passTimeout
+	if hurry {
+		limit = kube.Patience
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return a.read(ctx)
 }
 
 // read gets the CStorVolume.
@@ -291,6 +313,10 @@ func (a *Agent) tell(ctx context.Context, before *cstorv1.CStorVolume) {
 		a.phaseEvent(ctx, is.Phase)
 	}
 	a.conditionEvents(ctx, was.Conditions, is.Conditions)
+	if c := lossOf(is.Conditions); c != nil && (lossOf(was.Conditions) == nil || lossOf(was.Conditions).Message != c.Message) {
+		a.Log.Warn("data may have been lost", "what", c.Message)
+		a.events.Event(ctx, a.cv, corev1.EventTypeWarning, c.Type, c.Message)
+	}
 	// Raised, or lowered with nothing to remove: done when adopted. Lowered otherwise: done when the members are gone.
 	n, count := is.DesiredReplicationFactor, len(is.ReplicaDetails.KnownReplicas)
 	adopted := was.DesiredReplicationFactor != 0 && was.DesiredReplicationFactor != n && count <= n

@@ -32,9 +32,11 @@ const (
 type fakeTarget struct {
 	st    volume.Status
 	wants []volume.Desired
+	above []uint64
 }
 
 func (t *fakeTarget) Want(d volume.Desired)    { t.wants = append(t.wants, d); t.st.Desired = d }
+func (t *fakeTarget) Above(e uint64)           { t.above = append(t.above, e) }
 func (t *fakeTarget) Status() volume.Status    { return t.st }
 func (t *fakeTarget) Changed() <-chan struct{} { return nil }
 
@@ -84,7 +86,7 @@ func newWorld(t *testing.T, factor int) *world {
 		Client: w.client, Namespace: ns, Volume: pv, Pod: "target-pod", Log: slog.New(slog.DiscardHandler),
 		Now: func() time.Time { return w.now },
 	})
-	if _, err := w.agent.Load(w.ctx); err != nil {
+	if _, err := w.agent.Load(w.ctx, nil); err != nil {
 		t.Fatal(err)
 	}
 	w.agent.target = w.target

@@ -9,6 +9,10 @@ import (
 	"strings"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
 	cstorv1 "github.com/cstor-go/cstor/api/cstor/v1"
 	"github.com/cstor-go/cstor/internal/agent/kube"
 	"github.com/cstor-go/cstor/internal/block"
@@ -35,6 +39,19 @@ func Validate(cv *cstorv1.CStorVolume) error {
 // Size returns the volume's size in bytes, whole blocks.
 func Size(cv *cstorv1.CStorVolume) int64 {
 	return (cv.Spec.Capacity.Value() + block.Size - 1) &^ (block.Size - 1)
+}
+
+// Told is a CStorVolume of which only that is known which does not change.
+func Told(namespace, name, uid, config string, capacity resource.Quantity, iqn, portal string) *cstorv1.CStorVolume {
+	return &cstorv1.CStorVolume{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: namespace, Name: name, UID: types.UID(uid),
+			OwnerReferences: []metav1.OwnerReference{{
+				APIVersion: cstorv1.GroupVersion.String(), Kind: "CStorVolumeConfig", Name: name, UID: types.UID(config),
+			}},
+		},
+		Spec: cstorv1.CStorVolumeSpec{Capacity: capacity, Iqn: iqn, TargetPortal: portal},
+	}
 }
 
 // Desired reads from a CStorVolume what is wanted of the membership. A member is to be removed when fewer are wanted
@@ -131,7 +148,9 @@ func fields(cv *cstorv1.CStorVolume, st volume.Status, hide map[string]string) (
 	spec["replicationFactor"], spec["consistencyFactor"] = count, cstorv1.ConsistencyFactor(count)
 	spec["replicaDetails"] = kube.Fields{"knownReplicas": wanted}
 	status["replicaDetails"] = kube.Fields{"knownReplicas": known}
-	status["desiredReplicationFactor"] = st.Desired.Factor
+	if st.Desired.Factor != 0 { // nothing is adopted yet while an earlier target's change is finished
+		status["desiredReplicationFactor"] = st.Desired.Factor
+	}
 	status["epoch"] = st.Committed.Epoch
 	switch {
 	case len(hide) == 0:

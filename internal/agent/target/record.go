@@ -68,6 +68,9 @@ func (r *Record) get(ctx context.Context) (Held, error) {
 	held := Held{}
 	err := r.Client.Get(ctx, types.NamespacedName{Namespace: r.Owner.Namespace, Name: r.Owner.Name}, cr)
 	if err == nil {
+		err = r.belongs(cr)
+	}
+	if err == nil {
 		held.object = cr
 		held.Record, err = contentOf(cr)
 	}
@@ -81,6 +84,17 @@ func (r *Record) get(ctx context.Context) (Held, error) {
 	}
 	r.newest = held.Version
 	return held, nil
+}
+
+// belongs refuses the record of an earlier volume of that name, which is about to be removed.
+func (r *Record) belongs(cr *cstorv1.CStorVolumeRecord) error {
+	own := ownerOf(r.Owner)
+	for _, o := range cr.OwnerReferences {
+		if o.Kind == own.Kind && o.Name == own.Name && o.UID != own.UID {
+			return fmt.Errorf("it is that of an earlier volume (of %s %s with UID %s): waiting until that is gone", o.Kind, o.Name, o.UID)
+		}
+	}
+	return nil
 }
 
 // write asks once for the record to change from what it was found to hold to want, and returns what it is then.

@@ -27,6 +27,26 @@ func (a *Agent) mayReport(st volume.Status) bool {
 	return a.cv.Status.Target == a.Pod || !a.told || a.Now().Sub(a.renewed) >= abandoned
 }
 
+// epochLimit is far above every epoch that a volume gets to.
+const epochLimit = 1 << 62
+
+// outrank lets the target begin an epoch above that of the status. It held leases after the status was read, so that no target
+// had served in that epoch: the pools went back in time, the status is that of another volume, or somebody edited it. Whoever
+// remembers it takes what is said in lower epochs for old, so that this volume would never be heard again.
+func (a *Agent) outrank(st volume.Status) {
+	shown := a.cv.Status.Epoch
+	if shown >= epochLimit {
+		if a.Now().Sub(a.warned) >= heartbeat {
+			a.warned = a.Now()
+			a.Log.Warn("the volume cannot be reported: the CStorVolume shows an epoch that no target can have had; set status.epoch to that of the target",
+				"shown", shown, "epoch", st.Committed.Epoch)
+		}
+		return
+	}
+	a.Log.Warn("the CStorVolume shows an epoch that the replicas know nothing of: beginning one above it", "shown", shown, "epoch", st.Committed.Epoch)
+	a.target.Above(uint64(shown))
+}
+
 // noteUpdate notes that the status was confirmed by whoever reports, by this process's clock.
 func (a *Agent) noteUpdate() {
 	if at := a.cv.Status.LastUpdateTime.Time; a.renewed.IsZero() || !at.Equal(a.updated) {
@@ -36,6 +56,10 @@ func (a *Agent) noteUpdate() {
 
 // report writes what the target says.
 func (a *Agent) report(ctx context.Context, st volume.Status) error {
+	if st.Serving && a.cv.Status.Epoch > int64(st.Committed.Epoch) {
+		a.outrank(st)
+		return nil
+	}
 	if !a.mayReport(st) {
 		return nil
 	}
@@ -54,6 +78,9 @@ func (a *Agent) report(ctx context.Context, st volume.Status) error {
 		if len(list) == 0 {
 			status["replicaStatuses"] = nil
 		}
+	}
+	if list, ok := withLoss(a.cv.Status.Conditions, st, now); ok {
+		status["conditions"] = list
 	}
 	want := kube.Fields{"status": status}
 	if len(spec) > 0 {

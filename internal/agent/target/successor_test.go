@@ -17,7 +17,7 @@ func (w *world) other(pod string) *world {
 	cfg := w.agent.Config
 	cfg.Pod, cfg.Now = pod, func() time.Time { return o.now }
 	o.agent = New(cfg)
-	if _, err := o.agent.Load(o.ctx); err != nil {
+	if _, err := o.agent.Load(o.ctx, nil); err != nil {
 		w.t.Fatal(err)
 	}
 	o.agent.target = o.target
@@ -174,5 +174,46 @@ func TestTheWishOfAnOldTargetIsNotAdopted(t *testing.T) {
 	}
 	if !slices.ContainsFunc(old.target.wants, func(d volume.Desired) bool { return d.Factor == 2 }) {
 		t.Error("the old target was not even asked: the test shows nothing")
+	}
+}
+
+func TestAnEpochThatNobodyKnowsIsOutranked(t *testing.T) {
+	w := newWorld(t, 2)
+	w.open(9, 1, 2)
+	w.pass()
+	late := w.other("late") // its replicas have gone back in time
+	late.open(6, 1, 2)
+	late.suspend()
+	late.pass() // it has just started, and does not know anything yet
+	late.wantStatus(cstorv1.VolumeOffline, "replicas are silent", "late", 9)
+	late.open(6, 1, 2)
+	late.pass()
+	late.pass()
+	late.wantStatus(cstorv1.VolumeOffline, "replicas are silent", "late", 9)
+	if got := late.target.above; len(got) == 0 || slices.Max(got) != 9 || slices.Min(got) != 9 {
+		t.Fatalf("told to be above %v, want 9", got)
+	}
+	late.open(10, 1, 2)
+	late.pass()
+	late.wantStatus(cstorv1.VolumeHealthy, "", "late", 10)
+
+	late.edit(func(cv *cstorv1.CStorVolume) { cv.Status.Epoch = epochLimit })
+	late.target.above = nil
+	late.pass()
+	if late.target.above != nil {
+		t.Errorf("told to be above %v", late.target.above)
+	}
+}
+
+func TestWhatIsNotAdoptedYetIsNotShown(t *testing.T) {
+	old := newWorld(t, 2)
+	old.open(1, 1, 2)
+	old.pass()
+	successor := old.other("successor")
+	successor.open(2, 1, 2)
+	successor.target.st.Desired = volume.Desired{} // it finishes a change that the old one began
+	successor.pass()
+	if got := successor.cv().Status; got.DesiredReplicationFactor != 2 || got.Epoch != 2 {
+		t.Errorf("desiredReplicationFactor %d shown in epoch %d", got.DesiredReplicationFactor, got.Epoch)
 	}
 }

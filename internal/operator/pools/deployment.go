@@ -42,7 +42,7 @@ func (r *Reconciler) deployment(in *cstorv1.CStorPoolInstance) *appsv1.Deploymen
 		Image:           r.Image,
 		ImagePullPolicy: corev1.PullIfNotPresent,
 		Command:         []string{"cstor"},
-		Args:            []string{"pool", "--cspi=$(CSPI_NAME)", "--namespace=$(NAMESPACE)", "--listen=$(POD_IP)"},
+		Args:            []string{"pool", "--cspi=$(CSPI_NAME)", "--namespace=$(NAMESPACE)", "--listen=$(POD_IP)", "--state-dir=" + stateDir},
 		Env:             append(object.Environment(), corev1.EnvVar{Name: "CSPI_NAME", Value: in.Name}),
 		Ports:           []corev1.ContainerPort{object.Port("pull", cstorv1.PortPull), object.Port("exporter", cstorv1.PortMetrics)},
 		Resources:       ptr.Deref(cfg.Resources, corev1.ResourceRequirements{}),

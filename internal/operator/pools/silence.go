@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/ptr"
+	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	cstorv1 "github.com/cstor-go/cstor/api/cstor/v1"
@@ -95,6 +96,20 @@ func (r *Reconciler) seen(uid types.UID, renewed metav1.MicroTime) time.Time {
 		r.heard[uid] = h
 	}
 	return h.at
+}
+
+// hears notes when a pool's Lease is renewed. There is nothing to do then.
+func (r *Reconciler) hears(_ context.Context, lease client.Object) []ctrl.Request {
+	l, ok := lease.(*coordinationv1.Lease)
+	if !ok || l.Spec.RenewTime == nil {
+		return nil
+	}
+	for _, o := range l.OwnerReferences {
+		if o.Kind == "CStorPoolInstance" {
+			r.seen(o.UID, *l.Spec.RenewTime)
+		}
+	}
+	return nil
 }
 
 // backSince returns when a pool was first seen to report again after it had been shown OFFLINE here: it reports before

@@ -62,6 +62,7 @@ type Reconciler struct {
 	Now    func() time.Time
 
 	statuses statuses   // of the volumes
+	cut      cut        // volumes whose target nobody hears
 	budgets  sync.Mutex // held while a PodDisruptionBudget that volumes share is looked for, made or deleted
 }
 
@@ -135,6 +136,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 	if err := r.Live.Get(ctx, req.NamespacedName, config); err != nil {
 		if apierrors.IsNotFound(err) {
 			r.statuses.forget(req.NamespacedName)
+			r.cut.note(req.NamespacedName, false, r.Now())
 		}
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
@@ -218,7 +220,5 @@ func (r *Reconciler) setWitness(ctx context.Context, config *cstorv1.CStorVolume
 	return object.Update(ctx, r.Client, v, func(v *cstorv1.CStorVolume) { v.Spec.Witness = witness })
 }
 
-// volumeOf returns the name of the volume.
-func volumeOf(config *cstorv1.CStorVolumeConfig) string {
-	return cmp.Or(config.Annotations[cstorv1.AnnotationVolumeID], config.Name)
-}
+// volumeOf returns the name of the volume: the CStorVolumeConfig's own, whatever an annotation may come to say.
+func volumeOf(config *cstorv1.CStorVolumeConfig) string { return config.Name }

@@ -116,8 +116,9 @@ func (r *Reconciler) newTarget(config *cstorv1.CStorVolumeConfig, volume *cstorv
 		Image:           r.Image,
 		ImagePullPolicy: corev1.PullIfNotPresent,
 		Command:         []string{"cstor"},
-		Args:            []string{"target", "--volume=" + volume.Name, "--namespace=$(NAMESPACE)", "--listen=$(POD_IP)"},
-		Env:             append(object.Environment(), targetSettings(&policy.Target)...),
+		Args: append([]string{"target", "--volume=" + volume.Name, "--namespace=$(NAMESPACE)", "--listen=$(POD_IP)"},
+			told(config, volume)...),
+		Env: append(object.Environment(), targetSettings(&policy.Target)...),
 		Ports: []corev1.ContainerPort{
 			object.Port("iscsi", cstorv1.PortISCSI),
 			object.Port("replicas", cstorv1.PortReplica),
@@ -161,6 +162,14 @@ func (r *Reconciler) newTarget(config *cstorv1.CStorVolumeConfig, volume *cstorv
 		pod.Affinity = &corev1.Affinity{PodAffinity: policy.Target.PodAffinity}
 	}
 	return d
+}
+
+// told is what a target has to know of its volume when it starts and the API server does not answer.
+func told(config *cstorv1.CStorVolumeConfig, volume *cstorv1.CStorVolume) []string {
+	return []string{
+		"--capacity=" + volume.Spec.Capacity.String(), "--iqn=" + volume.Spec.Iqn, "--portal=" + volume.Spec.TargetPortal,
+		"--uid=" + string(volume.UID), "--config-uid=" + string(config.UID),
+	}
 }
 
 func targetSettings(t *cstorv1.TargetSpec) []corev1.EnvVar {

@@ -1,6 +1,7 @@
 package volumes
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -84,11 +85,12 @@ func (r *Reconciler) provision(ctx context.Context, config *cstorv1.CStorVolumeC
 // checkRequest refuses what cannot become a volume.
 func checkRequest(config *cstorv1.CStorVolumeConfig) error {
 	size := config.Spec.Provision.Capacity[corev1.ResourceStorage]
+	volume := cmp.Or(config.Annotations[cstorv1.AnnotationVolumeID], config.Name)
 	switch n := config.Spec.Provision.ReplicaCount; {
 	case config.Labels[cstorv1.LabelPoolCluster] == "":
 		return users{fmt.Errorf("label %s, which names the CStorPoolCluster, is missing", cstorv1.LabelPoolCluster)}
-	case volumeOf(config) != config.Name:
-		return users{fmt.Errorf("annotation %s names volume %s: it must be the name of the CStorVolumeConfig", cstorv1.AnnotationVolumeID, volumeOf(config))}
+	case volume != config.Name:
+		return users{fmt.Errorf("annotation %s names volume %s: it must be the name of the CStorVolumeConfig", cstorv1.AnnotationVolumeID, volume)}
 	case n < 1 || n > cstorv1.MaxReplicas:
 		return users{fmt.Errorf("spec.provision.replicaCount is %d: a volume has 1 to %d replicas", n, cstorv1.MaxReplicas)}
 	case size.Sign() <= 0:

@@ -44,6 +44,7 @@ import (
 //	destroyed NAME            the pool has destroyed the replica's data
 //	delete                    the CStorVolumeConfig
 //	advance DURATION
+//	annotate VOLUME           somebody lets the annotation name another volume
 //	restart                   of the operator
 //	fail NTH                  the NTH write from now on fails, once
 func TestTranscripts(t *testing.T) {
@@ -214,6 +215,10 @@ func (s *scene) run(t *testing.T, d *datadriven.TestData) string {
 		d, err := time.ParseDuration(names[0])
 		s.must(err)
 		s.now = s.now.Add(d)
+	case "annotate":
+		c := s.config()
+		c.Annotations[cstorv1.AnnotationVolumeID] = names[0]
+		s.update(c)
 	case "restart":
 		s.restart()
 	case "fail":

@@ -148,3 +148,22 @@ func TestMemPowerCut(t *testing.T) {
 		t.Fatal("the second operation fails")
 	}
 }
+
+// TestMemHungWrite: a write that hangs takes what is in its buffers when it goes on, as devices do.
+func TestMemHungWrite(t *testing.T) {
+	m := NewMem("m", 2*Align)
+	b := bytes.Repeat([]byte{1}, Align)
+	waits, resume := m.HangOp("write", 1)
+	done := make(chan error, 1)
+	go func() { done <- m.WritevAt([][]byte{b}, Align) }()
+	<-waits
+	b[7] = 2
+	resume()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, Align)
+	if err := m.ReadAt(got, Align); err != nil || !bytes.Equal(got, b) {
+		t.Fatal(err, "the write took its data before it hung")
+	}
+}

@@ -274,20 +274,20 @@ func (m *Mem) ReadAt(b []byte, off int64) error {
 }
 
 func (m *Mem) WritevAt(bufs [][]byte, off int64) error {
-	n := 0
+	n := int64(0)
 	for _, b := range bufs {
-		n += len(b)
+		n += int64(len(b))
 	}
-	flat := make([]byte, 0, n)
-	for _, b := range bufs {
-		flat = append(flat, b...)
-	}
-	if err := m.enter("write", off, int64(len(flat)), func(f Faults) bool { return f.FailWrite }); err != nil {
+	if err := m.enter("write", off, n, func(f Faults) bool { return f.FailWrite }); err != nil {
 		return err
 	}
 	defer m.mu.Unlock()
 	if f := m.faults; f.LoseWrite || f.LoseOp == m.ops || f.LoseFrom > 0 && m.ops >= f.LoseFrom {
 		return nil
+	}
+	flat := make([]byte, 0, n) // now: a write that hung takes what its buffers have become
+	for _, b := range bufs {
+		flat = append(flat, b...)
 	}
 	for at := 0; at < len(flat); at += Align {
 		n := (*[Align]byte)(flat[at:])

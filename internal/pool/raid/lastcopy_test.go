@@ -160,3 +160,21 @@ func TestAbandonedRepair(t *testing.T) {
 		t.Fatal("a device is in use in which an abandoned write is under way:", d.State(), d.Cause())
 	}
 }
+
+// TestFlushOfForfeitedStripe: when the device of a stripe went out with what its replacement lacks, flushes of the
+// replacement fail too, whoever makes them.
+func TestFlushOfForfeitedStripe(t *testing.T) {
+	r := newRig(t, shape{Stripe, 1, 1, 0}, newSeed(t))
+	r.replacement()
+	r.fill()
+	r.dev[1].SetStale(0)
+	r.dev[0].Fail(errors.New("test"))
+	r.dev[1].ClearStale(0)
+	_, err := r.Promote(0)
+	r.must(err)
+	for _, flush := range []func() error{r.Flush, r.FlushInline} {
+		if err := flush(); !errors.Is(err, ErrLost) {
+			t.Error("what went with a device is called flushed:", err)
+		}
+	}
+}

@@ -86,9 +86,10 @@ func (g *Group) writeInline(lay *layout, d *Device, bufs [][]byte, off int64) er
 }
 
 // stillIn returns an error if d, the only device of which a request was made, went out or was replaced meanwhile: what it has
-// done since does not count, and the device that takes its place had no part in it.
+// done since does not count, and the device that takes its place had no part in it. So it does if d is that device, and
+// the one before went out with what d lacks.
 func (g *Group) stillIn(d *Device, what string) error {
-	if g.layout.Load().has(0, d) {
+	if g.layout.Load().has(0, d) && !g.forfeit.Load() {
 		return nil
 	}
 	return fmt.Errorf("%s: %w: %w", what, ErrLost, g.why())

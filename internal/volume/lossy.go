@@ -1,0 +1,57 @@
+package volume
+
+import (
+	"fmt"
+	"math"
+
+	"github.com/cstor-go/cstor/internal/block"
+)
+
+// Started notes that a process begins to serve the replica, on a machine whose present boot has that id. If the state has
+// changed it is to be stable before the replica registers. A complete replica whose machine went down without a clean stop is
+// suspect from then on: it may lack operations that it acknowledged (replication rule 8). An incomplete one acknowledged
+// nothing that counted since its CompleteAt, which is stable.
+func (s *State) Started(bootID string) (changed bool) {
+	was := *s
+	if s.BootID != "" && s.BootID != bootID && s.Complete && !s.Clean {
+		s.Suspect = true
+	}
+	s.BootID, s.Clean = bootID, false
+	return s.BootID != was.BootID || s.Clean != was.Clean || s.Suspect != was.Suspect
+}
+
+// Stopped notes that the process stops serving in good order, with everything stable. What was lost before stays so.
+func (s *State) Stopped() { s.Clean = true }
+
+// unknown is what past.completed is until this target serves, and again when another one has opened the volume.
+const unknown = math.MaxUint64
+
+// lossless reports whether auth is known to hold everything that was ever completed, or what of it an earlier lossy epoch
+// left. This target knows, if nobody else has opened the volume since it did. Else it is so if those who promised and cannot
+// have lost anything are a quorum: one of them holds it, and auth is as far (replication rule 42).
+func (c *Core) lossless(auth *peer) bool {
+	if c.past.completed == unknown {
+		return c.lacking(func(p *peer) bool { return p.state == promised && !p.report.State.Suspect }) == ""
+	}
+	told := block.Version{Epoch: c.past.history.Epoch(), N: c.past.completed}
+	return CommonPoint(c.past.history, told, auth.report.State.History, auth.report.Last).N >= told.N
+}
+
+// awaitsOthers reports whether an epoch that may lack what was completed is not opened yet, since members are away that may
+// have it.
+func (c *Core) awaitsOthers() bool {
+	here := func(p *peer) bool { return p.state == promised }
+	if c.everyMember(here) || c.now-c.quorumAt >= c.settings.LossyGrace {
+		return false
+	}
+	c.holding = fmt.Sprintf("replicas lost power and may lack what was completed and not flushed: waiting up to %v for the others, which may have it", c.settings.LossyGrace)
+	return true
+}
+
+// trust tells a suspect replica, which counts now, that it holds everything again.
+func (c *Core) trust(p *peer) {
+	if p.report.State.Suspect {
+		p.report.State.Suspect = false
+		c.send(p, Counted{})
+	}
+}
