@@ -162,7 +162,7 @@ func (c *Core) beginChange() {
 		members = c.addition()
 	}
 	witness := c.committed.Witness
-	if members == nil && c.desired.Witness != witness && c.maySwitch() {
+	if known := c.desired.Factor > 0; members == nil && known && c.desired.Witness != witness && c.maySwitch() {
 		members, witness = c.committed.Members, !witness
 	}
 	if members == nil {
