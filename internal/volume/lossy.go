@@ -28,7 +28,7 @@ const unknown = math.MaxUint64
 
 // lossless reports whether auth is known to hold everything that was ever completed, or what of it an earlier lossy epoch
 // left. This target knows, if nobody else has opened the volume since it did. Else it is so if those who promised and cannot
-// have lost anything are a quorum: one of them holds it, and auth is as far (replication rule 42).
+// have lost anything are enough for a claim: one of them holds it, and auth is as far (replication rules 12 and 42).
 func (c *Core) lossless(auth *peer) bool {
 	if c.past.completed == unknown {
 		return c.lacking(func(p *peer) bool { return p.state == promised && !p.report.State.Suspect }) == ""
