@@ -173,8 +173,12 @@ func (r *Report) ring(d disk.Device, l *label.Label, newest *label.Ring, out boo
 	slots := label.Slots(d, l.Size, l.Pool)
 	head, tail := slots[:label.RingSlots], slots[label.RingSlots:]
 	r.ringEnd(d, "head", head, tail, newest, out)
-	if c := label.Copies(d, l.Size); becameLonger(d, l) && errors.Is(c[2].Err, ErrBlank) && errors.Is(c[3].Err, ErrBlank) {
-		return // of which labels tells
+	if becameLonger(d, l) { // or was added; power may have been lost before the next checkpoint
+		if c := label.Copies(d, l.Size); !errors.Is(c[2].Err, ErrBlank) || !errors.Is(c[3].Err, ErrBlank) { // else labels tells
+			r.note("device %s offset %d: the ring at the tail of the device is blank: only its other end and other devices announce checkpoint %d; the next one is announced here too",
+				d.Name(), tail[0].Off, newest.Generation)
+		}
+		return
 	}
 	r.ringEnd(d, "tail", tail, head, newest, out)
 }
@@ -229,9 +233,6 @@ func (r *Report) ringEnd(d disk.Device, end string, slots, other []label.Slot, n
 	if nothing {
 		f.Offset, f.Length = slots[0].Off, label.RingSlots*block.Size
 		f.Text = fmt.Sprintf("the ring at the %s of the device announces nothing: only its other end and other devices announce checkpoint %d", end, newest.Generation)
-		if end == "tail" {
-			f.Text += "; if the device has just become larger the next checkpoint is announced here too"
-		}
 	}
 	r.add(f)
 }
