@@ -15,6 +15,7 @@ import (
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/compress"
 	"github.com/cstor-go/cstor/internal/pool/disk"
+	"github.com/cstor-go/cstor/internal/pool/raid"
 	"github.com/cstor-go/cstor/internal/pool/label"
 )
 
@@ -305,6 +306,9 @@ func (m *modelTest) giveBack() {
 	m.mems[i].Reappear()
 	m.mems[i].Reopen()
 	err := m.p.Return(m.mems[i])
+	for since := time.Now(); errors.Is(err, raid.ErrStuck) && time.Since(since) < 20*time.Second; err = m.p.Return(m.mems[i]) {
+		time.Sleep(time.Millisecond) // a request from before is about to hear that it failed
+	}
 	m.note("device %d returns: %v", i, err)
 	m.must(err)
 	delete(m.away, i)

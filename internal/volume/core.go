@@ -39,6 +39,7 @@ type Core struct {
 	rec      record
 	bare     bool // the claim goes on without the record: see knowsRecord
 	past     past
+	asked    time.Duration // when the front end last asked for anything
 	company  time.Duration // when a quorum of members last told that there is no other target, or Tick was late
 
 	committed List

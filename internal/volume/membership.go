@@ -133,7 +133,7 @@ func (c *Core) advanceChange() {
 			return p.state == insync && p.lists.Pending != nil && p.lists.Pending.Compare(*c.pending) == 0
 		}
 		leaves := func(g block.GUID) bool { return !c.pending.Has(g) && c.bound(g) }
-		if c.ok(has) && c.countOf(*c.pending, has) >= c.pending.Quorum() && !slices.ContainsFunc(c.committed.Members, leaves) {
+		if !c.unclaimed() && c.ok(has) && c.countOf(*c.pending, has) >= c.pending.Quorum() && !slices.ContainsFunc(c.committed.Members, leaves) {
 			c.next = &List{Epoch: c.promise.Epoch, Generation: c.pending.Generation + 1, Members: c.pending.Members, Witness: c.pending.Witness}
 			c.spread()
 		}
@@ -160,6 +160,9 @@ func (c *Core) beginChange() {
 	}
 	if members == nil {
 		members = c.addition()
+	}
+	if c.unclaimed() { // nobody knows here whom the record names, and the new list has to be in it
+		return
 	}
 	witness := c.committed.Witness
 	if known := c.desired.Factor > 0; members == nil && known && c.desired.Witness != witness && c.maySwitch() {
@@ -199,7 +202,7 @@ func (c *Core) removal() (waits string, members []block.GUID) {
 		if len(away) > 0 {
 			return fmt.Sprintf("removing %s waits until every other replica is healthy: %s", c.name(g), strings.Join(away, ", ")), nil
 		}
-		if c.bound(g) {
+		if c.unclaimed() || c.bound(g) {
 			return fmt.Sprintf("removing %s waits until the volume's record does not name it: %s", c.name(g), cmp.Or(c.rec.error, "it is being written")), nil
 		}
 		return fmt.Sprintf("removing %s", c.name(g)), rest

@@ -173,12 +173,14 @@ const loneliness = 300
 // taken over; in sync or not, these are what a rebuild needs. There may be a target that nobody here has heard of: this target's node is cut off from others,
 // Kubernetes has started another target elsewhere, and neither of the two gets a quorum, or the other one lacks a replica,
 // for as long as both hold on to what they have. A replica that finds nobody else comes back at once, to where it was: nothing
-// is lost but a moment.
+// is lost but a moment. Members that serve by the record without being a quorum are let go only while nobody asks for anything:
+// if there is another target, the initiator uses that.
 func (c *Core) releaseLonely() {
-	if keeps := func(p *peer) bool { return p.state >= promised && c.gaveLease(p) }; c.satisfies(keeps) || c.ok(keeps) {
+	wait := loneliness * c.settings.Backoff
+	keeps := func(p *peer) bool { return p.state >= promised && c.gaveLease(p) }
+	if c.satisfies(keeps) || c.ok(keeps) && c.now-c.asked < wait {
 		c.company = c.now
 	}
-	wait := loneliness * c.settings.Backoff
 	wait += time.Duration(c.nonce%1024) * wait / 2048 // two targets do not let go at the same time, for ever
 	c.letGo(func(p *peer) bool { return c.now-max(p.since, c.company) > wait },
 		"there has been no quorum here for long: it may find another target")

@@ -10,7 +10,7 @@ import (
 // Read takes a read of the front end. It is given back through Ready.ReadsDone, once; a ReadOp is not used again, since
 // a late reply of a replica may still name it.
 func (c *Core) Read(now time.Duration, r *ReadOp) {
-	c.now = now
+	c.now, c.asked = now, now
 	r.since, r.session, r.after, r.Err, r.tried = now, 0, 0, nil, r.tried[:0]
 	if c.past.late() {
 		r.Err = block.ErrSuperseded

@@ -87,7 +87,7 @@ func (c *Core) flushMark(p *peer, n uint64) {
 // Propose takes an operation of the front end. It is sequenced at once, or held in order while the volume cannot
 // serve; either way it is given back through Ready.Completed and then, when nobody needs it any more, Ready.Released.
 func (c *Core) Propose(now time.Duration, op *Op) {
-	c.now = now
+	c.now, c.asked = now, now
 	op.since, op.completed, op.Err = now, false, nil
 	if c.past.late() {
 		c.refuse(op, block.ErrSuperseded)
@@ -270,7 +270,7 @@ func (c *Core) finished() uint64 {
 // Flush makes everything that was completed before stable; its tag comes back in Ready.Flushed, or in
 // Ready.FlushHeld when there was no quorum for too long, or another target has served the volume.
 func (c *Core) Flush(now time.Duration, tag any) {
-	c.now = now
+	c.now, c.asked = now, now
 	if c.past.late() {
 		c.out.FlushHeld = append(c.out.FlushHeld, FlushEnd{tag, block.ErrSuperseded})
 		return
