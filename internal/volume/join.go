@@ -76,7 +76,7 @@ func (c *Core) mayJoin(p *peer) bool {
 	if c.ok(counts) {
 		return true
 	}
-	if c.mayRecord() {
+	if c.mayRecord() && len(c.nameable()) > 0 {
 		return false // the volume is served without p in a moment
 	}
 	behind := func(q *peer) bool { return c.waitsComplete(q) && q.report.Key().Less(p.report.Key()) }

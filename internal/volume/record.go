@@ -322,9 +322,7 @@ func (c *Core) wantedSet() (set []block.GUID, urgent bool) {
 		}
 		return known, urgent
 	}
-	if set = c.guids(func(p *peer) bool { return live(p) && c.inBoth(p.guid) }); len(set) == 0 {
-		set = c.guids(func(p *peer) bool { return live(p) && c.listMember(p.guid) }) // the one that is being removed
-	}
+	set = c.nameable()
 	if len(set) == 0 {
 		return known, false
 	}
@@ -332,6 +330,16 @@ func (c *Core) wantedSet() (set []block.GUID, urgent bool) {
 		return known, false // it may not be needed
 	}
 	return set, urgent
+}
+
+// nameable returns the members in sync that the record may name: those of every list in force, else the one that is being
+// removed. Never only such as are being added: whoever cannot read the record may not know of them.
+func (c *Core) nameable() []block.GUID {
+	live := func(p *peer) bool { return p.state == insync && !c.silent(p) }
+	if set := c.guids(func(p *peer) bool { return live(p) && c.inBoth(p.guid) }); len(set) > 0 {
+		return set
+	}
+	return c.guids(func(p *peer) bool { return live(p) && c.committed.Has(p.guid) })
 }
 
 func (c *Core) guids(is func(*peer) bool) (guids []block.GUID) {
