@@ -104,7 +104,7 @@ func (d *disks) cacheIsUsed(t *testing.T) {
 	var v pool.View
 	check(t, json.Unmarshal(out, &v))
 	for _, s := range v.Spans {
-		g := v.Groups[s.Group]
+		g := v.Groups[s.Group-1]
 		if root := v.Checkpoint.Root[0].Segment; root >= s.First && root < s.First+s.Count && (!g.Cache || g.Free == g.Segments) {
 			t.Errorf("the checkpoint is in segment %d of group %d, %+v", root, s.Group, g)
 		}

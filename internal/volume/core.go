@@ -42,15 +42,16 @@ type Core struct {
 	asked    time.Duration // when the front end last asked for anything
 	company  time.Duration // when a quorum of members last told that there is no other target, or Tick was late
 
-	committed List
-	pending   *List // a change under way: every quorum needs both lists
-	next      *List // the pending list as it is being committed
-	history   History
-	inherited bool // the pending list is an earlier target's
-	removing  string
-	before    block.Version // the authority's last operation before the epoch was opened
-	authority *peer
-	stuck     time.Duration // since when nobody is in sync and nobody on the way to it, zero: somebody is
+	committed   List
+	pending     *List // a change under way: every quorum needs both lists
+	next        *List // the pending list as it is being committed
+	history     History
+	inherited   bool // the pending list is an earlier target's
+	removing    string
+	before      block.Version // the authority's last operation before the epoch was opened
+	authority   *peer
+	uncommitted time.Duration // since when the next list cannot be agreed on
+	stuck       time.Duration // since when nobody is in sync and nobody on the way to it, zero: somebody is
 
 	peers     []*peer       // by GUID
 	serving   bool          // the epoch is open and the in-sync set satisfies the lists

@@ -195,6 +195,14 @@ func (c *Core) checkStuck() {
 	if c.phase != open {
 		return
 	}
+	if c.next == nil || c.serving || !c.rec.read || c.rec.failed {
+		c.uncommitted = 0
+	} else if c.uncommitted == 0 {
+		c.uncommitted = c.now
+	} else if c.now-c.uncommitted > c.settings.Deadline {
+		c.restart("the list that is being committed lacks members")
+		return
+	}
 	for _, p := range c.peers {
 		if p.state >= promoting {
 			c.stuck = 0

@@ -202,7 +202,7 @@ func (c *Core) removal() (waits string, members []block.GUID) {
 		if len(away) > 0 {
 			return fmt.Sprintf("removing %s waits until every other replica is healthy: %s", c.name(g), strings.Join(away, ", ")), nil
 		}
-		if c.unclaimed() || c.bound(g) {
+		if c.bound(g) {
 			return fmt.Sprintf("removing %s waits until the volume's record does not name it: %s", c.name(g), cmp.Or(c.rec.error, "it is being written")), nil
 		}
 		return fmt.Sprintf("removing %s", c.name(g)), rest

@@ -178,7 +178,7 @@ const loneliness = 300
 func (c *Core) releaseLonely() {
 	wait := loneliness * c.settings.Backoff
 	keeps := func(p *peer) bool { return p.state >= promised && c.gaveLease(p) }
-	if c.satisfies(keeps) || c.ok(keeps) && c.now-c.asked < wait {
+	if c.ok(keeps) && (c.satisfies(keeps) || c.now-c.asked < wait) {
 		c.company = c.now
 	}
 	wait += time.Duration(c.nonce%1024) * wait / 2048 // two targets do not let go at the same time, for ever

@@ -254,7 +254,7 @@ func (c *Core) named() []block.GUID {
 
 // bound reports whether the record names g, or may.
 func (c *Core) bound(g block.GUID) bool {
-	return slices.Contains(c.named(), g) || c.witnessed() &&
+	return c.unclaimed() || slices.Contains(c.named(), g) || c.witnessed() &&
 		slices.ContainsFunc(c.rec.doubts, func(d doubt) bool { return slices.Contains(d.set, g) })
 }
 
@@ -276,7 +276,10 @@ func (c *Core) advanceRecord() {
 		switch {
 		case want.Epoch < c.promise.Epoch:
 			want.Epoch, want.Nonce = c.promise.Epoch, c.promise.Nonce
-			c.writeRecord(want)
+			if !r.busy {
+				c.past.claimed = c.promise
+				c.writeRecord(want)
+			}
 		case c.witnessed():
 			c.restart("another target has claimed the volume's record")
 		}
@@ -285,6 +288,9 @@ func (c *Core) advanceRecord() {
 	set, urgent := c.wantedSet()
 	if c.next != nil && c.agreed() {
 		want.List, urgent = c.next, true
+	} else if l := r.known.List; c.next == nil && (l == nil || l.Witness != c.committed.Witness || !slices.Equal(l.Members, c.committed.Members)) {
+		l := c.committed // a replica showed it, and whoever began it ended before it was recorded
+		want.List = &l
 	}
 	if slices.Equal(set, want.Set) && sameList(want.List, r.known.List) && len(r.doubts) == 0 {
 		return
