@@ -102,7 +102,9 @@ func (c *Core) redundant() (yes bool, lacks string) {
 		return false, fmt.Sprintf("runs without redundancy: only %s has everything, and nothing can replace it; away or behind: %s", here[0], strings.Join(away, ", "))
 	case len(away) > 0:
 		return false, fmt.Sprintf("%d of %d replicas are in sync; away or behind: %s", len(here), n, strings.Join(away, ", "))
-	case len(c.named()) > 0:
+	case c.unclaimed():
+		return false, "all replicas are in sync, and all are needed, since the volume's record could not be claimed: " + cmp.Or(c.rec.error, "it is being written")
+	case len(c.named()) > 0 || c.witnessed() && slices.ContainsFunc(c.rec.doubts, func(d doubt) bool { return len(d.set) > 0 }):
 		return false, "all replicas are in sync, and the volume's record does not say so yet: " + cmp.Or(c.rec.error, "it is being written")
 	}
 	return true, ""

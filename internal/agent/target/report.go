@@ -67,8 +67,9 @@ func (a *Agent) report(ctx context.Context, st volume.Status) error {
 	hide := a.hold(ctx, st)
 	spec, status := fields(a.cv, st, hide)
 	status["message"] = a.named(ctx, message(st))
+	conditions := a.cv.Status.Conditions
 	if list := a.conditions(ctx, st); len(list) > 0 {
-		status["conditions"] = list
+		conditions, status["conditions"] = list, list
 	}
 	a.noteConnections(st)
 	now := a.Now()
@@ -79,7 +80,7 @@ func (a *Agent) report(ctx context.Context, st volume.Status) error {
 			status["replicaStatuses"] = nil
 		}
 	}
-	if list, ok := withLoss(a.cv.Status.Conditions, st, now); ok {
+	if list, ok := withLoss(conditions, st, now); ok {
 		status["conditions"] = list
 	}
 	want := kube.Fields{"status": status}
