@@ -245,7 +245,8 @@ type Desired struct {
 	Factor   int          // most replicas that may be connected, members or not
 	Remove   []block.GUID // members to remove, one after the other, when that is safe
 	Witness  bool         // with it fewer members than a quorum may serve, when the record names them
-	// AcceptRecord is the version from which on the record is believed although a replica has noted a later one; zero: never.
+	// AcceptRecord is one more than the version from which on the record is believed although a replica has noted a later one;
+	// zero: never. A record that was deleted has version 0.
 	AcceptRecord uint64
 }
 

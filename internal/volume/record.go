@@ -376,5 +376,5 @@ func (c *Core) noteSeen(r Report) {
 // from an old copy, and what it says of the members is not true (history H22).
 func (c *Core) wentBack() bool {
 	r := &c.rec
-	return r.seen > r.known.Version && (c.desired.AcceptRecord == 0 || r.known.Version < c.desired.AcceptRecord)
+	return r.seen > r.known.Version && (r.known.Version+1 < c.desired.AcceptRecord || c.desired.AcceptRecord == 0)
 }

@@ -235,7 +235,9 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 		w := e.core.desired
 		w.Factor = num("factor")
 		w.Witness = slices.Contains(names, "witness")
-		w.AcceptRecord = uint64(num("accept"))
+		if w.AcceptRecord = 0; opt["accept"] != "" {
+			w.AcceptRecord = uint64(num("accept")) + 1
+		}
 		w.Remove = nil
 		if opt["remove"] != "" {
 			w.Remove = []block.GUID{e.guid(opt["remove"])}

@@ -99,7 +99,7 @@ func TestWitnessIsWanted(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.pass()
-	if len(w.target.wants) != 1 || w.target.wants[0].Witness || w.target.wants[0].AcceptRecord != 7 {
+	if len(w.target.wants) != 1 || w.target.wants[0].Witness || w.target.wants[0].AcceptRecord != 8 {
 		t.Errorf("wanted %+v", w.target.wants)
 	}
 }
