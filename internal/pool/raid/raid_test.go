@@ -224,13 +224,59 @@ func (r *rig) exact() {
 			}
 		}
 		if r.data > 1 {
-			r.code.encode(shards)
+			specified(shards[:r.data], shards[r.data:])
 		}
 		for s := range shards {
 			for _, d := range r.layout.Load().cols[r.column(s, int64(row))].Devices {
 				r.must(d.Disk().ReadAt(got, testBase+int64(row)*blockSize))
 				if !bytes.Equal(got, shards[s]) {
 					r.t.Fatalf("row %d: shard %d on %s is not what it should be", row, s, d.Name())
+				}
+			}
+		}
+	}
+}
+
+// specified computes parity as docs/format.md says, and not as the engine does: the first is the sum of the data, the second
+// the sum of 2ⁱ times data i in GF(2⁸) modulo x⁸+x⁴+x³+x²+1.
+func specified(data, parity [][]byte) {
+	for at := range parity[0] {
+		var p, q uint16
+		for i := len(data) - 1; i >= 0; i-- {
+			if q <<= 1; q > 0xff {
+				q ^= 0x11d
+			}
+			q ^= uint16(data[i][at])
+			p ^= uint16(data[i][at])
+		}
+		if parity[0][at] = byte(p); len(parity) > 1 {
+			parity[1][at] = byte(q)
+		}
+	}
+}
+
+// TestParity compares the parity of groups of all sizes with the specification.
+func TestParity(t *testing.T) {
+	rng := newSeed(t)
+	for data := 2; data <= 60; data++ {
+		for parity := 1; parity <= 2; parity++ {
+			shards := make([][]byte, data+parity)
+			for i := range shards {
+				shards[i] = make([]byte, 256)
+				for at := range shards[i] {
+					shards[i][at] = byte(rng.Uint32())
+				}
+			}
+			c, err := newCoder(data, parity)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.encode(shards)
+			want := [][]byte{make([]byte, 256), make([]byte, 256)}[:parity]
+			specified(shards[:data], want)
+			for i := range want {
+				if !bytes.Equal(shards[data+i], want[i]) {
+					t.Fatalf("%d+%d: parity %d is not as specified", data, parity, i)
 				}
 			}
 		}
