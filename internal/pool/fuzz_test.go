@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/cstor-go/cstor/internal/block"
@@ -139,24 +140,36 @@ func FuzzReplay(f *testing.F) {
 		{Kind: wal.DropSnapshot, Name: "t"}, {Kind: wal.MergeOldDiscard, Count: 1}, {Kind: wal.MergeKeep, Count: 1}, {Kind: wal.MergeOnly, Count: 1},
 	} {
 		rec.Version = ver(4)
-		f.Add(wal.Append(nil, &rec), uint8(1), false)
+		f.Add(wal.Append(nil, &rec), uint8(1), false, []byte(nil), uint64(0))
+	}
+	data := []byte("something")
+	whole := append(data, make([]byte, block.Size-len(data))...)
+	for _, rec := range []wal.Record{
+		{Kind: wal.Write, Block: 5, Count: 1, Sums: []uint32{block.Sum(whole)}}, {Kind: wal.MergeWrite, Count: 1, Sums: []uint32{block.Sum(whole)}},
+		{Kind: wal.MergeOldWrite, Count: 1, Sums: []uint32{block.Sum(whole)}}, {Kind: wal.State, Count: uint32(len(data)), Sums: []uint32{block.Sum(data)}},
+		{Kind: wal.Write, Count: 1, Sums: []uint32{1}},
+	} {
+		rec.Version = ver(4)
+		f.Add(wal.Append(nil, &rec), uint8(1), false, data, at.incarnation)
 	}
 	usual := memory.Taken(func() {
 		q, err := OpenReadOnly([]disk.Device{k.Clone()}, Options{})
 		must(f, err)
 		must(f, q.Close())
 	})
-	f.Fuzz(func(t *testing.T, records []byte, n uint8, more bool) {
-		if len(records) > block.Size-wal.FixedLen {
+	f.Fuzz(func(t *testing.T, records []byte, n uint8, more bool, data []byte, before uint64) {
+		if len(records) > block.Size-wal.FixedLen || len(data) > 16*block.Size {
 			return
 		}
-		h := wal.Header{Records: int(n), Prev: at.prev, Incarnation: at.incarnation, Seq: at.seq, Segment: at.seg, Block: at.block}
+		h := wal.Header{
+			Records: int(n), DataBlocks: blocksFor(len(data)), Prev: at.prev, Incarnation: at.incarnation, Before: before, Seq: at.seq, Segment: at.seg, Block: at.block,
+		}
 		if more {
 			h.Flags = wal.FlagMore
 		}
 		b, _ := wal.Finish(append(make([]byte, wal.FixedLen, block.Size), records...), &h)
 		c := k.Clone()
-		err := c.WritevAt([][]byte{b}, off)
+		err := c.WritevAt([][]byte{b, append(slices.Clone(data), make([]byte, h.DataBlocks*block.Size-len(data))...)}, off)
 		must(t, err)
 		most := 2*usual + 4<<20
 		var it wal.Records
