@@ -46,11 +46,15 @@ func TestEveryOperationFails(t *testing.T) {
 	})
 }
 
-// failOperation runs the workload with the n-th operation of one device failing. It returns whether the pool failed,
+// failOperation runs the workload with the n-th operation of one device failing, and of the next one too where two may
+// fail. It returns whether the pool failed,
 // and whether the workload got that far.
 func failOperation(t *testing.T, l layout, seed uint64, dev int, n int64) (failed, reached bool) {
 	mems := l.blank(8 << 20)
 	mems[dev].Inject(disk.Faults{FailOp: n})
+	if l.parity(0) > 1 {
+		mems[(dev+1)%len(mems)].Inject(disk.Faults{FailOp: n})
+	}
 	opt := Options{DeltaEntries: 4096, SegmentBytes: 256 << 10, PageCacheBytes: 16 << 10, Deadline: time.Minute}
 	cfg := Config{Name: "eio", GUID: block.NewGUID()}
 	p, err := Create(l.arrange(mems), cfg, opt)
