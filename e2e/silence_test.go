@@ -51,7 +51,7 @@ func TestSilence(t *testing.T) {
 				check(t, p.Thaw())
 			}
 			m.awaitHealthy(t, 0)
-			m.goesOn(t)
+			check(t, m.goesOn(outageLimit))
 		})
 	}
 }
