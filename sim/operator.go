@@ -26,7 +26,7 @@ func (w *world) act() {
 	}
 	members := w.target.status.Committed.Members
 	switch {
-	case o.adding != nil && w.chance(0.35):
+	case o.adding != nil && w.chance(0.2):
 		w.logf("operator cancels %s", o.adding.name)
 		w.cover.Cancels++
 		o.want.Factor--
@@ -35,7 +35,7 @@ func (w *world) act() {
 		return
 	case len(members) == 0 || len(members) != o.want.Factor:
 		return
-	case len(members) < 5 && (len(members) < 2 || w.chance(0.65)):
+	case len(members) < 5 && (len(members) < 2 || w.chance(0.72)):
 		r := w.newReplica()
 		o.adding = r
 		o.want.Factor++
