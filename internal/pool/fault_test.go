@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/compress"
 	"github.com/cstor-go/cstor/internal/pool/disk"
 	"github.com/cstor-go/cstor/internal/pool/wal"
 )
@@ -93,6 +94,31 @@ func TestBitFlipsAreFound(t *testing.T) {
 	}
 	if p.Stats().ChecksumErrors < 3 {
 		t.Fatal("not counted")
+	}
+}
+
+// TestBitFlipInCompressedBlock flips a bit of a compressed block that is part of its content as it is: what it unpacks to
+// is well formed and wrong.
+func TestBitFlipInCompressedBlock(t *testing.T) {
+	p, m := newMemPool(t, 64<<20, Options{SegmentBytes: 1 << 20, Compression: compress.LZ4})
+	r, err := p.CreateReplica("v", 1<<20)
+	must(t, err)
+	data := half(1, 1)
+	must(t, r.Apply([]Op{{Kind: OpWrite, Block: 0, Count: 1, Version: ver(1), Data: data}}))
+	var s readScratch
+	must(t, r.find(&s, 0, 1))
+	const mask = disk.Align - 1
+	loc := s.places[0].loc
+	_, from := p.where(loc.Addr() &^ mask)
+	stored := make([]byte, (loc.End()+mask)&^mask-loc.Addr()&^mask)
+	must(t, m.ReadAt(stored, from))
+	noise := int64(bytes.Index(stored, data[300:400]))
+	if loc.Raw() || noise < 0 {
+		t.Fatal("not compressed, or not with its noise as it is")
+	}
+	m.FlipBit(from+noise+50, 3)
+	if err := r.Read(0, make([]byte, block.Size), nil); !errors.Is(err, ErrChecksum) {
+		t.Fatalf("%v", err)
 	}
 }
 
