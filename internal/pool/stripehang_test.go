@@ -261,6 +261,25 @@ func TestStuckAndReplaced(t *testing.T) {
 	}
 }
 
+// TestForcedOutWhileReplaced takes a stripe's device out, as who cannot write its labels does, while another is to take its
+// place and has nothing yet: all was flushed, but is gone, and the pool does not go on without it.
+func TestForcedOutWhileReplaced(t *testing.T) {
+	p, mems := stripeOf(t, 1, Options{SegmentBytes: 256 << 10, DeltaEntries: 4096, Compression: compress.Off})
+	r, err := p.CreateReplica("v", 4<<20)
+	must(t, err)
+	must(t, r.Apply([]Op{write(0, 20, 1)}))
+	must(t, p.Sync())
+	old := p.members()[0]
+	waits, resume := mems[0].HangIf(func(op string, _, _ int64) bool { return op == "read" })
+	defer resume()
+	must(t, p.Replace(old.guid, disk.NewMem("new", 32<<20)))
+	<-waits // what is to be copied
+	old.dev.Fail(errors.New("write labels: input/output error"))
+	if err := p.Sync(); !errors.Is(err, ErrFailed) {
+		t.Error("flush:", err)
+	}
+}
+
 // TestHungInMerge has a device hang in a read that a rebuild makes while it holds the log: the others go on.
 func TestHungInMerge(t *testing.T) {
 	p, mems := stripeOf(t, 1, Options{SegmentBytes: 256 << 10, DeltaEntries: 4096, Compression: compress.Off, Deadline: 100 * time.Millisecond})
