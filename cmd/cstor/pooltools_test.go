@@ -83,6 +83,8 @@ var (
 	random  = regexp.MustCompile(`(0x[0-9a-f]+ +\d+ +)[0-9a-f]{8}\b`)
 	change  = regexp.MustCompile(`"change": \d+`)
 	rootSum = regexp.MustCompile(`"sum": "[0-9a-f]{8}"`)
+	headers = regexp.MustCompile(`header [0-9a-f]{8} after [0-9a-f]{8}|"(header|previous)": "[0-9a-f]{8}"`)
+	sums    = regexp.MustCompile(`\b[0-9a-f]{8}\b`)
 )
 
 // steady replaces what is random by numbers in the order of their appearance, as wide.
@@ -96,6 +98,7 @@ func steady(s, dir string, known map[string]string) string {
 	}
 	s = numbers.ReplaceAllStringFunc(guids.ReplaceAllStringFunc(s, number), number)
 	s = change.ReplaceAllString(random.ReplaceAllString(s, "$1--------"), `"change": 0`)
+	s = headers.ReplaceAllStringFunc(s, func(x string) string { return sums.ReplaceAllStringFunc(x, number) })
 	return rootSum.ReplaceAllString(s, `"sum": "--------"`)
 }
 

@@ -139,7 +139,13 @@ func Page(w io.Writer, d *pool.PageDump) error {
 // Batch prints a batch of the log.
 func Batch(w io.Writer, b *pool.BatchView) error {
 	fmt.Fprintf(w, "batch %d: segment %d block %d (device %s offset %d), %d blocks, %d of data; stable %d, incarnation %s", b.Number, b.Segment, b.Block, b.Device, b.Offset, b.Blocks, b.Data, b.Stable, b.Incarnation)
+	if b.Before != "" {
+		fmt.Fprintf(w, " after %s", b.Before)
+	}
+	fmt.Fprintf(w, ", header %s after %s", b.Header, b.Previous)
 	switch {
+	case b.Link != "" && b.Next != b.Incarnation:
+		fmt.Fprintf(w, "; goes on at %s, where a mount begins as incarnation %s", b.Link, b.Next)
 	case b.Link != "":
 		fmt.Fprintf(w, "; goes on at %s", b.Link)
 	case b.Flags != "":

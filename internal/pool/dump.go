@@ -275,11 +275,15 @@ type BatchView struct {
 	Data        int          `json:"data"`   // blocks
 	Stable      uint64       `json:"stable"`
 	Incarnation string       `json:"incarnation"`
+	Before      string       `json:"before,omitempty"` // the incarnation before that, if it is known
+	Header      string       `json:"header"`           // its checksum
+	Previous    string       `json:"previous"`         // that of the header before
 	Flags       string       `json:"flags,omitempty"`
 	Tail        bool         `json:"tail,omitempty"` // nothing says that it was on stable storage
 	Device      string       `json:"device"`
 	Offset      int64        `json:"offset"`
 	Link        string       `json:"link,omitempty"`
+	Next        string       `json:"next,omitempty"` // incarnation of what a link leads to: another one where a mount began
 	Records     []RecordView `json:"records"`
 }
 
@@ -304,13 +308,17 @@ func (p *Pool) DumpLog(f func(b BatchView) error) error {
 			return fmt.Errorf("batch %d in segment %d block %d: %w", at.seq, at.seg, at.block, err)
 		}
 		v := BatchView{Number: h.Seq, Segment: at.seg, Block: at.block, Blocks: at.blocks, Data: h.DataBlocks, Stable: h.Stable,
-			Incarnation: fmt.Sprintf("%016x", h.Incarnation), Tail: h.Seq > p.offline.stable}
+			Incarnation: fmt.Sprintf("%016x", h.Incarnation), Header: fmt.Sprintf("%08x", h.Sum), Previous: fmt.Sprintf("%08x", h.Prev), Tail: h.Seq > p.offline.stable}
 		v.Device, v.Offset = p.where(uint64(at.seg)<<p.seg.shift + uint64(at.block)<<block.Shift)
+		if h.Before != 0 {
+			v.Before = fmt.Sprintf("%016x", h.Before)
+		}
 		if h.Flags&wal.FlagMore != 0 {
 			v.Flags = "more"
 		}
 		if h.Flags&wal.FlagLink != 0 {
 			v.Flags, v.Link = "link", fmt.Sprintf("segment %d block %d", h.NextSegment, h.NextBlock)
+			v.Next = fmt.Sprintf("%016x", h.NextIncarnation)
 		}
 		var it wal.Records
 		var rec wal.Record

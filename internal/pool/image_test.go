@@ -21,13 +21,21 @@ import (
 	"github.com/cstor-go/cstor/internal/pool/raid"
 )
 
-var rewriteImage = flag.Bool("rewrite", false, "make the image of a pool of the current format anew (before that format is released only)")
+var rewriteImage = flag.String("rewrite", "", "make this image of a pool of the current format anew (before that format is released only)")
 
 // Images of pools are kept in testdata: a .zst with the blocks of the devices that are not zero, and a .txt with what
 // has to be read from them for ever.
-func imagePath(format int, ext string) string {
-	return filepath.Join("testdata", fmt.Sprintf("pool-format-%d.%s", format, ext))
+var images = map[string]struct {
+	make  func(t *testing.T) (mems []*disk.Mem, text string)
+	has   func(t *testing.T, mems []*disk.Mem) // fails the test unless what the image is there for is in it
+	spare []int                                // devices that can be missing
+	stale int                                  // devices that are not up to date
+}{
+	imageName(2, ""):      {makeImage, func(*testing.T, []*disk.Mem) {}, []int{0, 3}, 0},
+	imageName(2, "-aged"): {makeAged, isAged, []int{1, 7}, 1},
 }
+
+func imageName(format int, kind string) string { return fmt.Sprintf("pool-format-%d%s", format, kind) }
 
 // packDevices returns devices as: number, then for each size, number of blocks, and number and content of each block.
 func packDevices(t *testing.T, mems []*disk.Mem) []byte {
@@ -171,27 +179,26 @@ func makeImage(t *testing.T) ([]*disk.Mem, string) {
 	return mems, text
 }
 
-// TestImages opens the pools of all formats that were ever released, and of the current one.
+// TestImages opens the pools of all formats that were ever released, and of the current one, and goes on with them.
 func TestImages(t *testing.T) {
-	if *rewriteImage {
-		mems, text := makeImage(t)
+	if name := *rewriteImage; name != "" {
+		mems, text := images[name].make(t)
+		images[name].has(t, mems)
 		must(t, os.MkdirAll("testdata", 0o755))
-		must(t, os.WriteFile(imagePath(label.Format, "zst"), packDevices(t, mems), 0o644))
-		must(t, os.WriteFile(imagePath(label.Format, "txt"), []byte(text), 0o644))
+		must(t, os.WriteFile(filepath.Join("testdata", name+".zst"), packDevices(t, mems), 0o644))
+		must(t, os.WriteFile(filepath.Join("testdata", name+".txt"), []byte(text), 0o644))
 	}
-	images, err := filepath.Glob(filepath.Join("testdata", "pool-format-*.zst"))
-	must(t, err)
-	if !slices.Contains(images, imagePath(label.Format, "zst")) {
+	if _, ok := images[imageName(label.Format, "")]; !ok {
 		t.Errorf("no image of format %d: make one with -args -rewrite", label.Format)
 	}
-	for _, path := range images {
-		t.Run(filepath.Base(path), func(t *testing.T) {
-			packed, err := os.ReadFile(path)
+	for name, image := range images {
+		t.Run(name, func(t *testing.T) {
+			packed, err := os.ReadFile(filepath.Join("testdata", name+".zst"))
 			must(t, err)
 			if len(packed) > 200<<10 {
 				t.Errorf("%d bytes", len(packed))
 			}
-			want, err := os.ReadFile(strings.TrimSuffix(path, "zst") + "txt")
+			want, err := os.ReadFile(filepath.Join("testdata", name+".txt"))
 			must(t, err)
 			mems := unpackDevices(t, packed)
 			compare := func(p *Pool) {
@@ -201,34 +208,57 @@ func TestImages(t *testing.T) {
 				}
 				must(t, p.Check())
 			}
-			rep, err := Verify(spies(t, mems), Options{})
-			must(t, err)
-			if rep.Damage > 0 || rep.Replayed == 0 {
-				t.Error(rep.Findings, rep.Replayed)
+			open := func() *Pool {
+				t.Helper()
+				reopenAll(mems)
+				p, err := Open(devicesOf(mems), Options{DeltaEntries: 4096})
+				must(t, err)
+				compare(p)
+				return p
 			}
+			verify := func(stale int, replayed bool) {
+				t.Helper()
+				rep, err := Verify(spies(t, mems), Options{})
+				must(t, err)
+				late := 0
+				for _, f := range rep.Findings {
+					if f.What == "device" && strings.Contains(f.Text, "missed writes") {
+						late++
+					}
+				}
+				if rep.Damage != stale || late != stale || replayed && rep.Replayed == 0 {
+					t.Error(rep.Findings, rep.Replayed)
+				}
+			}
+			image.has(t, mems)
+			verify(image.stale, true)
 			p, err := OpenReadOnly(spies(t, mems), Options{})
 			must(t, err)
 			compare(p)
 			must(t, p.Close())
-			var devs []disk.Device
-			for _, m := range mems {
-				devs = append(devs, m)
-			}
-			p, err = Open(devs, Options{DeltaEntries: 4096})
+			p, err = OpenReadOnly(without(clones(mems), image.spare...), Options{})
 			must(t, err)
 			compare(p)
 			must(t, p.Close())
-			reopenAll(mems)
-			p, err = Open(devs, Options{DeltaEntries: 4096})
-			must(t, err)
-			compare(p)
-			must(t, p.Close())
-			reopenAll(mems)
-			rep, err = Verify(spies(t, mems), Options{})
-			must(t, err)
-			if rep.Damage > 0 {
-				t.Error(rep.Findings)
+			must(t, open().Close())
+			p = open()
+			p.rest()
+			if st := p.Stats(); st.Health != HealthOnline {
+				t.Errorf("pool is %s: %s", st.Health, st.Failure)
 			}
+			for i, r := range p.Replicas() {
+				v := r.Applied()
+				v.Epoch++
+				must(t, r.Apply([]Op{{Kind: OpWrite, Block: 5, Count: 90, Version: v, Data: mixed(testRand(t), 90)}, {Kind: OpSnapshot, Name: fmt.Sprint("new", i), Version: v}}))
+			}
+			must(t, p.Sync())
+			want = []byte(imageText(t, p))
+			mems = disk.KillAll(mems)
+			p.Close()
+			verify(0, true)
+			must(t, open().Close())
+			reopenAll(mems)
+			verify(0, false)
 		})
 	}
 }
