@@ -270,6 +270,7 @@ func (c *Core) Step(now time.Duration, id SessionID, m Message) {
 	case Promised:
 		c.answer(p)
 		if m.Promise == c.promise && p.state == connected {
+			p.owes = 0 // a claim that had to wait is not answered when another one comes
 			p.report = m.Report
 			c.noteList(m.Report.State.Committed)
 			c.noteSeen(m.Report)
