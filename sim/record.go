@@ -53,7 +53,7 @@ func (t *target) serveRecord(op volume.RecordOp) {
 		w.after(w.between(20*ms, 60*ms), &t.process, func() { t.core.RecordFailed(t.clock(w), op.ID, definite, "no answer"); t.ready() })
 	}
 	switch {
-	case w.now < s.down:
+	case w.now < s.down || t.apart:
 		fail(false)
 	case op.Want == nil && unsure && len(s.history) > 0 && w.chance(0.3):
 		answer(s.history[w.rng.IntN(len(s.history))])

@@ -178,6 +178,13 @@ func (t *Target) Above(e uint64) {
 	t.leave()
 }
 
+// CutOff tells whether the control plane has not been heard of for long.
+func (t *Target) CutOff(yes bool) {
+	now := t.enter()
+	t.core.CutOff(now, yes)
+	t.leave()
+}
+
 // Status describes the volume.
 func (t *Target) Status() volume.Status {
 	now := t.enter()
