@@ -27,9 +27,9 @@ func (s *recordStore) is() volume.Record {
 }
 
 // put carries out a write that was sent after so many restores, by compare-and-swap.
-func (w *world) put(want volume.Record, restores int) {
-	s := &w.record
-	if s.restores != restores || want.Version != s.is().Version+1 {
+func (w *world) put(op volume.RecordOp, restores int) {
+	s, want := &w.record, *op.Want
+	if s.restores != restores || op.From != s.is().Version {
 		w.logf("record: no write of version %d, is %d", want.Version, s.is().Version)
 		return
 	}
@@ -53,22 +53,22 @@ func (t *target) serveRecord(op volume.RecordOp) {
 		w.after(w.between(20*ms, 60*ms), &t.process, func() { t.core.RecordFailed(t.clock(w), op.ID, definite, "no answer"); t.ready() })
 	}
 	switch {
-	case w.now < s.down:
+	case w.now < s.down || t.apart:
 		fail(false)
 	case op.Want == nil && unsure && len(s.history) > 0 && w.chance(0.3):
 		answer(s.history[w.rng.IntN(len(s.history))])
 	case op.Want == nil:
 		answer(s.is())
 	case unsure && w.chance(0.3):
-		w.after(w.between(0, 400*ms), nil, func() { w.put(*op.Want, restores) })
+		w.after(w.between(0, 400*ms), nil, func() { w.put(op, restores) })
 		fail(false)
 	case unsure && w.chance(0.3):
-		w.put(*op.Want, restores)
+		w.put(op, restores)
 		fail(false)
 	case unsure && w.chance(0.2):
 		fail(true)
 	default:
-		w.put(*op.Want, restores)
+		w.put(op, restores)
 		answer(s.is())
 	}
 }

@@ -20,6 +20,7 @@ type target struct {
 	ending bool // in good order
 	split  bool // cut off from those that go to its successor
 	lasts  bool // it is not ended, but nobody finds it any more
+	apart  bool // it does not find the record either
 	open   int  // requests of the application
 }
 
@@ -73,6 +74,8 @@ func (w *world) secondTarget() {
 	w.after(w.between(0, 20*ms), nil, w.startTarget)
 	if t.lasts = t.split && w.chance(0.3); t.lasts {
 		w.cover.LastingTargets++
+		t.core.CutOff(t.clock(w), true)
+		t.apart = w.chance(0.5)
 		return
 	}
 	if w.chance(0.15) {

@@ -73,6 +73,7 @@ func TestVolumeRecordPolicy(t *testing.T) {
 		{"a set without a claim", target, pod, "version: 2\n" + firstMembers + onlyTheFirst + ofTheFirst, "set and cfg are changed only"},
 		{"a claim that changes more", target, pod, "version: 2\n" + claimedBySix + firstMembers + onlyTheFirst + ofTheFirst, "set and cfg are changed only"},
 		{"a claim that drops the list", target, pod, "version: 2\n" + claimedBySix, "the list is written once"},
+		{"a claim that skips a version", target, pod, "version: 3\n" + claimedBySix + firstMembers, "version must be one more"},
 		{"the claim", target, pod, "version: 2\n" + claimedBySix + firstMembers, ""},
 		{"the same version again", target, pod, "version: 2\n" + claimedBySix + firstMembers + onlyTheFirst + ofTheFirst, "version must be one more"},
 		{"the set", target, pod, "version: 3\n" + claimedBySix + firstMembers + onlyTheFirst + ofTheFirst, ""},
@@ -82,8 +83,8 @@ func TestVolumeRecordPolicy(t *testing.T) {
 		{"what the first target has under way", target, pod, "version: 5\n" + claimedBySix + firstMembers, "another target has claimed"},
 		{"a list of the past", target, pod, "version: 5\n" + claimedBy7 + earlyMembers + onlyTheFirst + ofTheFirst, "the list is written once"},
 		{"a later list", target, pod, "version: 5\n" + claimedBy7 + laterMembers + onlyTheFirst + "cfg: {epoch: 7, generation: 3}\n", ""},
-		{"clearing", target, pod, "version: 6\n" + claimedBy7 + laterMembers, ""},
-		{"what is no GUID", target, pod, "version: 7\n" + claimedBy7 + laterMembers + "set: [x]\n", "set[0]"},
+		{"clearing, above a version that a replica has noted", target, pod, "version: 60\n" + claimedBy7 + laterMembers, ""},
+		{"what is no GUID", target, pod, "version: 61\n" + claimedBy7 + laterMembers + "set: [x]\n", "set[0]"},
 	} {
 		before := revision()
 		said := put(s.user, s.pod, s.content)

@@ -254,8 +254,9 @@ func (r FileRecord) Read(context.Context) (is volume.Record, err error) {
 	}
 }
 
-// Write implements target.Record: the first link to the name of a version wins.
-func (r FileRecord) Write(ctx context.Context, want volume.Record) (volume.Record, error) {
+// Write implements target.Record: the first link to the name of a version wins. Each is one more than the one before, since none
+// ever goes back here.
+func (r FileRecord) Write(ctx context.Context, _ uint64, want volume.Record) (volume.Record, error) {
 	b, err := json.Marshal(want)
 	if err != nil {
 		return want, err

@@ -26,10 +26,10 @@ func (r *memoryRecord) Read(context.Context) (volume.Record, error) {
 	return r.is, nil
 }
 
-func (r *memoryRecord) Write(_ context.Context, want volume.Record) (volume.Record, error) {
+func (r *memoryRecord) Write(_ context.Context, from uint64, want volume.Record) (volume.Record, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if want.Version == r.is.Version+1 {
+	if from == r.is.Version {
 		r.is = want
 	}
 	return r.is, nil

@@ -20,7 +20,7 @@ func (t *Target) recordOp(op volume.RecordOp) {
 	if op.Want == nil {
 		is, err = t.cfg.Record.Read(ctx)
 	} else {
-		is, err = t.cfg.Record.Write(ctx, *op.Want)
+		is, err = t.cfg.Record.Write(ctx, op.From, *op.Want)
 	}
 	now := t.enter()
 	defer t.leave()

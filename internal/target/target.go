@@ -35,10 +35,10 @@ const (
 type Record interface {
 	// Read returns what the record holds now.
 	Read(ctx context.Context) (volume.Record, error)
-	// Write changes the record, from what it was last found to hold, to want, by compare-and-swap, and returns what the record
-	// is after it has changed: want, or what somebody else wrote. An error leaves open whether it is written, now or later,
+	// Write changes the record, from version from, which it was found to hold, to want, by compare-and-swap, and returns what
+	// the record is after it has changed: want, or what somebody else wrote. An error leaves open whether it is written, now or later,
 	// unless it wraps volume.ErrNotWritten.
-	Write(ctx context.Context, want volume.Record) (volume.Record, error)
+	Write(ctx context.Context, from uint64, want volume.Record) (volume.Record, error)
 }
 
 // Config is what a Target needs.
@@ -175,6 +175,13 @@ func (t *Target) Want(d volume.Desired) {
 func (t *Target) Above(e uint64) {
 	now := t.enter()
 	t.core.Above(now, e)
+	t.leave()
+}
+
+// CutOff tells whether the control plane has not been heard of for long.
+func (t *Target) CutOff(yes bool) {
+	now := t.enter()
+	t.core.CutOff(now, yes)
 	t.leave()
 }
 

@@ -11,8 +11,8 @@ import (
 type api struct {
 	history []Record // what the record was and is
 	mode    string
-	late    []Record // writes that it may yet carry out
-	queue   []func() // while it is slow
+	late    []RecordOp // writes that it may yet carry out
+	queue   []func()   // while it is slow
 }
 
 func (a *api) is() Record {
@@ -38,7 +38,7 @@ func (e *stage) setAPI(mode string, version uint64) {
 	case "land":
 		for _, r := range a.late {
 			if !e.put(r) {
-				e.printf("record: write of %s comes too late", recordText(r))
+				e.printf("record: write of %s comes too late", recordText(*r.Want))
 			}
 		}
 		a.late = nil
@@ -55,8 +55,9 @@ func (e *stage) setAPI(mode string, version uint64) {
 }
 
 // put carries out a write if the record is what it was made from.
-func (e *stage) put(r Record) bool {
-	if r.Version != e.api.is().Version+1 {
+func (e *stage) put(op RecordOp) bool {
+	r := *op.Want
+	if op.From != e.api.is().Version {
 		return false
 	}
 	e.api.history = append(e.api.history, r)
@@ -86,13 +87,13 @@ func (e *stage) recordOp(core *Core, op RecordOp) {
 		case op.Want == nil:
 			e.at(core, func() { e.core.RecordIs(e.now, op.ID, a.is(), false) })
 		case mode == "late":
-			a.late = append(a.late, *op.Want)
+			a.late = append(a.late, op)
 			fail()
 		case mode == "lost":
-			e.put(*op.Want)
+			e.put(op)
 			fail()
 		default:
-			if !e.put(*op.Want) {
+			if !e.put(op) {
 				e.printf("record: conflict, is %s", recordText(a.is()))
 			}
 			e.at(core, func() { e.core.RecordIs(e.now, op.ID, a.is(), true) })

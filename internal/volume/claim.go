@@ -124,6 +124,7 @@ func (c *Core) chooseEpoch(e uint64) bool {
 			c.holding = "waiting for the volume's record to be claimed: " + cmp.Or(r.error, "it is being written")
 			if !r.busy {
 				c.past.claimed = Promise{Epoch: max(c.past.claimed.Epoch, want.Epoch), Nonce: c.nonce}
+				r.restored = r.restored || r.seen > r.known.Version
 				c.writeRecord(want)
 			}
 			return false
@@ -270,8 +271,17 @@ func (c *Core) refused(p *peer, by Promise) {
 
 // furthest returns of the members that have promised the one with the highest key, and a complete one that is as far, nil
 // if there is none. If the record names members, only these count; but when all of them have promised, and none of them
-// can be the authority, any may be that is as far as every other (replication rule 13).
+// can be the authority, any may be that is as far as every other (replication rule 13); and before that if the record is one
+// that was restored. So may one that is no member, if no
+// member can be: what makes sure that nothing is missing is the members' keys, and it has all that is below them, since it is
+// complete. The members may have taken from it what they had lost.
 func (c *Core) furthest() (top, auth *peer) {
+	member := func(p *peer) bool { return c.listMember(p.guid) }
+	if c.rec.restored {
+		if top, auth = c.furthestOf(member); auth != nil {
+			return top, auth
+		}
+	}
 	set := c.named()
 	if len(set) > 0 && !c.bare {
 		top, auth = c.furthestOf(func(p *peer) bool { return slices.Contains(set, p.guid) })
@@ -279,7 +289,22 @@ func (c *Core) furthest() (top, auth *peer) {
 			return top, auth
 		}
 	}
-	return c.furthestOf(func(p *peer) bool { return c.listMember(p.guid) })
+	top, auth = c.furthestOf(member)
+	if top != nil && auth == nil {
+		auth = c.outsider(top.report.Key())
+	}
+	return top, auth
+}
+
+// outsider returns the furthest complete replica that is no member, if it has promised and is as far as key.
+func (c *Core) outsider(key block.Version) (best *peer) {
+	for _, p := range c.peers {
+		if last := p.report.Last; p.state == promised && !c.listMember(p.guid) && p.report.State.Complete && !last.Less(key) &&
+			(best == nil || best.report.Last.Less(last)) {
+			best = p
+		}
+	}
+	return best
 }
 
 func (c *Core) furthestOf(is func(*peer) bool) (top, auth *peer) {

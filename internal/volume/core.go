@@ -41,6 +41,7 @@ type Core struct {
 	past     past
 	asked    time.Duration // when the front end last asked for anything
 	company  time.Duration // when a quorum of members last told that there is no other target, or Tick was late
+	cutOff   bool          // see CutOff
 
 	committed   List
 	pending     *List // a change under way: every quorum needs both lists
@@ -176,7 +177,7 @@ func NewCore(nonce uint64, size int64, s Settings, d Desired) *Core {
 func (c *Core) Successor(nonce uint64) *Core {
 	s := NewCore(nonce, c.size, c.settings, c.desired)
 	s.now, s.ticked = c.now, c.ticked
-	s.floor = max(c.floor, c.promise.Epoch)
+	s.floor, s.cutOff = max(c.floor, c.promise.Epoch), c.cutOff
 	s.recorded, s.rec, s.past = c.recorded, c.rec.carried(), c.past
 	for n := c.ring.low; n < c.ring.next; n++ {
 		switch op := c.ring.at(n); {
@@ -270,6 +271,7 @@ func (c *Core) Step(now time.Duration, id SessionID, m Message) {
 	case Promised:
 		c.answer(p)
 		if m.Promise == c.promise && p.state == connected {
+			p.owes = 0 // a claim that had to wait is not answered when another one comes
 			p.report = m.Report
 			c.noteList(m.Report.State.Committed)
 			c.noteSeen(m.Report)

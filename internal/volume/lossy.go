@@ -28,23 +28,41 @@ const unknown = math.MaxUint64
 
 // lossless reports whether auth is known to hold everything that was ever completed, or what of it an earlier lossy epoch
 // left. This target knows, if nobody else has opened the volume since it did. Else it is so if those who promised and cannot
-// have lost anything are enough for a claim: one of them holds it, and auth is as far (replication rules 12 and 42).
+// have lost anything are enough for a claim: one of them holds it, and auth is as far (replication rules 12 and 42). If the
+// record is one that was restored, nobody knows who is enough but all.
 func (c *Core) lossless(auth *peer) bool {
 	if c.past.completed == unknown {
-		return c.lacking(func(p *peer) bool { return p.state == promised && !p.report.State.Suspect }) == ""
+		sure := func(p *peer) bool { return p.state == promised && !p.report.State.Suspect }
+		if c.rec.restored {
+			top, _ := c.furthestOf(func(p *peer) bool { return c.listMember(p.guid) })
+			return c.everyMember(sure) && !auth.report.Last.Less(top.report.Key())
+		}
+		return c.lacking(sure) == ""
 	}
 	told := block.Version{Epoch: c.past.history.Epoch(), N: c.past.completed}
 	return CommonPoint(c.past.history, told, auth.report.State.History, auth.report.Last).N >= told.N
 }
 
-// awaitsOthers reports whether an epoch that may lack what was completed is not opened yet, since members are away that may
-// have it.
+// awaitsOthers reports whether an epoch that may lack what was completed is not opened yet, since somebody is away that may
+// have it, or may tell that it is here: the members, if the record names some then these, and the record as long as it
+// cannot be read.
 func (c *Core) awaitsOthers() bool {
 	here := func(p *peer) bool { return p.state == promised }
-	if c.everyMember(here) || c.now-c.quorumAt >= c.settings.LossyGrace {
+	away, whom := !c.everyMember(here), "the others, which may have it"
+	if set := c.named(); c.bare {
+		away = c.countOf(c.committed, func(p *peer) bool { return here(p) && !p.report.State.Suspect }) > 0
+		whom = "the volume's record, which may name one that did not"
+	} else if len(set) > 0 && !c.rec.restored {
+		away = !c.haveAll(set, here)
+	}
+	if !away || c.now-c.quorumAt >= c.settings.LossyGrace {
 		return false
 	}
-	c.holding = fmt.Sprintf("replicas lost power and may lack what was completed and not flushed: waiting up to %v for the others, which may have it", c.settings.LossyGrace)
+	why := "replicas lost power and may lack what was completed and not flushed"
+	if c.rec.restored {
+		why = "the volume's record went back, and who has everything is not known"
+	}
+	c.holding = fmt.Sprintf("%s: waiting up to %v for %s", why, c.settings.LossyGrace, whom)
 	return true
 }
 

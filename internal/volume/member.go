@@ -56,7 +56,7 @@ type Member struct {
 	join    Join
 	longest time.Duration // of the leases that are given
 	lease   lease
-	asked   Promise // waits until the lease ends; zero: none does
+	asked   Promise // waits until the lease ends, the last one that was asked for; zero: none does
 }
 
 // NewMember returns the replica that r describes, as it was found on disk. now is the time of a clock that goes on

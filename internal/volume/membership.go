@@ -49,6 +49,8 @@ func (c *Core) unwanted(p *peer) string {
 		return "replica was removed from the volume"
 	case !c.committed.founded():
 		return "" // who is a member is not known yet
+	case c.needs(p):
+		return ""
 	}
 	n := 0
 	for _, q := range c.peers {
@@ -61,6 +63,10 @@ func (c *Core) unwanted(p *peer) string {
 	}
 	return ""
 }
+
+// needs reports whether the volume may have to go on from p, which is no member: it is complete, and those who are do not
+// serve without it.
+func (c *Core) needs(p *peer) bool { return !c.serving && p.report.State.Complete }
 
 // enforce drops the replicas that are no members and not wanted, the least advanced ones first.
 func (c *Core) enforce() {
@@ -77,9 +83,12 @@ func (c *Core) enforce() {
 	for c.committed.founded() && n > c.room() {
 		var worst *peer
 		for _, p := range c.peers {
-			if c.extra(p) && (worst == nil || p.state <= worst.state) {
+			if c.extra(p) && !c.needs(p) && (worst == nil || p.state <= worst.state) {
 				worst = p
 			}
+		}
+		if worst == nil {
+			break
 		}
 		c.drop(worst, fmt.Sprintf("volume wants %d replicas and has them", c.desired.Factor))
 		n--

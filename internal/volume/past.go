@@ -131,6 +131,10 @@ func (c *Core) Above(now time.Duration, e uint64) {
 	}
 }
 
+// CutOff tells whether Kubernetes has not been heard of for long. Then it may have started another target, to which it leads the
+// initiators, and those of the replicas that look for one; while those that are here see no reason to.
+func (c *Core) CutOff(now time.Duration, yes bool) { c.now, c.cutOff = now, yes }
+
 // endHeld ends everything that waits, with block.ErrSuperseded.
 func (c *Core) endHeld() {
 	c.out.Superseded = true
@@ -174,16 +178,19 @@ const loneliness = 300
 // Kubernetes has started another target elsewhere, and neither of the two gets a quorum, or the other one lacks a replica,
 // for as long as both hold on to what they have. A replica that finds nobody else comes back at once, to where it was: nothing
 // is lost but a moment. Members that serve by the record without being a quorum are let go only while nobody asks for anything:
-// if there is another target, the initiator uses that.
+// if there is another target, the initiator uses that. So is a quorum of them if the target is cut off.
 func (c *Core) releaseLonely() {
 	wait := loneliness * c.settings.Backoff
 	keeps := func(p *peer) bool { return p.state >= promised && c.gaveLease(p) }
-	if c.ok(keeps) && (c.satisfies(keeps) || c.now-c.asked < wait) {
+	if c.ok(keeps) && (c.satisfies(keeps) && !c.cutOff || c.now-c.asked < wait) {
 		c.company = c.now
 	}
 	wait += time.Duration(c.nonce%1024) * wait / 2048 // two targets do not let go at the same time, for ever
-	c.letGo(func(p *peer) bool { return c.now-max(p.since, c.company) > wait },
-		"there has been no quorum here for long: it may find another target")
+	why := "there has been no quorum here for long"
+	if c.cutOff {
+		why = "this target has not heard of Kubernetes for long"
+	}
+	c.letGo(func(p *peer) bool { return c.now-max(p.since, c.company) > wait }, why+": it may find another target")
 }
 
 // holdsStable reports whether auth holds everything that was reported stable. A replica that was part of the in-sync set

@@ -44,7 +44,8 @@ func (r Record) Equal(o Record) bool {
 // what came of it by RecordIs or RecordFailed with the same ID; it gives up after about a second.
 type RecordOp struct {
 	ID   uint64
-	Want *Record // its Version is one more than that of what the core knows; nil: read
+	From uint64  // the version of what the core knows, from which alone it may be changed
+	Want *Record // of a higher version; nil: read
 }
 
 // ErrNotWritten says that a write of the record was not carried out, and never will be.
@@ -69,6 +70,9 @@ type record struct {
 	need   uint64        // members that are fewer than a quorum serve only if they have noted this version
 	seen   uint64        // the highest version that a replica has noted
 	seenBy block.GUID
+	// restored says that it had gone back when it was claimed, and was accepted: whom it names is not to be relied on, until
+	// these are all in sync.
+	restored bool
 }
 
 // doubt is a Set that a write may have led to, or may yet lead to.
@@ -152,15 +156,16 @@ func (c *Core) endRecordOp(id uint64) bool {
 // readRecord asks for the record to be read.
 func (c *Core) readRecord() { c.recordOp(nil) }
 
-// writeRecord asks for the record to become want, with the next version.
+// writeRecord asks for the record to become want, with the version after the one that it has there.
 func (c *Core) writeRecord(want Record) {
 	if c.rec.busy || c.now < c.rec.retry {
 		return
 	}
-	want.Version = c.rec.known.Version + 1
+	want.Version++
 	c.counters.RecordWrites++
 	c.recordOp(&want)
 	c.rec.doubts = append(c.rec.doubts, doubt{id: c.rec.id, set: want.Set})
+	c.renew() // leases are needed of these as well from now on
 }
 
 func (c *Core) recordOp(want *Record) {
@@ -173,12 +178,12 @@ func (c *Core) recordOp(want *Record) {
 	if want == nil {
 		r.asked = c.now
 	}
-	c.out.Record = &RecordOp{ID: r.id, Want: want}
+	c.out.Record = &RecordOp{ID: r.id, From: r.known.Version, Want: want}
 }
 
 // carried is what the next core of the same process knows of the record: what was written may still happen.
 func (r *record) carried() record {
-	return record{known: r.known, doubts: r.doubts, id: r.id, seen: r.seen, seenBy: r.seenBy}
+	return record{known: r.known, doubts: r.doubts, id: r.id, seen: r.seen, seenBy: r.seenBy, restored: r.restored}
 }
 
 // witnessed reports whether a list in force wants the record to be claimed before the members are.
@@ -292,7 +297,10 @@ func (c *Core) advanceRecord() {
 		l := c.committed // a replica showed it, and whoever began it ended before it was recorded
 		want.List = &l
 	}
-	if slices.Equal(set, want.Set) && sameList(want.List, r.known.List) && len(r.doubts) == 0 {
+	if c.serving { // one that went back, and was accepted, is from now on like any other: whom it names have everything
+		want.Version, r.restored = max(want.Version, r.seen), false
+	}
+	if want.Version == r.known.Version && slices.Equal(set, want.Set) && sameList(want.List, r.known.List) && len(r.doubts) == 0 {
 		return
 	}
 	if !slices.Equal(set, want.Set) {

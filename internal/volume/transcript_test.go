@@ -32,6 +32,7 @@ import (
 //	other                     the commands that follow are for the target that was left, or again for the newer one
 //	back                      the target that is there goes aside, the one that is aside comes back
 //	above epoch=9             the target hears of that epoch, not from the replicas
+//	cutoff                    the target hears nothing of Kubernetes any more; cutoff no: again
 //	expire                    all leases run out, before anybody does anything
 //	stop                      the target ends in good order
 //	pings                     tell of pings from now on
@@ -247,6 +248,8 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 	case "above":
 		e.core.Above(e.now, uint64(num("epoch")))
 		e.ready()
+	case "cutoff":
+		e.core.CutOff(e.now, !slices.Contains(names, "no"))
 	case "hang": // what a replica has applied does not become stable any more, until resume
 		for _, n := range names {
 			e.members[n].hung = true

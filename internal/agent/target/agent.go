@@ -27,6 +27,7 @@ const (
 	holdTick    = 200 * time.Millisecond // while something waits to be shown
 	floor       = 50 * time.Millisecond  // between two looks, however much happens
 	reread      = 30 * time.Second       // the CStorVolume is read this often without a hint
+	cutOff      = 3 * reread             // without an answer for so long, the API server may have started another target
 	heartbeat   = 30 * time.Second       // counters of the status are written this often
 	passTimeout = 15 * time.Second
 	goodbye     = 4 * time.Second
@@ -39,6 +40,7 @@ const (
 type Target interface {
 	Want(volume.Desired)
 	Above(epoch uint64)
+	CutOff(yes bool)
 	Status() volume.Status
 	Changed() <-chan struct{}
 }
@@ -71,6 +73,7 @@ type Agent struct {
 	waiting   time.Time                // since when a removal waits; zero: none does
 	warned    time.Time
 
+	cut     bool      // the target was told that it is cut off
 	told    bool      // this process has written the status
 	updated time.Time // status.lastUpdateTime as last read
 	renewed time.Time // when it was seen to change
@@ -161,14 +164,16 @@ func (a *Agent) Run(ctx context.Context, t Target) {
 			a.Log.Info("volume and API agree again")
 		}
 		failing = err != nil && !apierrors.IsConflict(err)
+		if err == nil && stale {
+			read = a.Now()
+		}
+		a.noteContact(read)
 		pause := floor
 		switch {
 		case apierrors.IsConflict(err):
 			hint.Give()
 		case failing:
 			pause = tick
-		case stale:
-			read = a.Now()
 		}
 		if wait = tick; len(a.promoted) > 0 {
 			wait = holdTick
@@ -222,6 +227,17 @@ func (a *Agent) Pass(ctx context.Context, reread bool) error {
 		a.wanted = want
 	}
 	return a.report(ctx, a.target.Status())
+}
+
+// noteContact tells the target whether the API server has not answered for long, which it did last at that time.
+func (a *Agent) noteContact(last time.Time) {
+	if cut := a.Now().Sub(last) >= cutOff; cut != a.cut {
+		a.cut = cut
+		a.target.CutOff(cut)
+		if cut {
+			a.Log.Warn("the API server has not answered for long: replicas may look for another target while nobody uses this one", "since", last)
+		}
+	}
 }
 
 // same reports whether two wishes mean the same to a volume that exists; it is founded once.

@@ -33,10 +33,12 @@ type fakeTarget struct {
 	st    volume.Status
 	wants []volume.Desired
 	above []uint64
+	cut   bool
 }
 
 func (t *fakeTarget) Want(d volume.Desired)    { t.wants = append(t.wants, d); t.st.Desired = d }
 func (t *fakeTarget) Above(e uint64)           { t.above = append(t.above, e) }
+func (t *fakeTarget) CutOff(yes bool)          { t.cut = yes }
 func (t *fakeTarget) Status() volume.Status    { return t.st }
 func (t *fakeTarget) Changed() <-chan struct{} { return nil }
 

@@ -31,7 +31,7 @@ const (
 
 func (o Outcome) String() string { return [...]string{"unknown", "written", "conflict", "refused"}[o] }
 
-// Write changes the record from what it was found to hold to want, whose version is the next. It tries until the outcome
+// Write changes the record from what it was found to hold to want, whose version is higher. It tries until the outcome
 // is certain or ctx ends, and returns what the record was found to hold then; after a Conflict nothing, if it could not be
 // read. The error says what stood in the way; it is nil for Written and Conflict.
 //
@@ -40,8 +40,8 @@ func (o Outcome) String() string { return [...]string{"unknown", "written", "con
 // is taken any more. As long as the record is what it was the same is written again, by which it changes. An answer from
 // the past, below what has been seen, says nothing.
 func (r *Record) Write(ctx context.Context, from Held, want volume.Record) (Outcome, Held, error) {
-	if want.Version != from.Version+1 {
-		return Refused, from, fmt.Errorf("record of volume %s: version %d does not follow %d", r.Owner.Name, want.Version, from.Version)
+	if want.Version <= from.Version {
+		return Refused, from, fmt.Errorf("record of volume %s: version %d is not above %d", r.Owner.Name, want.Version, from.Version)
 	}
 	doubt := false // an attempt may have been carried out, or be carried out later
 	for pause := r.pause(); ; {

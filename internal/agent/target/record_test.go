@@ -37,7 +37,7 @@ func TestTheRecordOfAnEarlierVolumeIsNotTaken(t *testing.T) {
 		t.Fatalf("read: %+v %v", held, err)
 	}
 	founded := volume.Record{Version: 1, List: &l}
-	if got, err := w.Write(t.Context(), founded); err != nil || !got.Equal(founded) {
+	if got, err := w.Write(t.Context(), 0, founded); err != nil || !got.Equal(founded) {
 		t.Fatalf("written: %+v %v", got, err)
 	}
 	// A CStorVolume that somebody made anew by hand does not know whose it is. The record does not belong to another one.
@@ -68,10 +68,10 @@ func TestRecordIsFoundedOnce(t *testing.T) {
 			if there {
 				other.Read(t.Context())
 			}
-			if got, err := w.Write(t.Context(), first); err != nil || !got.Equal(first) {
+			if got, err := w.Write(t.Context(), 0, first); err != nil || !got.Equal(first) {
 				t.Fatalf("written: %+v %v", got, err)
 			}
-			if got, err := other.Write(t.Context(), second); err != nil || !got.Equal(first) {
+			if got, err := other.Write(t.Context(), 0, second); err != nil || !got.Equal(first) {
 				t.Fatalf("written by another: %+v %v, want the first list", got, err)
 			}
 			if got, err := w.Read(t.Context()); err != nil || !got.Equal(first) {
@@ -79,10 +79,10 @@ func TestRecordIsFoundedOnce(t *testing.T) {
 			}
 			next := first
 			next.Version, next.Epoch, next.Nonce, next.Set = 2, 7, 8, first.List.Members[:1]
-			if got, err := other.Write(t.Context(), next); err != nil || !got.Equal(next) {
+			if got, err := other.Write(t.Context(), 1, next); err != nil || !got.Equal(next) {
 				t.Fatalf("the next by another: %+v %v", got, err)
 			}
-			if got, err := w.Write(t.Context(), second); err != nil || !got.Equal(first) {
+			if got, err := w.Write(t.Context(), 0, second); err != nil || !got.Equal(first) {
 				t.Fatalf("a write for a version that is there: %+v %v", got, err)
 			}
 			if refs := w.held.object.OwnerReferences; !there && (len(refs) != 1 || refs[0].UID != "config") {

@@ -87,3 +87,21 @@ func TestWaitsForTheVolume(t *testing.T) {
 		cancel()
 	}
 }
+
+// TestCutOff tells the target when the API server has not answered for long, and when it does again.
+func TestCutOff(t *testing.T) {
+	w := newWorld(t, 1)
+	last := w.now
+	for _, x := range []struct {
+		later time.Duration
+		want  bool
+	}{{cutOff - time.Second, false}, {cutOff, true}, {2 * cutOff, true}} {
+		w.now = last.Add(x.later)
+		if w.agent.noteContact(last); w.target.cut != x.want {
+			t.Errorf("%v after the last answer: cut off %v, want %v", x.later, w.target.cut, x.want)
+		}
+	}
+	if w.agent.noteContact(w.now); w.target.cut {
+		t.Error("cut off although it answers")
+	}
+}

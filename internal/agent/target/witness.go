@@ -27,14 +27,14 @@ func (w *Witness) Read(ctx context.Context) (volume.Record, error) {
 	return now.Record, nil
 }
 
-// Write changes the record from what it was last found to hold to want, and returns what it is when it has changed. An error
+// Write changes the record from version from, as it was found, to want, and returns what it is when it has changed. An error
 // leaves open whether it is written, now or later, unless it wraps volume.ErrNotWritten.
-func (w *Witness) Write(ctx context.Context, want volume.Record) (volume.Record, error) {
+func (w *Witness) Write(ctx context.Context, version uint64, want volume.Record) (volume.Record, error) {
 	w.mu.Lock()
 	from := w.held
 	w.mu.Unlock()
-	if from.Version >= want.Version {
-		return from.Record, nil
+	if from.Version != version {
+		return from.Record, nil // it has changed since
 	}
 	outcome, now, err := w.Record.Write(ctx, from, want)
 	switch {
