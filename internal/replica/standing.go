@@ -33,8 +33,8 @@ func StandingOf(g block.GUID, st volume.State) Standing {
 }
 
 // Without reports whether a member list without the replica, of this epoch and generation, decides about it: it is newer
-// than everything by which the replica may be a member. A replica becomes one only after it has recorded the epoch of the
-// target that makes it one; and when it has left there is a later list than any that it is in.
+// than everything by which the replica may be a member. A replica becomes one only after it has recorded the list that
+// makes it one; and when it has left there is a later list than any that it is in.
 func (s Standing) Without(epoch, generation uint64) bool {
 	shown := volume.List{Epoch: epoch, Generation: generation}
 	for _, l := range s.lists {

@@ -51,6 +51,7 @@ type Core struct {
 	removing    string
 	before      block.Version // the authority's last operation before the epoch was opened
 	authority   *peer
+	unknowing   time.Duration // since when who is being added has not recorded it, zero: it has
 	uncommitted time.Duration // since when the next list cannot be agreed on
 	stuck       time.Duration // since when nobody is in sync and nobody on the way to it, zero: somebody is
 

@@ -121,7 +121,8 @@ func (c *Core) listSet(p *peer, m ListSet) {
 
 // advanceChange carries a change of the member list on (replication rules 35 and 36): pending on a quorum of the old
 // and of the new list, then committed likewise; until that is done every quorum needs both. Without one under way it
-// begins the next that is wanted and safe.
+// begins the next that is wanted and safe. Who is added has recorded that before it is a member, so that whoever looks at it
+// alone knows; if it is lost meanwhile, the change that is committed is the one back to the members there were.
 func (c *Core) advanceChange() {
 	if c.phase != open {
 		return
@@ -142,14 +143,35 @@ func (c *Core) advanceChange() {
 			return p.state == insync && p.lists.Pending != nil && p.lists.Pending.Compare(*c.pending) == 0
 		}
 		leaves := func(g block.GUID) bool { return !c.pending.Has(g) && c.bound(g) }
-		if !c.unclaimed() && c.ok(has) && c.countOf(*c.pending, has) >= c.pending.Quorum() && !slices.ContainsFunc(c.committed.Members, leaves) {
-			c.next = &List{Epoch: c.promise.Epoch, Generation: c.pending.Generation + 1, Members: c.pending.Members, Witness: c.pending.Witness}
+		members, due := c.pending.Members, true
+		if !c.addedKnow(has) {
+			members, due = c.committed.Members, c.now-c.unknowing > mostUnknowing*c.settings.Deadline
+		}
+		if due && !c.unclaimed() && c.ok(has) && c.countOf(*c.pending, has) >= c.pending.Quorum() && !slices.ContainsFunc(c.committed.Members, leaves) {
+			c.next = &List{Epoch: c.promise.Epoch, Generation: c.pending.Generation + 1, Members: members, Witness: c.pending.Witness}
 			c.spread()
 		}
 	}
 	if c.next != nil && c.agreed() && (!c.witnessed() || sameList(c.rec.known.List, c.next)) {
 		c.commitChange()
 	}
+}
+
+// mostUnknowing is for how many times Settings.Deadline a member that is being added may take to record that.
+const mostUnknowing = 10
+
+// addedKnow reports whether has says yes of all that the pending list adds.
+func (c *Core) addedKnow(has func(*peer) bool) bool {
+	for _, g := range c.pending.Members {
+		if p := c.find(g); !c.committed.Has(g) && (p == nil || !has(p)) {
+			if c.unknowing == 0 {
+				c.unknowing = max(c.now, 1)
+			}
+			return false
+		}
+	}
+	c.unknowing = 0
+	return true
 }
 
 // agreed reports whether the next list is stable on enough members to be in force: also on a quorum of it if fewer would do
@@ -248,7 +270,7 @@ func (c *Core) spread() {
 // commitChange puts the new list in force. The data of a removed replica may be destroyed from now on (rule 38).
 func (c *Core) commitChange() {
 	old := c.committed
-	c.committed, c.pending, c.next = *c.next, nil, nil
+	c.committed, c.pending, c.next, c.unknowing = *c.next, nil, nil, 0
 	c.out.Status = true
 	if c.inherited {
 		c.inherited = false
