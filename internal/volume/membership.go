@@ -45,12 +45,12 @@ func (c *Core) unwanted(p *peer) string {
 	switch {
 	case !c.extra(p):
 		return ""
+	case c.needs(p):
+		return ""
 	case slices.Contains(c.desired.Remove, p.guid):
 		return "replica was removed from the volume"
 	case !c.committed.founded():
 		return "" // who is a member is not known yet
-	case c.needs(p):
-		return ""
 	}
 	n := 0
 	for _, q := range c.peers {
@@ -64,8 +64,8 @@ func (c *Core) unwanted(p *peer) string {
 	return ""
 }
 
-// needs reports whether the volume may have to go on from p, which is no member: it is complete, and those who are do not
-// serve without it.
+// needs reports whether the volume may have to go on from p, which is no member, or not any more: it is complete, and those
+// who are do not serve without it.
 func (c *Core) needs(p *peer) bool { return !c.serving && p.report.State.Complete }
 
 // enforce drops the replicas that are no members and not wanted, the least advanced ones first.
@@ -73,7 +73,7 @@ func (c *Core) enforce() {
 	n := 0
 	for _, p := range c.peers {
 		if c.extra(p) {
-			if slices.Contains(c.desired.Remove, p.guid) {
+			if slices.Contains(c.desired.Remove, p.guid) && !c.needs(p) {
 				c.drop(p, "replica was removed from the volume")
 			} else {
 				n++
