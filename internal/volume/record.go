@@ -66,6 +66,7 @@ type record struct {
 	failed bool          // the last one was not answered
 	error  string        // why
 	asked  time.Duration // when the last read began
+	heard  time.Duration // when it was last told what it holds
 	wrote  time.Duration // when the last write began
 	need   uint64        // members that are fewer than a quorum serve only if they have noted this version
 	seen   uint64        // the highest version that a replica has noted
@@ -84,7 +85,7 @@ type doubt struct {
 // RecordIs tells what the record holds: the end of operation id. changed: it has changed since it was last found to hold what
 // the core knows, so that no write from then can happen any more.
 func (c *Core) RecordIs(now time.Duration, id uint64, is Record, changed bool) {
-	c.now = now
+	c.now, c.rec.heard = now, now
 	changed = c.endRecordOp(id) && changed // what an earlier core asked for says nothing of later writes
 	r := &c.rec
 	switch {
@@ -307,6 +308,10 @@ func (c *Core) advanceRecord() {
 		want.Set, want.Cfg = set, ListID{Epoch: c.committed.Epoch, Generation: c.committed.Generation}
 	}
 	if urgent || r.wrote == 0 || c.now-r.wrote >= recordEvery {
+		if c.cutOff && c.now-r.heard >= recordEvery {
+			c.readRecord() // a write that is not answered would bind all the same
+			return
+		}
 		if urgent && !slices.Equal(set, r.known.Set) && !r.busy {
 			c.counters.Reduced++
 		}

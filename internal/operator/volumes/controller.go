@@ -182,6 +182,9 @@ func (r *Reconciler) reconcile(ctx context.Context, config *cstorv1.CStorVolumeC
 	if err := r.setWitness(ctx, config); err != nil {
 		return 0, err
 	}
+	if err := r.setService(ctx, config); err != nil {
+		return 0, err
+	}
 	again, err = r.scale(ctx, config)
 	if err != nil {
 		return again, err
@@ -218,6 +221,20 @@ func (r *Reconciler) setWitness(ctx context.Context, config *cstorv1.CStorVolume
 		return nil
 	}
 	return object.Update(ctx, r.Client, v, func(v *cstorv1.CStorVolume) { v.Spec.Witness = witness })
+}
+
+// setService makes the Service lead where newService says, if an earlier release or somebody made it otherwise.
+func (r *Reconciler) setService(ctx context.Context, config *cstorv1.CStorVolumeConfig) error {
+	s := &corev1.Service{}
+	if err := r.Get(ctx, client.ObjectKey{Namespace: config.Namespace, Name: volumeOf(config)}, s); err != nil {
+		return client.IgnoreNotFound(err)
+	}
+	if s.DeletionTimestamp != nil || !metav1.IsControlledBy(s, config) {
+		return nil
+	}
+	return object.Update(ctx, r.Client, s, func(s *corev1.Service) {
+		s.Spec.PublishNotReadyAddresses = newService(config).Spec.PublishNotReadyAddresses
+	})
 }
 
 // volumeOf returns the name of the volume: the CStorVolumeConfig's own, whatever an annotation may come to say.

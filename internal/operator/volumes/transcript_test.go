@@ -45,6 +45,7 @@ import (
 //	delete                    the CStorVolumeConfig
 //	advance DURATION
 //	annotate VOLUME           somebody lets the annotation name another volume
+//	publish                   the Service is as an earlier release made it: it leads to targets that are not ready
 //	restart                   of the operator
 //	fail NTH                  the NTH write from now on fails, once
 func TestTranscripts(t *testing.T) {
@@ -219,6 +220,10 @@ func (s *scene) run(t *testing.T, d *datadriven.TestData) string {
 		c := s.config()
 		c.Annotations[cstorv1.AnnotationVolumeID] = names[0]
 		s.update(c)
+	case "publish":
+		service := s.get(volumeName, &corev1.Service{}).(*corev1.Service)
+		service.Spec.PublishNotReadyAddresses = true
+		s.must(s.c.Update(context.Background(), service))
 	case "restart":
 		s.restart()
 	case "fail":
