@@ -1,6 +1,8 @@
 package pool
 
 import (
+	"bytes"
+	"encoding/binary"
 	"slices"
 	"testing"
 
@@ -10,7 +12,9 @@ import (
 	"github.com/cstor-go/cstor/internal/pool/wal"
 )
 
-func sampleRoot(tb testing.TB) (root, dir, node []byte, segs int) {
+// sampleRoot returns a root, the same with units of the device stale of which it has a list, and so many that it has a
+// bitmap of them, a directory block and a node.
+func sampleRoot(tb testing.TB) (roots [3][]byte, dir, node []byte, segs int) {
 	p, _ := newMemPool(tb, 40<<20, Options{SegmentBytes: 1 << 20})
 	r, err := p.CreateReplica("vol", 8<<20)
 	must(tb, err)
@@ -24,22 +28,33 @@ func sampleRoot(tb testing.TB) (root, dir, node []byte, segs int) {
 	defer p.drain.cycle.Unlock()
 	p.freeze()
 	p.thaw()
-	root = p.encodeRoot()
+	for i := range roots {
+		roots[i] = p.encodeRoot()
+		for u := i; u < 20*i+3; u += 2 {
+			p.members()[0].dev.SetStale(u)
+		}
+	}
 	b := dirOf(tb, r, 0)
 	var s dirSlot
 	dir = p.encodeDir(nil, b, &s)
 	node = encodeNode(nil, r.dir[0].node, &s)
-	return root, dir, node, p.seg.count()
+	return roots, dir, node, p.seg.count()
 }
 
 // FuzzRoot: a root that is accepted refers to nothing outside the pool, and none takes much more memory than its size.
 func FuzzRoot(f *testing.F) {
-	root, _, _, segs := sampleRoot(f)
-	if m, err := decodeRoot(root, segs, 20); err != nil || len(m.replicas) != 2 || string(m.replicas[0].state) != "x" || m.replicas[0].applied != ver(4) ||
+	roots, _, _, segs := sampleRoot(f)
+	for i, want := range []int{0, 2, 13} {
+		m, err := decodeRoot(roots[i], segs, 20)
+		if err != nil || m.members[0].stale.Count() != want || bytes.Contains(roots[i], binary.AppendUvarint(nil, manyRuns)) != (i == 2) {
+			f.Fatal(i, m, err)
+		}
+		f.Add(roots[i])
+	}
+	if m, err := decodeRoot(roots[0], segs, 20); err != nil || len(m.replicas) != 2 || string(m.replicas[0].state) != "x" || m.replicas[0].applied != ver(4) ||
 		len(m.replicas[0].snaps) != 2 || m.replicas[0].snaps[1].ver != ver(3) || !m.replicas[1].clone || m.replicas[1].from != "s" {
 		f.Fatal(m, err)
 	}
-	f.Add(root)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var m *rootImage
 		var err error

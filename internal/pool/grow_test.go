@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/cstor-go/cstor/internal/pool/disk"
+	"github.com/cstor-go/cstor/internal/pool/label"
 	"github.com/cstor-go/cstor/internal/pool/raid"
 )
 
@@ -223,6 +224,29 @@ func TestExpand(t *testing.T) {
 		s.synced()
 		s.crash(true)
 		must(t, s.p.Close())
+	})
+}
+
+// TestExpandedTail: as soon as a pool uses the room of its larger devices, where labels and announcements of their ends
+// were is room too, and those at the new ends do without the ones at the heads.
+func TestExpandedTail(t *testing.T) {
+	rng := testRand(t)
+	forLayouts(t, func(t *testing.T, l layout) {
+		p, mems := newLayoutPool(t, l, 12<<20, Options{SegmentBytes: 256 << 10})
+		for _, m := range mems {
+			m.Grow(m.Size() + 1<<20)
+		}
+		must(t, p.Expand())
+		mems = clones(mems)
+		for _, m := range mems {
+			old := m.Size() - 1<<20 - label.TailBytes
+			m.Corrupt(0, label.HeadBytes, rng)
+			must(t, m.Discard(old, label.TailBytes))
+		}
+		q, err := Open(devicesOf(mems), Options{})
+		must(t, err)
+		must(t, q.Check())
+		must(t, q.Close())
 	})
 }
 

@@ -75,6 +75,15 @@ func testLabel(t *testing.T, l *Label) {
 	if _, err := Decode(b); !errors.Is(err, ErrNewerFormat) {
 		t.Fatal(err)
 	}
+	if err := Write(d, l); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.WritevAt([][]byte{b}, copies[2]); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Probe(d); !errors.Is(err, ErrNewerFormat) { // which a later release did not end to write
+		t.Fatal(err)
+	}
 	binary.LittleEndian.PutUint32(b[8:], 1)
 	binary.LittleEndian.PutUint32(b[12:], checksum(b))
 	if _, err := Decode(b); !errors.Is(err, ErrOldFormat) || !strings.Contains(err.Error(), "made by a pre-release, format 1") {
