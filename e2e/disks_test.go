@@ -23,8 +23,8 @@ import (
 // diskLimit is how long a pool may take to notice what happened to its disks, and to copy a few hundred MiB.
 const diskLimit = 2 * time.Minute
 
-// TestDisks takes disks away from pools of each type that has some to spare, brings one back, and replaces another, while
-// an application works on a volume of two replicas. The pools of mirrors have a write cache, with which the same is done,
+// TestDisks takes disks away from pools of each type that has some to spare, brings one back, and replaces another, or two
+// that go at once where a group can spare two, while an application works on a volume of two replicas. The pools of mirrors have a write cache, with which the same is done,
 // and one of them is carried to another node.
 func TestDisks(t *testing.T) {
 	for _, kind := range lab.RaidTypes[1:] {
@@ -130,31 +130,50 @@ func (d *disks) verify(t *testing.T) {
 	check(t, d.app.Verify(d.ctx, nil))
 }
 
-// take takes a disk away, as if the machine had been started without it: a process that has a file open would not notice.
-func (d *disks) take(t *testing.T, name string) {
+// take takes disks away, as if the machine had been started without them: a process that has a file open would not notice.
+func (d *disks) take(t *testing.T, names ...string) {
 	t.Helper()
-	path := d.lab.Disk(d.node, name)
-	check(t, os.Rename(path, path+".away"))
+	for _, name := range names {
+		path := d.lab.Disk(d.node, name)
+		check(t, os.Rename(path, path+".away"))
+	}
 	p, err := d.lab.Process(d.ctx, d.pool+"-")
 	check(t, err)
 	check(t, p.Kill())
+	d.await(t, cstorv1.PoolDegraded, cstorv1.DiskUnavailable, corev1.ConditionTrue, cstorv1.ReasonDisksUnavailable)
+	for _, name := range names {
+		d.event(t, corev1.EventTypeWarning, "DeviceState", name+" device was in UNAVAIL state")
+	}
 }
 
 func (d *disks) goesAndComesBack(t *testing.T) {
 	last := d.names[len(d.names)-1]
 	d.take(t, last)
-	d.await(t, cstorv1.PoolDegraded, cstorv1.DiskUnavailable, corev1.ConditionTrue, cstorv1.ReasonDisksUnavailable)
-	d.event(t, corev1.EventTypeWarning, "DeviceState", last+" device was in UNAVAIL state")
-
 	path := d.lab.Disk(d.node, last)
 	check(t, os.Rename(path+".away", path))
 	d.await(t, cstorv1.PoolOnline, cstorv1.DiskUnavailable, corev1.ConditionFalse, cstorv1.ReasonDisksAvailable)
 }
 
+// isReplaced replaces a disk that has gone; of raidz2 two that have gone at once, one after the other.
 func (d *disks) isReplaced(t *testing.T) {
-	old, fresh := d.names[0], d.names[0]+"-new"
-	d.take(t, old)
-	d.await(t, cstorv1.PoolDegraded, cstorv1.DiskUnavailable, corev1.ConditionTrue, cstorv1.ReasonDisksUnavailable)
+	gone := d.names[:1]
+	if d.instance(t).Spec.PoolConfig.DataRaidGroupType == cstorv1.RaidZ2 {
+		gone = d.names[:2]
+	}
+	d.take(t, gone...)
+	for i, name := range gone {
+		phase := cstorv1.PoolDegraded // until the last one
+		if i == len(gone)-1 {
+			phase = cstorv1.PoolOnline
+		}
+		d.replace(t, name, phase)
+	}
+}
+
+// replace has another disk take the place of one, after which the pool is in that phase.
+func (d *disks) replace(t *testing.T, old string, phase cstorv1.PoolPhase) {
+	t.Helper()
+	fresh := old + "-new"
 	was := &openebsv1alpha1.BlockDevice{}
 	check(t, d.lab.Get(d.ctx, old, was))
 	claim := was.Spec.ClaimRef.Name
@@ -165,10 +184,14 @@ func (d *disks) isReplaced(t *testing.T) {
 		if d.cache {
 			groups = p.WriteCacheRaidGroups
 		}
-		groups[0].BlockDevices[0].BlockDeviceName = fresh
+		for i := range groups[0].BlockDevices {
+			if bd := &groups[0].BlockDevices[i]; bd.BlockDeviceName == old {
+				bd.BlockDeviceName = fresh
+			}
+		}
 	})
 	d.event(t, corev1.EventTypeNormal, "BlockDevice Replacement", fmt.Sprintf("Replacement of %s BlockDevice with %s BlockDevice is in-Progress", old, fresh))
-	d.await(t, cstorv1.PoolOnline, cstorv1.DiskReplacement, corev1.ConditionFalse, cstorv1.ReasonReplacementSucceeded)
+	d.await(t, phase, cstorv1.DiskReplacement, corev1.ConditionFalse, cstorv1.ReasonReplacementSucceeded)
 	d.event(t, corev1.EventTypeNormal, "BlockDevice Replacement", "Resilvering is successfull on BlockDevice "+fresh)
 	check(t, lab.Until(d.ctx, diskLimit, "the claim of "+old+" to be gone", func(ctx context.Context) (bool, string, error) {
 		err := d.lab.Get(ctx, claim, &openebsv1alpha1.BlockDeviceClaim{})

@@ -3,7 +3,6 @@ package iscsi
 import (
 	"errors"
 	"log/slog"
-	"net"
 	"testing"
 
 	"github.com/cstor-go/cstor/internal/iscsi/memdisk"
@@ -26,17 +25,7 @@ func TestDropDuringLogin(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer s.Close()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	go s.Serve(l)
-	c, err := net.Dial("tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
+	c := connect(t, s)
 	h := pdu.New(pdu.LoginReq, pdu.Transit|pdu.StageOperational<<2|pdu.StageFull)
 	if err := pdu.WriteOne(c, &h, pdu.AppendText(nil, pdu.Pair{Key: "InitiatorName", Value: "i"}, pdu.Pair{Key: "TargetName", Value: "iqn.t"})); err != nil {
 		t.Fatal(err)

@@ -90,14 +90,10 @@ func TestLoginRefusals(t *testing.T) {
 	}
 }
 
-// loginOnce returns what the target answers to bytes that a connection begins with.
-func loginOnce(t testing.TB, send func(w io.Writer)) []byte {
+// connect has a target listen and returns a connection to it. Both end with the test.
+func connect(t testing.TB, s *Server) net.Conn {
 	t.Helper()
-	s, err := NewServer(Config{TargetName: "iqn.t", Device: memdisk.New(1 << 20), Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
+	t.Cleanup(func() { s.Close() })
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -107,7 +103,18 @@ func loginOnce(t testing.TB, send func(w io.Writer)) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// loginOnce returns what the target answers to bytes that a connection begins with.
+func loginOnce(t testing.TB, send func(w io.Writer)) []byte {
+	t.Helper()
+	s, err := NewServer(Config{TargetName: "iqn.t", Device: memdisk.New(1 << 20), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := connect(t, s)
 	c.SetDeadline(time.Now().Add(10 * time.Second))
 	send(c)
 	c.(*net.TCPConn).CloseWrite()

@@ -65,14 +65,7 @@ func (w *world) carry(name, path string) {
 // lose replaces the pool's object by one of another cluster of pools, of the same name and with the same devices.
 func (w *world) lose(cluster, uid types.UID, annotations map[string]string) {
 	w.t.Helper()
-	cr := w.instance()
-	cr.Finalizers = nil
-	if err := w.client.Update(w.ctx, cr); err != nil {
-		w.t.Fatal(err)
-	}
-	if err := w.client.Delete(w.ctx, cr); err != nil {
-		w.t.Fatal(err)
-	}
+	cr := w.deleteInstance()
 	cr.ObjectMeta = metav1.ObjectMeta{Namespace: ns, Name: cspi, UID: uid, Labels: cr.Labels, OwnerReferences: cr.OwnerReferences, Annotations: annotations}
 	cr.OwnerReferences[0].UID = cluster
 	cr.Status = cstorv1.CStorPoolInstanceStatus{}

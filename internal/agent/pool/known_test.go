@@ -56,8 +56,8 @@ func (w *world) alone() {
 	}
 }
 
-// deleteInstance removes the pool's object, whatever protects it.
-func (w *world) deleteInstance() {
+// deleteInstance removes the pool's object, whatever protects it, and returns it.
+func (w *world) deleteInstance() *cstorv1.CStorPoolInstance {
 	w.t.Helper()
 	cr := w.instance()
 	cr.Finalizers = nil
@@ -67,6 +67,7 @@ func (w *world) deleteInstance() {
 	if err := w.client.Delete(w.ctx, cr); err != nil {
 		w.t.Fatal(err)
 	}
+	return cr
 }
 
 func TestPoolIsOpenedWithoutTheAPIServer(t *testing.T) {

@@ -26,6 +26,20 @@ func pair(t *testing.T, kind Kind) (r *rig, a, b int) {
 	return r, 0, 1
 }
 
+// lastCopy returns a mirror of which only b has the first rows, which were not flushed, and only a some others.
+func lastCopy(t *testing.T) (r *rig, a, b int) {
+	t.Helper()
+	r, a, b = pair(t, Mirror)
+	r.dev[b].SetStale(2) // so that a cannot be spared
+	r.mem[a].Inject(disk.Faults{FailWrite: true})
+	r.must(r.write(0, 1))
+	r.mem[a].Inject(disk.Faults{})
+	if r.dev[a].State() != Online || !r.dev[a].IsStale(0) {
+		t.Fatal(r.dev[a].State(), r.dev[a].StaleUnits())
+	}
+	return r, a, b
+}
+
 // replacement puts a device beside the one of a stripe that is taken for healed.
 func (r *rig) replacement() {
 	r.t.Helper()
@@ -91,14 +105,7 @@ func TestWriteOnReplacedDevice(t *testing.T) {
 // TestForcedOutWithLastCopy: when a device goes out, whatever that costs, with rows that no flush has covered and no other
 // device has, nothing is called flushed any more. A device that has only what is elsewhere or was flushed costs nothing.
 func TestForcedOutWithLastCopy(t *testing.T) {
-	r, a, b := pair(t, Mirror)
-	r.dev[b].SetStale(2) // so that a cannot be spared
-	r.mem[a].Inject(disk.Faults{FailWrite: true})
-	r.must(r.write(0, 1))
-	r.mem[a].Inject(disk.Faults{})
-	if r.dev[a].State() != Online || !r.dev[a].IsStale(0) {
-		t.Fatal(r.dev[a].State(), r.dev[a].StaleUnits())
-	}
+	r, _, b := lastCopy(t)
 	r.dev[b].Fail(errors.New("test"))
 	for _, flush := range []func() error{r.Flush, r.FlushInline} {
 		if err := flush(); !errors.Is(err, ErrLost) {
@@ -109,11 +116,7 @@ func TestForcedOutWithLastCopy(t *testing.T) {
 		t.Fatal(r.State())
 	}
 
-	r, a, b = pair(t, Mirror)
-	r.dev[b].SetStale(2)
-	r.mem[a].Inject(disk.Faults{FailWrite: true})
-	r.must(r.write(0, 1))
-	r.mem[a].Inject(disk.Faults{})
+	r, _, b = lastCopy(t)
 	r.must(r.Flush())
 	r.dev[b].Fail(errors.New("test"))
 	r.must(r.Flush())
@@ -124,11 +127,7 @@ func TestForcedOutWithLastCopy(t *testing.T) {
 
 // TestForcedOutDuringFlush: the same while the flush of the other device is under way.
 func TestForcedOutDuringFlush(t *testing.T) {
-	r, a, b := pair(t, Mirror)
-	r.dev[b].SetStale(2)
-	r.mem[a].Inject(disk.Faults{FailWrite: true})
-	r.must(r.write(0, 1))
-	r.mem[a].Inject(disk.Faults{})
+	r, a, b := lastCopy(t)
 	waits, resume := r.mem[a].HangOp("flush", 1)
 	waitsB, resumeB := r.mem[b].HangOp("flush", 1)
 	done := make(chan error, 1)
