@@ -27,6 +27,9 @@ type Coverage struct {
 	Ejections       uint64
 	Suspensions     uint64
 	Resends         uint64
+	Stages          uint64 // times that a replica began to catch up at once
+	Staged          uint64 // and that it had
+	StageCuts       uint64 // times that the power was lost as it did
 	Joins           uint64
 	Pulls           uint64
 	DeltaPulls      uint64 // of replicas that kept something
@@ -88,6 +91,8 @@ func (w *world) harvest(t *target) {
 	w.cover.Ejections += n.Ejections
 	w.cover.Suspensions += n.Suspensions
 	w.cover.Resends += n.Resends
+	w.cover.Stages += n.Stages
+	w.cover.Staged += n.Staged
 	w.cover.Joins += n.Joins
 	w.cover.Promotions += n.Promotions
 	w.cover.Interrupted += n.Interrupted

@@ -6,7 +6,7 @@
 //
 // Targets, replicas and pools run the code of production for every decision; what the shells do around it (bytes, sockets, the
 // order of a rebuild) is modelled. Clocks of processes are up to 5 % wrong. In some runs a target goes on beside its
-// successor, and the application uses both.
+// successor, and the application uses both. In every other run most replicas know how to catch up at once; in the others all are rebuilt.
 //
 // A killed process loses what it had in memory and nothing that it had handed to its pool. A power cut loses what was not
 // flushed, in whole or in part. What succeeded without having been flushed may be lost with it: see loss.go for what is demanded

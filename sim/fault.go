@@ -204,7 +204,7 @@ type mischief struct {
 // meddle is told of messages, and lets the mischief happen whose turn it is.
 func (w *world) meddle(c *conn, m volume.Message) {
 	switch m.(type) {
-	case volume.Claim, volume.Found, volume.Join, volume.Stream, volume.Promote, volume.SetList:
+	case volume.Claim, volume.Found, volume.Join, volume.Stream, volume.Stage, volume.Promote, volume.SetList:
 	default:
 		return
 	}

@@ -27,6 +27,10 @@ func (w *world) replica(g block.GUID) *replica {
 
 func (r *replica) startPull(c *conn, p volume.Pull) {
 	r.pull = &pull{Pull: p, conn: c}
+	if p.Stage {
+		r.stage(r.pull)
+		return
+	}
 	r.w.cover.Pulls++
 	if !p.Base.IsZero() {
 		r.w.cover.DeltaPulls++
@@ -37,6 +41,38 @@ func (r *replica) startPull(c *conn, p volume.Pull) {
 			r.pull.todo = union(theirs, r.disk.changed(p.Base))
 			r.nextChunk(r.pull)
 		}, nil
+	})
+}
+
+// stage fetches what the replica lacks, and applies it at once.
+func (r *replica) stage(p *pull) {
+	have, err := r.disk.r.StageVersions(p.Base)
+	r.must(err)
+	if r.w.staging.IntN(6) == 0 {
+		r.w.after(r.w.between(0, 4*ms), &r.process, func() {
+			if r.pull == p {
+				r.do(p.conn, r.member.StageFailed(p.Attempt, "too much", true))
+			}
+		})
+		return
+	}
+	r.ask(p, func(src *replica) (func(), error) {
+		var b []block.Staged
+		var scan block.Version
+		var err error
+		src.lie(func() { b, scan, err = src.disk.stage(p.Base, have) })
+		return func() {
+			r.pull = nil
+			was := r.disk.report.Last
+			if r.disk.dev.left > 0 { // the power that is to be lost in the middle of something is lost in this
+				r.disk.dev.left = 1 + r.w.staging.IntN(3)
+				r.w.cover.StageCuts++
+			}
+			r.w.logf("%s: from %v to %v, as %s was, %d blocks", r.name, was, scan, p.Source.Name, len(b))
+			r.doBy(p.conn, r.member.Staged(p.Attempt, scan), func(st volume.State, applied block.Version) error {
+				return r.disk.putStage(b, st, applied)
+			})
+		}, err
 	})
 }
 
@@ -84,7 +120,11 @@ func (r *replica) ask(p *pull, at func(src *replica) (take func(), err error)) {
 	failed := func(why string) {
 		w.after(w.between(0, 20*ms), &r.process, func() {
 			if r.pull == p {
-				r.do(p.conn, r.member.PullFailed(p.Attempt, why))
+				if p.Stage {
+					r.do(p.conn, r.member.StageFailed(p.Attempt, why, false))
+				} else {
+					r.do(p.conn, r.member.PullFailed(p.Attempt, why))
+				}
 			}
 		})
 	}

@@ -34,7 +34,7 @@ type replica struct {
 func (w *world) newReplica() *replica {
 	w.lastName++
 	r := &replica{w: w, name: fmt.Sprintf("r%d", w.lastName)}
-	s, err := newStore(w.seed, w.lastName, volume.Report{GUID: guid(w.lastName), Name: r.name, PullAddr: r.name})
+	s, err := newStore(w.seed, w.lastName, volume.Report{GUID: guid(w.lastName), Name: r.name, PullAddr: r.name, Stages: w.stages && w.staging.IntN(10) > 0})
 	r.must(err)
 	r.disk = s
 	w.replicas = append(w.replicas, r)
@@ -213,13 +213,23 @@ func (r *replica) message(c *conn, m volume.Message) {
 
 // do carries out what the member decided. What relies on state is said when that is stable, and nothing before what was to
 // be said before it (replication rule 4).
-func (r *replica) do(c *conn, rd volume.MemberReady) {
+func (r *replica) do(c *conn, rd volume.MemberReady) { r.doBy(c, rd, r.disk.put) }
+
+// doBy is do with a way to put the state into the log.
+func (r *replica) doBy(c *conn, rd volume.MemberReady, put func(volume.State, block.Version) error) {
 	if rd.State != nil {
 		if last := r.member.Report().Last; last != rd.Applied {
 			r.w.fail("%s: state to be persisted with %v, the member has %v", r.name, rd.Applied, last)
 		}
+		if err := put(*rd.State, rd.Applied); errors.Is(err, block.ErrNoSpace) || errors.Is(err, pool.ErrTooLarge) {
+			r.member = volume.NewMember(r.clock(r.w), r.disk.report, r.w.settings.Lease)
+			r.close(c, err.Error())
+			return
+		} else if err != nil {
+			r.must(err)
+			return
+		}
 		r.disk.report = r.member.Report()
-		r.must(r.disk.put(*rd.State, rd.Applied))
 		r.stable = min(r.stable, rd.Applied.N)
 		r.states++
 	}

@@ -303,6 +303,26 @@ func (s *store) chunk(i uint64, base block.Version, have *versions) (*pool.Chunk
 	return c, s.r.ReadNewer(i, base, have[:], c)
 }
 
+// stage lists what is newer than base, here or with who has those versions, as of one moment, with what he lacks.
+func (s *store) stage(base block.Version, have []block.Staged) ([]block.Staged, block.Version, error) {
+	return s.r.ReadStage(base, have, nil)
+}
+
+// putStage applies a stage together with the state.
+func (s *store) putStage(b []block.Staged, st volume.State, applied block.Version) error {
+	defer s.check()
+	state, err := json.Marshal(st)
+	if err != nil {
+		return err
+	}
+	s.view = nil
+	if err := s.r.ApplyStage(b, state, applied); err != nil {
+		return err
+	}
+	s.report.State, s.report.Last = st, applied
+	return nil
+}
+
 // merge makes a chunk equal to the source's, live operations aside (replication rules 31 and 32).
 func (s *store) merge(c *pool.Chunk) error {
 	defer s.check()

@@ -34,6 +34,8 @@ type world struct {
 	target    *target    // the newest one; nil between two of them
 	other     *target    // the one before, when it goes on; the application goes on using it, too
 	two       bool       // that may happen in this run
+	stages    bool       // some replicas know how to catch up at once
+	staging   *rand.Rand // what concerns that
 	record    recordStore
 	operator  operator
 	app       app
@@ -229,6 +231,7 @@ const (
 	concernOperator
 	concernFaults // and one for each kind behind it
 	concernRecord = 900
+	concernStages = 901
 	concernStores = 1000
 )
 
@@ -261,6 +264,8 @@ func Run(o Options) (Coverage, error) {
 	factor := []int{1, 2, 3, 3, 3, 5}[w.rng.IntN(6)]
 	w.operator.want = volume.Desired{Founding: factor, Factor: factor}
 	w.record.rng = w.source(concernRecord)
+	w.staging = w.source(concernStages)
+	w.stages = w.staging.IntN(2) == 0
 	w.with(w.record.rng, func() { w.operator.want.Witness = w.chance(0.65) })
 	for range factor {
 		w.after(w.between(0, 30*ms), nil, w.newReplica().start)

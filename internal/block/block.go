@@ -92,6 +92,18 @@ var ZeroSum = Sum(make([]byte, Size))
 // Chunk returns the chunk that a block belongs to.
 func Chunk(b uint64) uint64 { return b / ChunkBlocks }
 
+// Staged is a block of what a replica lacks of another one, to be applied at once.
+type Staged struct {
+	Block   uint64
+	Version Version // zero: never written
+	Sum     uint32  // of the content
+	Stored  bool    // has data; false: reads as zeroes
+	Data    []byte  // 4 KiB; nil: not stored, or known to who asked
+}
+
+// MostStaged is how many blocks are applied at once at most.
+const MostStaged = 4096
+
 // Resolution is what a rebuilding replica does with one block of a chunk, see Resolve.
 type Resolution uint8
 

@@ -66,7 +66,7 @@ func (a *attached) asRecorded() error {
 	a.news = st.Started(a.server.cfg.BootID) || moved
 	a.member = volume.NewMember(a.server.now(), volume.Report{
 		GUID: a.r.GUID(), ReplicaID: a.spec.ReplicaID, Name: a.spec.Name, PullAddr: a.server.cfg.PullAddr,
-		State: st, Last: a.r.Applied(), Size: a.r.Size(),
+		State: st, Last: a.r.Applied(), Size: a.r.Size(), Stages: true,
 	}, volume.LeaseTime)
 	return nil
 }
@@ -182,6 +182,11 @@ func (a *attached) connect() error {
 // do does what the member wants, for session s. State goes into the log at once, before anything that is applied later;
 // what relies on it is said when a flush has made it stable, for which nobody waits here. a.mu is held.
 func (a *attached) do(s *session, ready volume.MemberReady) error {
+	return a.doBy(s, ready, func(state []byte) error { return a.r.PutState(state, ready.Applied) })
+}
+
+// doBy is do with a way to put the state into the log. a.mu is held.
+func (a *attached) doBy(s *session, ready volume.MemberReady, put func(state []byte) error) error {
 	if ready.StopPull || ready.Pull != nil {
 		a.stopPull()
 	}
@@ -190,8 +195,8 @@ func (a *attached) do(s *session, ready volume.MemberReady) error {
 		if err != nil {
 			return fmt.Errorf("%w: %w", errPool, err)
 		}
-		err = a.r.PutState(b, ready.Applied)
-		if errors.Is(err, pool.ErrTooLarge) && !errors.Is(err, pool.ErrFailed) {
+		err = put(b)
+		if errors.Is(err, pool.ErrTooLarge) && !errors.Is(err, pool.ErrFailed) || errors.Is(err, errNotStaged) {
 			return a.unrecorded(err)
 		}
 		if err != nil {
@@ -256,10 +261,11 @@ func (a *attached) show() {
 	a.view.Lock()
 	defer a.view.Unlock()
 	complete, member := rep.State.Complete, rep.State.Committed.Has(rep.GUID)
-	if complete != a.complete || member != a.isMember || a.connected != (a.session != nil) || a.pulling != (a.pull != nil) {
+	pulling := a.pull != nil && !a.pull.what.Stage // one that catches up at once is no less than it was
+	if complete != a.complete || member != a.isMember || a.connected != (a.session != nil) || a.pulling != pulling {
 		a.server.hint()
 	}
-	a.complete, a.isMember, a.connected, a.pulling = complete, member, a.session != nil, a.pull != nil
+	a.complete, a.isMember, a.connected, a.pulling = complete, member, a.session != nil, pulling
 	if a.session == nil {
 		a.streaming = false
 	}

@@ -49,6 +49,10 @@ func (a *attached) startPull(what volume.Pull) {
 	a.pull = p
 	a.server.tasks.Go(func() {
 		defer cancel()
+		if what.Stage {
+			p.runStage(ctx)
+			return
+		}
 		err := p.run(ctx)
 		close(p.done)
 		if err == nil {

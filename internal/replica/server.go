@@ -65,7 +65,9 @@ type Server struct {
 	cfg     Config
 	log     *slog.Logger
 	flusher *flusher
-	start   time.Time // of the members' clock
+	stages  chan struct{} // one for each replica that catches up at once
+	cuts    chan struct{} // and for each of a peer for which that is gathered
+	start   time.Time     // of the members' clock
 	changed chan struct{}
 	ctx     context.Context
 	cancel  context.CancelFunc
@@ -94,6 +96,7 @@ func New(cfg Config) *Server {
 	s := &Server{cfg: cfg, log: cfg.Log, start: time.Now(), changed: make(chan struct{}, 1), replicas: map[string]*attached{}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.flusher = newFlusher(cfg.Pool)
+	s.stages, s.cuts = make(chan struct{}, mostStages), make(chan struct{}, mostStages)
 	s.tasks.Go(func() { s.flusher.run(s.ctx) })
 	return s
 }

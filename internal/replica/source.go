@@ -139,6 +139,9 @@ func (c *sourceConn) take(f *wire.Frame) error {
 		})
 		return c.write(k.Data)
 	}
+	if f.Type == wire.TypeStage && !c.hello.Inspect {
+		return c.stage(f)
+	}
 	return fmt.Errorf("%w: unexpected %v from a peer", wire.ErrFormat, f.Type)
 }
 
@@ -222,6 +225,8 @@ func code(err error) wire.Code {
 		return wire.CodeNotYet
 	case errors.Is(err, pool.ErrChecksum):
 		return wire.CodeMedium
+	case errors.Is(err, pool.ErrTooLarge):
+		return wire.CodeTooMuch
 	}
 	return wire.CodeError
 }

@@ -87,6 +87,7 @@ const (
 	gone      peerState = iota
 	connected           // asked, or to be asked, for its promise
 	promised            // waits to be admitted
+	staging             // complete; fetches what it lacks, to apply it at once
 	joining             // Join was sent
 	pulling             // incomplete; operations are streamed, chunks are pulled
 	promoting           // reported Rebuilt; Promote was sent
@@ -123,6 +124,8 @@ type peer struct {
 	attempt  uint64
 	source   *peer
 	avoid    *peer // the source of the attempt that failed
+	tooMuch  bool  // it differs in too much to be staged
+	unstaged int   // stages that failed since it counted
 	progress Progress
 	pulled   time.Duration // when progress moved last
 	retryAt  time.Duration
@@ -226,7 +229,7 @@ func (c *Core) Connect(now time.Duration, id SessionID, r Register) {
 		c.close(p, "replica connected again")
 	}
 	*p = peer{guid: p.guid, report: r.Report, session: id, state: connected, since: now, error: p.error,
-		avoid: p.avoid, retryAt: p.retryAt, backoff: p.backoff, patience: p.patience, reads: p.reads[:0], heard: now, moved: now, readMoved: now}
+		avoid: p.avoid, tooMuch: p.tooMuch, unstaged: p.unstaged, retryAt: p.retryAt, backoff: p.backoff, patience: p.patience, reads: p.reads[:0], heard: now, moved: now, readMoved: now}
 	c.out.Status = true
 	c.noteList(r.Report.State.Committed)
 	c.noteSeen(r.Report)
@@ -289,7 +292,7 @@ func (c *Core) Step(now time.Duration, id SessionID, m Message) {
 		c.answer(p)
 		c.joinReady(p, m.Attempt)
 	case Progress:
-		if m.Attempt == p.attempt && p.state >= pulling {
+		if m.Attempt == p.attempt && (p.state >= pulling || p.state == staging) {
 			if m.Done != p.progress.Done || m.ChunksDone != p.progress.ChunksDone {
 				p.pulled = now
 			}
@@ -301,6 +304,10 @@ func (c *Core) Step(now time.Duration, id SessionID, m Message) {
 		c.rebuilt(p, m.Attempt)
 	case JoinFailed:
 		c.joinFailed(p, m)
+	case Staged:
+		c.staged(p, m)
+	case StageFailed:
+		c.stageFailed(p, m)
 	case Promoted:
 		c.answer(p)
 		c.onPromoted(p, m.Attempt)
@@ -416,6 +423,9 @@ func (c *Core) lose(p *peer, why string) {
 		c.reads = append(c.reads, r)
 	}
 	p.reads = p.reads[:0]
+	if was == staging {
+		p.unstaged++
+	}
 	if was == joining || was == pulling || was == promoting {
 		c.counters.Interrupted++
 	}
@@ -435,13 +445,4 @@ func (c *Core) lose(p *peer, why string) {
 		c.orphan(p)
 	}
 	c.advance()
-}
-
-// orphan lets those who pull from p begin again.
-func (c *Core) orphan(p *peer) {
-	for _, q := range c.peers {
-		if q.source == p && (q.state == joining || q.state == pulling) {
-			c.giveUpJoin(q, "source is gone")
-		}
-	}
 }

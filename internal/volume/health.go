@@ -28,6 +28,7 @@ func (c *Core) Tick(now time.Duration) {
 		if c.silent(p) {
 			suspended = c.eject(p) || suspended
 		}
+		c.checkStaging(p)
 		if p.state != gone {
 			c.ping(p)
 		}
@@ -116,7 +117,7 @@ func (c *Core) eject(p *peer) (suspended bool) {
 // shed drops replicas that catch up too slowly: a joiner must not make this process keep operations without bound.
 func (c *Core) shed() {
 	for _, p := range c.peers {
-		if !p.streaming() || p.required || p.acked >= c.finished() {
+		if !p.retains() || p.required || p.acked >= c.finished() {
 			continue
 		}
 		if c.last()-p.acked > uint64(c.settings.RetainOps) || c.ring.data > c.settings.RetainData && p.acked < c.ring.low {

@@ -8,8 +8,8 @@ import (
 )
 
 // admit takes the next step with a replica that is connected but not on its way to be in sync: the promise, without
-// which none of its frames mean anything; then whatever it lacks, by resending if the operations are still here
-// (replication rule 24), else by a rebuild from a member in sync (rules 26 and 27).
+// which none of its frames mean anything; then whatever it lacks, by resending if the operations are still here, or at
+// once if it is little (replication rule 24), else by a rebuild from a member in sync (rules 26 and 27).
 func (c *Core) admit(p *peer) {
 	if c.phase != open {
 		return
@@ -29,7 +29,11 @@ func (c *Core) admit(p *peer) {
 		if c.resendable(p) {
 			c.counters.Resends++
 			c.resend(p)
-		} else if source := c.pickSource(p); source != nil && !c.keepForRoom(p) && c.mayJoin(p) && c.keeps(source, p) {
+		} else if source := c.pickSource(p); source == nil {
+			return
+		} else if c.mayStage(p, source) {
+			c.stage(p, source)
+		} else if !c.keepForRoom(p) && c.mayJoin(p) && c.keeps(source, p) {
 			c.join(p, source)
 		}
 	}
@@ -83,7 +87,7 @@ func (c *Core) mayJoin(p *peer) bool {
 	if slices.ContainsFunc(c.peers, func(q *peer) bool { return behind(q) && c.now >= q.retryAt }) {
 		return false // that one goes first
 	}
-	stays := func(q *peer) bool { return q != p && (q.state >= catching || c.waitsComplete(q)) }
+	stays := func(q *peer) bool { return q != p && (q.state >= catching || q.state == staging || c.waitsComplete(q)) }
 	if c.satisfies(stays) && !slices.ContainsFunc(c.peers, behind) {
 		return true
 	}
@@ -146,7 +150,7 @@ func (c *Core) pickSource(p *peer) *peer {
 	var best *peer
 	load := func(q *peer) (n int) {
 		for _, o := range c.peers {
-			if o.source == q && (o.state == joining || o.state == pulling) {
+			if o.source == q && o.pulls() {
 				n++
 			}
 		}
@@ -169,9 +173,7 @@ func (c *Core) join(p, source *peer) {
 	c.attempt++
 	c.counters.Joins++
 	last := block.Version{Epoch: c.promise.Epoch, N: source.acked}
-	if key := p.report.Key(); p.report.State.Complete && CommonPoint(p.report.State.History, key, c.history, last) != key {
-		c.counters.Divergent++
-	}
+	c.noteDivergent(p, last)
 	if p.report.State.Complete && c.listMember(p.guid) {
 		c.risked, c.riskedAt = p, c.now
 	}
@@ -179,11 +181,26 @@ func (c *Core) join(p, source *peer) {
 	c.become(p, joining)
 	c.send(p, Join{
 		Attempt: p.attempt,
-		Source:  Peer{GUID: source.guid, Name: source.report.Name, Addr: source.report.PullAddr},
+		Source:  source.peer(),
 		History: c.history,
 		Last:    last,
 		Size:    c.size,
 	})
+}
+
+// peer is how others reach p.
+func (p *peer) peer() Peer {
+	return Peer{GUID: p.guid, Name: p.report.Name, Addr: p.report.PullAddr}
+}
+
+// pulls reports whether p is to pull from its source, or does.
+func (p *peer) pulls() bool { return p.state == staging || p.state == joining || p.state == pulling }
+
+// noteDivergent counts p if it is complete and has operations that the volume, which is at last, has not.
+func (c *Core) noteDivergent(p *peer, last block.Version) {
+	if key := p.report.Key(); p.report.State.Complete && CommonPoint(p.report.State.History, key, c.history, last) != key {
+		c.counters.Divergent++
+	}
 }
 
 // joinReady begins the stream: from here on p gets every operation, and what came before is in the chunks of a source
@@ -233,7 +250,11 @@ func (c *Core) joinFailed(p *peer, m JoinFailed) {
 func (c *Core) giveUpJoin(p *peer, why string) {
 	p.avoid = p.source
 	c.delay(p)
-	why = fmt.Sprintf("rebuild from %s: %s", c.name(p.source.guid), why)
+	doing := "rebuild from"
+	if p.state == staging {
+		doing = "catching up with"
+	}
+	why = fmt.Sprintf("%s %s: %s", doing, c.name(p.source.guid), why)
 	c.close(p, why)
 	p.error = why
 }
@@ -242,4 +263,13 @@ func (c *Core) giveUpJoin(p *peer, why string) {
 func (c *Core) delay(p *peer) {
 	p.backoff = min(max(2*p.backoff, c.settings.Backoff), 64*c.settings.Backoff)
 	p.retryAt = c.now + p.backoff
+}
+
+// orphan lets those who pull from p begin again.
+func (c *Core) orphan(p *peer) {
+	for _, q := range c.peers {
+		if q.source == p && q.pulls() {
+			c.giveUpJoin(q, "source is gone")
+		}
+	}
 }

@@ -19,6 +19,7 @@ type Pull struct {
 	From    block.Version // the source serves once it has applied this
 	Base    block.Version // chunks whose newest version is above this, here or at the source, are candidates
 	Size    int64         // bytes of the volume
+	Stage   bool          // nothing changes before all that differs is here, for one moment: see Member.Staged
 }
 
 // MemberReady is what the shell must do, in this order.
@@ -40,6 +41,7 @@ const (
 	joinReady            // complete=false is stable; waits for Stream
 	joinPull             // operations are streamed, chunks are pulled
 	joinedPull           // Rebuilt was reported; waits for Promote
+	joinStage            // complete; fetches what is then applied at once
 )
 
 // Member is a replica's side of replication: what it promised, what it may apply, when it is complete. It is not
@@ -54,6 +56,7 @@ type Member struct {
 	phase   joinPhase
 	attempt uint64
 	join    Join
+	toStage Stage
 	longest time.Duration // of the leases that are given
 	lease   lease
 	asked   Promise // waits until the lease ends, the last one that was asked for; zero: none does
@@ -94,7 +97,7 @@ func (m *Member) Disconnect(id SessionID) {
 func (m *Member) endJoin() {
 	m.phase = joinNone
 	m.attempt = 0
-	m.join = Join{}
+	m.join, m.toStage = Join{}, Stage{}
 }
 
 // Step takes a message of the target. Messages of a session that is not the current one are ignored.
@@ -119,6 +122,8 @@ func (m *Member) Step(now time.Duration, id SessionID, msg Message) (rd MemberRe
 		return m.beginJoin(msg)
 	case Stream:
 		return m.stream(msg)
+	case Stage:
+		return m.beginStage(msg)
 	case Promote:
 		return m.promote(msg)
 	case SetList:
@@ -241,7 +246,7 @@ func (m *Member) Rebuilt(attempt uint64) MemberReady {
 	return MemberReady{Messages: []Message{Rebuilt{Attempt: attempt}}}
 }
 
-// PullFailed tells that the pull of attempt cannot go on.
+// PullFailed tells that the pull of attempt cannot go on. For one that is to be staged there is StageFailed.
 func (m *Member) PullFailed(attempt uint64, reason string) MemberReady {
 	if m.phase != joinPull || attempt != m.attempt {
 		return MemberReady{}
@@ -310,6 +315,8 @@ func (m *Member) Check(id SessionID, first block.Version, n int) error {
 		return fmt.Errorf("operation %v: gap after %v", first, m.report.Last)
 	case s.Complete && s.History.Epoch() != first.Epoch:
 		return fmt.Errorf("operation %v: its epoch was not opened here", first)
+	case m.phase == joinStage:
+		return fmt.Errorf("operation %v: nothing is streamed to a replica that is to catch up at once", first)
 	case !s.Complete && m.phase != joinPull && m.phase != joinedPull:
 		return fmt.Errorf("operation %v: nothing is streamed to an incomplete replica", first)
 	case n < 1:

@@ -42,6 +42,14 @@ type (
 		Pending   *List
 		Record    uint64 `json:",omitempty"` // version of the volume's record, to be noted; zero: keep what is noted
 	}
+	// Stage asks a complete replica to catch up with Source at once: see stage.go. Answered by Staged when that is stable, or
+	// by StageFailed; meanwhile nothing is streamed.
+	Stage struct {
+		Attempt uint64
+		Source  Peer
+		History History       // the source's
+		From    block.Version // what it had applied when this was sent: bounds the common point, and the source has to have it
+	}
 	// Drop ends the session: the replica is not wanted. It may register again later.
 	Drop struct{ Reason string }
 	// Ping asks for a sign of life; any frame is one. Answered by Pong. With a Lease it asks a replica that has promised not
@@ -86,7 +94,18 @@ type (
 		Reason  string
 	}
 	Promoted struct{ Attempt uint64 }
-	ListSet  struct {
+	// Staged says that the replica has become, durably, what the source was when it had applied Last.
+	Staged struct {
+		Attempt uint64
+		Last    block.Version
+	}
+	// StageFailed says that it is what it was. TooMuch: it differs in more than can be applied at once.
+	StageFailed struct {
+		Attempt uint64
+		Reason  string
+		TooMuch bool `json:",omitempty"`
+	}
+	ListSet struct {
 		Committed List
 		Pending   *List
 		Record    uint64 `json:",omitempty"`
@@ -107,29 +126,32 @@ type Peer struct {
 	Addr string // host:port
 }
 
-func (Claim) message()      {}
-func (Found) message()      {}
-func (Join) message()       {}
-func (Stream) message()     {}
-func (Promote) message()    {}
-func (SetList) message()    {}
-func (Drop) message()       {}
-func (Ping) message()       {}
-func (Release) message()    {}
-func (Counted) message()    {}
-func (Register) message()   {}
-func (Promised) message()   {}
-func (Refused) message()    {}
-func (Founded) message()    {}
-func (JoinReady) message()  {}
-func (Progress) message()   {}
-func (Rebuilt) message()    {}
-func (JoinFailed) message() {}
-func (Promoted) message()   {}
-func (ListSet) message()    {}
-func (Space) message()      {}
-func (Failed) message()     {}
-func (Pong) message()       {}
+func (Claim) message()       {}
+func (Found) message()       {}
+func (Join) message()        {}
+func (Stream) message()      {}
+func (Promote) message()     {}
+func (SetList) message()     {}
+func (Stage) message()       {}
+func (Drop) message()        {}
+func (Ping) message()        {}
+func (Release) message()     {}
+func (Counted) message()     {}
+func (Register) message()    {}
+func (Promised) message()    {}
+func (Refused) message()     {}
+func (Founded) message()     {}
+func (JoinReady) message()   {}
+func (Progress) message()    {}
+func (Rebuilt) message()     {}
+func (JoinFailed) message()  {}
+func (Promoted) message()    {}
+func (Staged) message()      {}
+func (StageFailed) message() {}
+func (ListSet) message()     {}
+func (Space) message()       {}
+func (Failed) message()      {}
+func (Pong) message()        {}
 
 // OpKind is the kind of an Op.
 type OpKind uint8

@@ -372,7 +372,7 @@ func (c *Core) guids(is func(*peer) bool) (guids []block.GUID) {
 
 // almostCounts reports whether p is a member that will be in sync in a moment.
 func (c *Core) almostCounts(p *peer) bool {
-	return p.state == catching && c.listMember(p.guid) && c.now-p.since < c.settings.Deadline
+	return (p.state == catching || p.state == staging) && c.listMember(p.guid) && c.now-p.since < c.settings.Deadline
 }
 
 // mayRecord reports whether the members in sync may be written into the record soon, so that they go on without others.

@@ -27,16 +27,25 @@ func (e *stage) run(names []string, until string) {
 					*q = (*q)[1:]
 					f()
 					again = true
-					if lines := strings.Split(strings.TrimSpace(e.out.String()), "\n"); until != "" && strings.Contains(lines[len(lines)-1], until) {
+					if e.toldLast(until) {
 						return
 					}
 				}
 			}
 			if a.pull != nil && e.doPull(a) {
 				again = true
+				if e.toldLast(until) {
+					return
+				}
 			}
 		}
 	}
+}
+
+// toldLast reports whether the last line has text.
+func (e *stage) toldLast(text string) bool {
+	lines := strings.Split(strings.TrimSpace(e.out.String()), "\n")
+	return text != "" && strings.Contains(lines[len(lines)-1], text)
 }
 
 // toTarget queues what a replica says.
@@ -142,23 +151,42 @@ func (e *stage) doPull(a *actor) bool {
 	switch {
 	case err == ErrNotYet:
 		return false
+	case p.Stage && (err != nil || a.apart):
+		a.pull = nil
+		reason := "too much differs"
+		if err != nil {
+			reason = err.Error()
+		}
+		e.carryOut(a, a.m.StageFailed(p.Attempt, reason, err == nil))
+		return true
 	case err != nil:
 		a.pull = nil
 		e.carryOut(a, a.m.PullFailed(p.Attempt, err.Error()))
 		return true
 	}
 	scan := src.m.Report().Last
+	blocks := maps.Clone(a.blocks)
 	all := maps.Clone(a.blocks)
 	maps.Copy(all, src.blocks)
 	for b := range all {
 		switch block.Resolve(a.blocks[b].version, src.blocks[b].version, scan) {
 		case block.Take:
-			a.blocks[b] = src.blocks[b]
+			blocks[b] = src.blocks[b]
 		case block.Drop:
-			delete(a.blocks, b)
+			delete(blocks, b)
 		}
 	}
 	a.pull = nil
+	if p.Stage {
+		rd := a.m.Staged(p.Attempt, scan)
+		if rd.State != nil {
+			a.blocks = blocks
+			e.printf("%s: becomes what %s is at %v", a.name, src.name, scan)
+		}
+		e.carryOut(a, rd)
+		return true
+	}
+	a.blocks = blocks
 	e.printf("%s: pulls from %s at %v", a.name, src.name, scan)
 	e.carryOut(a, a.m.Rebuilt(p.Attempt))
 	return true

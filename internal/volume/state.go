@@ -81,8 +81,9 @@ type Report struct {
 	Name      string        `json:"name"`      // for people: the CVR's name
 	PullAddr  string        `json:"pullAddr"`  // host:port where other replicas pull from it
 	State     State         `json:"state"`
-	Last      block.Version `json:"last"` // version of the last applied operation
-	Size      int64         `json:"size"` // bytes
+	Last      block.Version `json:"last"`             // version of the last applied operation
+	Size      int64         `json:"size"`             // bytes
+	Stages    bool          `json:"stages,omitempty"` // its program knows Stage, and can be the source of one
 }
 
 // Key is how far the replica is for the choice of the authoritative one: Last if complete, else where it last was.

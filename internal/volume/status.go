@@ -11,7 +11,7 @@ func mode(s peerState) Mode {
 	switch s {
 	case gone:
 		return Offline
-	case joining, pulling, promoting, catching:
+	case staging, joining, pulling, promoting, catching:
 		return Rebuilding
 	case insync:
 		return Healthy
@@ -24,6 +24,8 @@ type Counters struct {
 	Ejections   uint64 // members that left while the rest could go on
 	Suspensions uint64 // members that left while the rest could not
 	Resends     uint64 // replicas that came back by resending
+	Stages      uint64 // times that a replica began to catch up at once
+	Staged      uint64 // and that it had
 	Joins       uint64 // rebuilds begun
 	Interrupted uint64 // rebuilds that ended before promotion
 	Divergent   uint64 // replicas found to hold operations that the volume does not

@@ -10,6 +10,9 @@ import (
 // streaming reports whether operations go to p.
 func (p *peer) streaming() bool { return p.state >= pulling }
 
+// retains reports whether the ring keeps for p what is behind p.acked.
+func (p *peer) retains() bool { return p.streaming() || p.state == staging }
+
 // answer notes that a message was answered.
 func (c *Core) answer(p *peer) {
 	if p.owes > 0 {
@@ -187,7 +190,7 @@ func (c *Core) count(p *peer) {
 	}
 	c.become(p, insync)
 	p.backoff, p.retryAt, p.error, p.progress = 0, 0, "", Progress{}
-	p.avoid = nil
+	p.avoid, p.tooMuch, p.unstaged = nil, false, 0
 	c.trust(p)
 	if c.phase == opening {
 		c.phase = open
@@ -205,7 +208,7 @@ func (c *Core) advance() {
 		if p.required {
 			applied, stable = min(applied, p.acked), min(stable, p.stable)
 		}
-		if p.streaming() {
+		if p.retains() {
 			seen = min(seen, p.acked)
 		}
 	}

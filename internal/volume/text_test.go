@@ -103,6 +103,12 @@ func text(m Message) string {
 		return fmt.Sprintf("%s, promised epoch %d", name, m.Promised.Epoch)
 	case Join:
 		return fmt.Sprintf("%s from %s", name, m.Source.Name)
+	case Stage:
+		return fmt.Sprintf("%s from %s, which has %v", name, m.Source.Name, m.From)
+	case Staged:
+		return fmt.Sprintf("%s at %v", name, m.Last)
+	case StageFailed:
+		return fmt.Sprintf("%s: %s, too much: %v", name, m.Reason, m.TooMuch)
 	case Stream:
 		return fmt.Sprintf("%s from %v", name, m.From)
 	case SetList:

@@ -16,7 +16,7 @@ import (
 
 // TestTranscripts runs the files of testdata. Each is the life of one volume: commands, and what they led to.
 //
-//	replicas a b c            make empty replicas
+//	replicas a b c [stages]   make empty replicas; these know Stage
 //	target founding=3 factor=3 start a target, when all leases of the one before have run out unless it is soon;
 //	                          the one before is dead, its connections are not yet noticed
 //	connect a b               these dial the target that is there
@@ -37,7 +37,7 @@ import (
 //	stop                      the target ends in good order
 //	pings                     tell of pings from now on
 //	epochs a b n=300          these replicas were complete through that many epochs
-//	progress c chunks=1       c tells how far its pull is; hang, resume, damage, space: see there
+//	progress c chunks=1       c tells how far its pull is; hang, resume, damage, apart, space: see there
 //	write b content [fua]     propose; discard b; read b; flush
 //	want factor=2 remove=a    tick 1s; step a <message>; member a; members; status
 //	api down                  how requests for the volume's record fare: see setAPI; record
@@ -86,6 +86,7 @@ type actor struct {
 	hung    bool
 	after   []func() // what it will do when it is not hung any more
 	damaged bool
+	apart   bool // it differs in too much to catch up at once
 }
 
 type content struct {
@@ -106,9 +107,13 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 	num := func(key string) int { n, _ := strconv.Atoi(opt[key]); return n }
 	switch d.Cmd {
 	case "replicas":
+		stages := slices.Contains(names, "stages")
 		for _, n := range names {
+			if n == "stages" {
+				continue
+			}
 			a := &actor{name: n, blocks: map[uint64]content{}}
-			a.start(e, Report{GUID: e.guid(n), Name: n, PullAddr: n})
+			a.start(e, Report{GUID: e.guid(n), Name: n, PullAddr: n, Stages: stages})
 			e.members[n] = a
 		}
 	case "target":
@@ -263,6 +268,10 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 			}
 			a.after = nil
 		}
+	case "apart": // the replica differs from all others in too much to catch up at once
+		for _, n := range names {
+			e.members[n].apart = true
+		}
 	case "damage": // nobody can rebuild from the replica any more
 		for _, n := range names {
 			e.members[n].damaged = true
@@ -288,6 +297,8 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 			m = Join{Attempt: uint64(num("attempt")), Source: Peer{Name: opt["source"]}, History: parseHistory(opt["history"]), Last: v("last")}
 		case "stream":
 			m = Stream{Attempt: uint64(num("attempt")), From: v("from")}
+		case "stage":
+			m = Stage{Attempt: uint64(num("attempt")), Source: Peer{Name: opt["source"]}, History: parseHistory(opt["history"]), From: v("from")}
 		case "promote":
 			m = Promote{Attempt: uint64(num("attempt")), History: parseHistory(opt["history"])}
 		default:
@@ -296,6 +307,8 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 		e.print(a.m.Step(e.now, a.session, m))
 	case "rebuilt":
 		e.print(e.members[names[0]].m.Rebuilt(uint64(num("attempt"))))
+	case "staged":
+		e.print(e.members[names[0]].m.Staged(uint64(num("attempt")), parseVersion(opt["scan"])))
 	case "attach": // a session of a replica with a target that is not on the stage
 		e.session++
 		e.members[names[0]].session = e.session

@@ -52,6 +52,8 @@ const (
 	TypeChunk      // Tag, Block = chunk, N, Epoch: base; payload: list of the versions above it that the asker has
 	TypeChunkReply // Tag, Block = chunk, Code; payload: see ChunkReply
 	TypeWorking    // the reply to the oldest request takes longer
+	TypeStage      // N, Epoch: base, Count; payload: table of the blocks above it that the asker has
+	TypeStageReply // N, Epoch: scan, Count, Block: how many come in later frames, Code; payload: see StageReply
 )
 
 var le = binary.LittleEndian
@@ -60,6 +62,7 @@ var typeNames = map[Type]string{
 	TypeMessage: "message", TypeWrite: "write", TypeDiscard: "discard", TypeOpen: "open", TypeFlush: "flush",
 	TypeAck: "ack", TypeRead: "read", TypeReadReply: "read-reply", TypeHello: "hello", TypeHelloReply: "hello-reply",
 	TypeChanged: "changed", TypeChangedReply: "changed-reply", TypeChunk: "chunk", TypeChunkReply: "chunk-reply", TypeWorking: "working",
+	TypeStage: "stage", TypeStageReply: "stage-reply",
 }
 
 func (t Type) String() string {
@@ -79,10 +82,11 @@ const (
 type Code = uint8
 
 const (
-	OK         Code = iota
-	CodeError       // the payload's text says what happened
-	CodeMedium      // data here is damaged; the payload's text says more
-	CodeNotYet      // a pull: the source has not applied far enough, try again soon
+	OK          Code = iota
+	CodeError        // the payload's text says what happened
+	CodeMedium       // data here is damaged; the payload's text says more
+	CodeNotYet       // a pull: the source has not applied far enough, try again soon
+	CodeTooMuch      // a stage: more blocks differ than are sent at once
 )
 
 // ErrFormat is wrapped by the errors for bytes that no peer of ours sends.
@@ -151,7 +155,7 @@ func (t Type) limit() uint32 {
 	switch t {
 	case TypeMessage, TypeHello, TypeHelloReply, TypeChanged:
 		return MaxMessage
-	case TypeWrite, TypeReadReply, TypeChangedReply, TypeChunk, TypeChunkReply:
+	case TypeWrite, TypeReadReply, TypeChangedReply, TypeChunk, TypeChunkReply, TypeStage, TypeStageReply:
 		return MaxPayload
 	}
 	return 0

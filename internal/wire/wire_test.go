@@ -353,6 +353,9 @@ func FuzzFrames(f *testing.F) {
 		Unlisted: new([block.ChunkBlocks]bool),
 	}
 	f.Add(AppendChunkReplyHead(nil, 1, &chunk))
+	f.Add(AppendStage(nil, op.Version, []block.Staged{{Block: 1, Version: op.Version}}))
+	stage, _ := AppendStageReply(nil, op.Version, []block.Staged{{Block: 1, Version: op.Version, Sum: op.Sums[0], Stored: true, Data: data}})
+	f.Add(stage)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) >= HeaderSize { // make the checksums right, so that more than they is tested
 			h := Header{
@@ -383,6 +386,8 @@ func FuzzFrames(f *testing.F) {
 				var have [block.ChunkBlocks]block.Version
 				fr.ChunkRequest(&have)
 				fr.ChunkReply(&chunk)
+				fr.Stage()
+				fr.StageReply(nil)
 			}
 		}
 	})
