@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"cmp"
 	"slices"
 
 	"github.com/cstor-go/cstor/internal/block"
@@ -13,12 +14,14 @@ const (
 	compactBytes = 16 << 20
 	compactDirs  = 4096
 	compactLeast = 256 // of them, even if the active table waits
+	compactAlone = 3   // cycles in a row without cleaning
 )
 
 // compaction is a walk through the directories of all replicas that empties index segments; it may take many cycles.
 type compaction struct {
 	victims map[uint32]bool // nil: there is no walk
 	tight   bool            // they were chosen when there was little room
+	alone   int             // cycles in a row that the cleaner has left to it
 	slot    int             // where it goes on
 	next    uint64          // directory block
 }
@@ -29,12 +32,12 @@ type compaction struct {
 func (p *Pool) compactIndex() error {
 	s := &p.drain
 	c := &s.compaction
-	victims, tight := p.sparseIndex()
+	victims, gain, tight := p.sparseIndex()
 	if c.victims == nil || tight && !c.tight && len(victims) > 1 {
-		if len(victims) < 2 {
+		if len(victims) < 2 || gain <= 0 {
 			return nil
 		}
-		*c = compaction{victims: victims, tight: tight}
+		*c = compaction{victims: victims, tight: tight, alone: c.alone}
 	}
 	p.idx.mu.RLock()
 	p.seg.mu.Lock()
@@ -99,8 +102,8 @@ func (p *Pool) drainWork() error {
 	return nil
 }
 
-// sparseIndex returns the index segments to empty, and whether that is urgent.
-func (p *Pool) sparseIndex() (victims map[uint32]bool, tight bool) {
+// sparseIndex returns the index segments to empty, what that makes room for in bytes, and whether it is urgent.
+func (p *Pool) sparseIndex() (victims map[uint32]bool, gain int64, tight bool) {
 	need := p.keep(forUser) + 2
 	updates, _ := p.indexNeed()
 	p.idx.mu.RLock()
@@ -112,7 +115,7 @@ func (p *Pool) sparseIndex() (victims map[uint32]bool, tight bool) {
 	if tight {
 		sparse *= 2
 	}
-	var live, used int64
+	var live, used, moved int64
 	var all []victim
 	for i, k := range p.seg.kind {
 		if n := p.seg.pageLive[i]; k == segIndex && n > 0 && !p.seg.pinned[i] {
@@ -124,25 +127,45 @@ func (p *Pool) sparseIndex() (victims map[uint32]bool, tight bool) {
 		}
 	}
 	if !tight && used < 2*live+4*p.seg.bytes() {
-		return nil, false
+		return nil, 0, false
 	}
-	slices.SortFunc(all, func(a, b victim) int { return int(a.live) - int(b.live) })
-	var dirs int64
-	for _, r := range p.idx.bySlot {
-		if r != nil {
-			dirs += r.dirs
-		}
-	}
+	slices.SortFunc(all, func(a, b victim) int { return cmp.Or(cmp.Compare(a.live, b.live), cmp.Compare(a.seg, b.seg)) })
+	_, _, dirs := p.meta()
 	walk := 1 + dirs/compactDirs // cycles that it takes
-	most := min(walk*compactBytes, int64(p.seg.nFree-updates)*p.seg.bytes()*2/3)
+	most := min(walk*compactBytes, int64(p.seg.nFree-updates)*p.seg.bytes())
 	victims = map[uint32]bool{}
 	for _, v := range all {
-		if most -= int64(v.live); most < 0 && len(victims) >= 2 {
+		moved += int64(v.live)
+		cost := p.moveCost(moved)
+		if cost > most && len(victims) >= 2 {
 			break
 		}
 		victims[v.seg] = true
+		gain = int64(len(victims))*p.seg.bytes() - cost
 	}
-	return victims, tight
+	return victims, gain, tight
+}
+
+// moveCost returns about how much is written when so many bytes of the index are moved: the directory of the pages among
+// them is written again, and half of a row is lost with each step. The index lock is held.
+func (p *Pool) moveCost(n int64) int64 {
+	meta, pages, dirs := p.meta()
+	moved := n / max((meta-p.idx.nodes)/(pages+1), index.MinPage)
+	all := p.directory()
+	return n + min(moved*(all/(dirs+1)), all) + p.idx.nodes + p.metaLive + (moved/drainGroup+4)*int64(p.seg.maxRow())*block.Size/2
+}
+
+// compacts reports whether this cycle is to leave the segments of data alone, since users wait and more is gained by
+// bringing the index closer together: moving data scatters it, and takes the room that this takes. It is not many times in
+// a row, so that whatever keeps the index from being moved keeps nobody else.
+func (p *Pool) compacts() bool {
+	c := &p.drain.compaction
+	if _, gain, tight := p.sparseIndex(); tight && gain >= p.seg.bytes() && c.alone < compactAlone {
+		c.alone++
+		return true
+	}
+	c.alone = 0
+	return false
 }
 
 // inSegments looks at the next directory block of a replica: it adds to the work the chunks whose pages are in segments
@@ -181,7 +204,9 @@ func (p *Pool) inSegments(r *Replica) (more bool, err error) {
 	for k := range b.refs {
 		if d := &b.refs[k]; d.page != 0 && !r.dying && (d.deep || inVictim(d.pageAddr())) {
 			s.work = append(s.work, index.Key(r.slot, 0)/block.ChunkBlocks|i<<dirShift|uint64(k))
-			s.cost.add(r.costOf(i<<dirShift|uint64(k), d, !r.neighbour(s.work)))
+			cost := r.costOf(i<<dirShift|uint64(k), d, !r.neighbour(s.work))
+			cost.pages, cost.more = cost.pages-pageCost, 0 // the page moves as it is
+			s.cost.add(cost)
 		}
 	}
 	return true, nil

@@ -133,12 +133,13 @@ func (p *Pool) anyDying() bool {
 	return false
 }
 
-// maxFruitless is how many cycles in a row may make no room before nobody waits for another one: what one prepares, as
-// moving the index closer together, the next may free.
+// maxFruitless is how many cycles in a row may make no room before who waits gives up: what one prepares, as moving the
+// index closer together, the next may free.
 const maxFruitless = 8
 
-// reclaim waits for a cycle to end and reports whether it made room, or a later one may.
-func (p *Pool) reclaim() bool {
+// reclaim waits for a cycle to end and reports whether it made room, or a later one may. fruitless counts those in a row
+// that the caller has waited for in vain.
+func (p *Pool) reclaim(fruitless *int) bool {
 	c := &p.cycles
 	seq := p.appended.Load() + 1
 	c.mu.Lock()
@@ -167,7 +168,13 @@ func (p *Pool) reclaim() bool {
 		}
 		c.cond.Wait()
 	}
-	if c.gained > gained || c.done < fresh || c.fruitless < maxFruitless {
+	switch {
+	case c.gained > gained:
+		*fruitless = 0
+	case c.done >= fresh:
+		*fruitless++
+	}
+	if *fruitless < maxFruitless {
 		return true
 	}
 	p.idx.mu.RLock()
@@ -260,7 +267,7 @@ func (p *Pool) runCycle(whole bool) (*pending, error) {
 
 	free := p.seg.freeCount()
 	low = free < p.cleanStart() || urgent && free < p.seg.reserve()
-	if (low && urgent || (low || p.destageDue()) && p.mayClean()) && !p.closed.Load() && !p.log.read {
+	if (low && urgent || (low || p.destageDue()) && p.mayClean()) && !p.closed.Load() && !p.log.read && !p.compacts() {
 		if err := p.cleaner.clean(urgent); err != nil {
 			return nil, err
 		}
@@ -349,9 +356,8 @@ func (p *Pool) measure() int64 {
 func (p *Pool) unwritten() int64 {
 	p.idx.mu.RLock()
 	defer p.idx.mu.RUnlock()
-	meta, _, _ := p.meta()
 	left := p.drain.cost.directory()
-	return p.bytesOf(&left, meta)
+	return p.bytesOf(&left)
 }
 
 // drainAll drains the whole frozen table, letting go of the lock between steps.

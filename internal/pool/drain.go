@@ -114,10 +114,10 @@ func (p *Pool) freeze() {
 	p.log.since = 0
 	left := s.cost.directory() // of a checkpoint that was left to this cycle
 	s.cost, x.cost[s.frozen] = x.cost[s.frozen], indexCost{}
-	s.cost.pages += int64(x.tables[s.frozen].Len()) * entryCost
+	entries := int64(x.tables[s.frozen].Len()) * entryCost
+	s.cost.pages, s.cost.grown = s.cost.pages+entries, s.cost.grown+entries
 	s.cost.add(left)
-	meta, _, _ := p.meta()
-	s.settled = p.bytesOf(&s.cost, meta)
+	s.settled = p.bytesOf(&s.cost)
 	s.cost.add(p.cleaner.cost)
 	p.cleaner.cost = indexCost{}
 	s.cost.root = p.rootCost()

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -306,8 +307,8 @@ func (m *modelTest) giveBack() {
 	m.mems[i].Reappear()
 	m.mems[i].Reopen()
 	err := m.p.Return(m.mems[i])
-	for since := time.Now(); errors.Is(err, raid.ErrStuck) && time.Since(since) < 20*time.Second; err = m.p.Return(m.mems[i]) {
-		time.Sleep(time.Millisecond) // a request from before is about to hear that it failed
+	for ; errors.Is(err, raid.ErrStuck); err = m.p.Return(m.mems[i]) {
+		runtime.Gosched() // a request from before is about to hear that it failed
 	}
 	m.note("device %d returns: %v", i, err)
 	m.must(err)

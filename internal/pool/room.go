@@ -31,22 +31,24 @@ type indexCost struct {
 	nodes int64 // of nodes of the directory, likewise
 	more  int64 // that these grow
 	root  int64
-	steps int64 // writes of which each may be padded to a row, in 64ths
+	steps int64 // writes of pages of which each may be padded to a row, in 64ths
+	early int64 // writes of the directory ahead of the checkpoint, likewise
+	grown int64 // what the index has more of when all is written
 }
 
 func (c *indexCost) add(o indexCost) {
 	c.pages, c.dirs, c.nodes = c.pages+o.pages, c.dirs+o.dirs, c.nodes+o.nodes
-	c.more, c.root, c.steps = c.more+o.more, c.root+o.root, c.steps+o.steps
+	c.more, c.root, c.steps, c.early, c.grown = c.more+o.more, c.root+o.root, c.steps+o.steps, c.early+o.early, c.grown+o.grown
 }
 
 func (c *indexCost) sub(o indexCost) {
 	c.pages, c.dirs, c.nodes = c.pages-o.pages, c.dirs-o.dirs, c.nodes-o.nodes
-	c.more, c.root, c.steps = c.more-o.more, c.root-o.root, c.steps-o.steps
+	c.more, c.root, c.steps, c.early, c.grown = c.more-o.more, c.root-o.root, c.steps-o.steps, c.early-o.early, c.grown-o.grown
 }
 
 // directory returns the part of the cost that remains when a checkpoint is left to the next cycle.
 func (c *indexCost) directory() indexCost {
-	return indexCost{dirs: c.dirs, nodes: c.nodes, more: c.more}
+	return indexCost{dirs: c.dirs, nodes: c.nodes, more: c.more, grown: c.grown}
 }
 
 const (
@@ -59,7 +61,10 @@ const (
 // the entries for its updates. The index lock is held.
 func (r *Replica) costOf(c uint64, d *chunkRef, alone bool) indexCost {
 	p := r.p
-	x := indexCost{pages: int64(d.pageLen()) + pageCost, more: dirCost, steps: 3} // pages, directory blocks, nodes
+	x := indexCost{pages: int64(d.pageLen()) + pageCost, more: dirCost, steps: 1, early: 2} // directory blocks, nodes
+	if d.page == 0 {
+		x.grown = pageCost + dirCost
+	}
 	// What is replaced stays, and may become a history page, together with the newest of these.
 	if d.older || len(r.snaps) > 0 {
 		x.pages += int64(d.pageLen())
@@ -113,13 +118,24 @@ func (p *Pool) meta() (bytes, pages, dirs int64) {
 	return bytes, pages, dirs
 }
 
-// bytesOf returns what a cost amounts to in a pool with so many bytes of index: the directory is written once at most,
-// but for what is written ahead of the checkpoint because it takes too much memory.
-func (p *Pool) bytesOf(c *indexCost, meta int64) int64 {
-	dirs := min(c.dirs, max(meta-p.idx.nodes, 0)) + min(c.nodes, p.idx.nodes) + c.more
-	dirs += dirs * 4 * maxDir / max(p.idx.dirs.limit, 1)
+// directory returns the bytes that directory blocks take at most. The index lock is held.
+func (p *Pool) directory() int64 {
+	meta, pages, dirs := p.meta()
+	return max(min(meta-p.idx.nodes-pages*index.MinPage, dirs*maxDir), 0)
+}
+
+// bytesOf returns what a cost amounts to: the directory is written once at most, but for what is written ahead of the
+// checkpoint because it takes too much memory. The index lock is held.
+func (p *Pool) bytesOf(c *indexCost) int64 {
+	x := &p.idx
+	dirs := min(c.dirs, p.directory()) + min(c.nodes, x.nodes) + c.more
+	steps := c.steps
+	if x.dirs.dirty+c.early/2*(blockBytes+nodeBytes) > x.dirs.limit/2 { // see crowded
+		dirs += dirs * 4 * maxDir / max(x.dirs.limit, 1)
+		steps += c.early
+	}
 	row := int64(p.seg.maxRow()) * block.Size
-	return c.pages + dirs + c.root + (c.steps/64+(c.pages+dirs)/(indexGroup-index.MaxHeads))*row
+	return c.pages + dirs + c.root + (steps/64+(c.pages+dirs)/(indexGroup-index.MaxHeads))*row
 }
 
 // indexSegments returns how many segments take so many bytes of pages at most: what is left of one is smaller than a
@@ -136,13 +152,13 @@ func (p *Pool) indexNeed() (updates, work int) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	meta, pages, dirs := p.meta()
-	due := max(p.bytesOf(&p.drain.cost, meta)-p.drain.wrote.Load(), p.drain.cost.root)
+	due := max(p.bytesOf(&p.drain.cost)-p.drain.wrote.Load(), p.drain.cost.root)
 	next := x.cost[x.active]
 	next.add(x.held)
 	next.add(p.cleaner.cost)
 	next.root = p.rootCost()
 	next.pages += int64(x.tables[x.active].Len()+x.reserved) * entryCost
-	due += p.bytesOf(&next, meta)
+	due += p.bytesOf(&next)
 	page := pageCost + meta/(pages+1)
 	n := max(min(2*int64(p.seg.blocks()), 512), min(p.seg.bytes(), 1<<20)/page)
 	all := min(n*maxDir, dirs*maxDir, meta) + min(n*maxDir, x.nodes)
@@ -182,20 +198,22 @@ func (p *Pool) pagesFit() error {
 }
 
 // full returns ErrNoSpace when so many more blocks of data, some of which replace others, are more than the pool is
-// for, errWait when a drain may show that they are not: only that knows what snapshots keep of what has been
-// overwritten since the last one, and what deleted ones do not keep any more.
+// for, errWait when a drain may show that they are not: only that knows how large the index becomes, what snapshots keep
+// of what has been overwritten since the last one, and what deleted ones do not keep any more. So the answer does not
+// depend on how much has been drained.
 func (p *Pool) full(blocks int, replaced func() int64) error {
 	p.idx.mu.RLock()
 	defer p.idx.mu.RUnlock()
 	more := int64(blocks) * block.Size
-	over := p.allocated() + p.spare() - p.capacity()
-	if over+more <= 0 {
+	grown := p.growing()
+	most := p.allocated() + grown + p.spare(grown) - p.capacity()
+	if most+more <= 0 {
 		return nil
 	}
-	if more -= replaced(); more <= 0 || over+more <= 0 {
+	if more -= replaced(); more <= 0 || most+more <= 0 {
 		return nil
 	}
-	over += more
+	over := p.allocated() + p.spare(0) - p.capacity() + more
 	for _, r := range p.idx.byName {
 		if len(r.snaps) > 0 {
 			over -= r.pending + r.hidden
@@ -210,10 +228,17 @@ func (p *Pool) full(blocks int, replaced func() int64) error {
 	return ErrNoSpace
 }
 
+// growing returns a bound of what the index has more of when all updates in the tables are in pages. The index lock is
+// held.
+func (p *Pool) growing() int64 {
+	x := &p.idx
+	return x.cost[x.active].grown + int64(x.tables[x.active].Len())*entryCost + p.drain.cost.grown
+}
+
 // spare returns what users have to leave for an index so large that the reserve is too small for writing it again, as
-// overwriting blocks here and there does. The index lock is held.
-func (p *Pool) spare() int64 {
-	meta := p.metaLive
+// overwriting blocks here and there does, when it has grown by so many bytes. The index lock is held.
+func (p *Pool) spare(grown int64) int64 {
+	meta := p.metaLive + grown
 	for _, r := range p.idx.byName {
 		meta += r.meta
 	}

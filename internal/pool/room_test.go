@@ -26,16 +26,25 @@ type roomTest struct {
 	gone   []uint64 // that had data
 	fresh  uint64   // next block that never had any, in steps
 	data   []byte
+	work   int // in manual mode: of how many operations one is followed by a step of the background
 }
 
 const roomBlocks = 1 << 28 // of the replica: 1 TiB
 
 func newRoomTest(t *testing.T, l layout, size, segment int64, step uint64) *roomTest {
-	c := &roomTest{
-		t: t, rng: rand.New(rand.NewPCG(seedOf(t), 8)), mems: l.blank(size), step: step,
-		opt:   Options{SegmentBytes: segment, DeltaEntries: 4096, Compression: compress.Off, NoDiscard: true},
-		seeds: map[uint64]uint64{}, data: noise(1, 1),
-	}
+	return startRoomTest(t, l, size, step, &roomTest{rng: rand.New(rand.NewPCG(seedOf(t), 8)), opt: Options{SegmentBytes: segment}})
+}
+
+// newManualRoomTest is newRoomTest for a pool of which the background does a step after one of so many operations, 0: only
+// what somebody waits for.
+func newManualRoomTest(t *testing.T, l layout, work int, step uint64) *roomTest {
+	rng := rand.New(rand.NewPCG(seedOf(t), uint64(work)))
+	return startRoomTest(t, l, 16<<20, step, &roomTest{rng: rng, work: work, opt: Options{SegmentBytes: 256 << 10, Manual: true, Rand: rng.Uint64}})
+}
+
+func startRoomTest(t *testing.T, l layout, size int64, step uint64, c *roomTest) *roomTest {
+	c.t, c.mems, c.step, c.seeds, c.data = t, l.blank(size), step, map[uint64]uint64{}, noise(1, 1)
+	c.opt.DeltaEntries, c.opt.Compression, c.opt.NoDiscard = 4096, compress.Off, true
 	p, err := Create(l.arrange(c.mems), Config{Name: "room"}, c.opt)
 	must(t, err)
 	c.p = p
@@ -53,7 +62,15 @@ func (c *roomTest) content(seed uint64) []byte {
 	return c.data
 }
 
+// background does some of what the background does.
+func (c *roomTest) background() {
+	if c.work > 0 && c.rng.IntN(c.work) == 0 {
+		c.p.Work(false)
+	}
+}
+
 func (c *roomTest) write(b uint64) error {
+	c.background()
 	err := c.p.Replica("v").Apply([]Op{{Kind: OpWrite, Block: b, Count: 1, Version: ver(c.n + 1), Data: c.content(c.n + 1)}})
 	if err == nil {
 		c.n++
@@ -72,6 +89,7 @@ func (c *roomTest) write(b uint64) error {
 // discard takes a block away, which is never refused.
 func (c *roomTest) discard(b uint64) {
 	c.t.Helper()
+	c.background()
 	c.n++
 	if err := c.p.Replica("v").Apply([]Op{discard(b, 1, c.n)}); err != nil {
 		c.t.Fatalf("a discard was refused: %v; %s", err, c.state())
@@ -194,6 +212,41 @@ func (c *roomTest) reopen(kill bool) {
 	c.p = p
 }
 
+// life fills a pool, gives some of that back and fills it again, several times: refills find as much room as there was.
+func (c *roomTest) life() {
+	c.t.Helper()
+	t := c.t
+	n := c.fill()
+	c.overwrite(300)
+	for range 50 {
+		c.setState()
+	}
+	c.point(OpSnapshot)
+	c.look()
+	c.giveBack(.05)
+	c.point(OpDeleteSnapshot)
+	c.reopen(true)
+	c.look()
+	c.giveBack(.05)
+	c.setState()
+	c.fill()
+	c.giveBack(.5)
+	if m := c.fill(); m < n*2/5 {
+		t.Errorf("%d blocks fitted, half of them were given back, and then %d fit", n, m)
+	}
+	c.look()
+	c.reopen(false)
+	c.overwrite(300)
+	c.giveBack(1)
+	must(t, c.p.DestroyReplica("v"))
+	_, err := c.p.CreateReplica("v", roomBlocks*block.Size)
+	must(t, err)
+	c.seeds, c.blocks, c.gone, c.fresh = map[uint64]uint64{}, nil, nil, 0
+	if m := c.fill(); m < n*95/100 {
+		t.Errorf("%d blocks fitted once, and then %d", n, m)
+	}
+}
+
 // TestRoomForGivingBack fills pools with blocks that are near each other, each in another chunk, or anywhere: a write
 // is refused only when what is live, data and index, is what the pool is for, and whoever gives back or records state,
 // and who overwrites what is there, is never refused.
@@ -213,38 +266,37 @@ func TestRoomForGivingBack(t *testing.T) {
 			t.Run(fmt.Sprintf("%dM/%dK/%d", x.size>>20, x.segment>>10, x.step), func(t *testing.T) {
 				t.Parallel()
 				c := newRoomTest(t, l, x.size, x.segment, x.step)
-				n := c.fill()
-				c.overwrite(300)
-				for range 50 {
-					c.setState()
-				}
-				c.point(OpSnapshot)
-				c.look()
-				c.giveBack(.05)
-				c.point(OpDeleteSnapshot)
-				c.reopen(true)
-				c.look()
-				c.giveBack(.05)
-				c.setState()
-				c.fill()
-				c.giveBack(.5)
-				if m := c.fill(); m < n*7/20 {
-					t.Errorf("%d blocks fitted, half of them were given back, and then %d fit", n, m)
-				}
-				c.look()
-				c.reopen(false)
-				c.overwrite(300)
-				c.giveBack(1)
-				must(t, c.p.DestroyReplica("v"))
-				_, err := c.p.CreateReplica("v", roomBlocks*block.Size)
-				must(t, err)
-				c.seeds, c.blocks, c.gone, c.fresh = map[uint64]uint64{}, nil, nil, 0
-				if m := c.fill(); m < n*92/100 {
-					t.Errorf("%d blocks fitted once, and then %d", n, m)
-				}
+				c.life()
 			})
 		}
 	})
+}
+
+// TestRefusalFollowsFromWhatIsLive fills pools of which the index is in pages, and pools of which it still is in memory:
+// the same fits.
+func TestRefusalFollowsFromWhatIsLive(t *testing.T) {
+	l := layout{"mirror-cache", []shape{{raid.Mirror, 2, false}, {raid.Mirror, 2, true}}}
+	for _, step := range []uint64{1, 512, 1 << 17} {
+		early := newManualRoomTest(t, l, 3, step).fill()
+		late := newManualRoomTest(t, l, 0, step).fill()
+		if late < early*97/100 || early < late*97/100 {
+			t.Errorf("step %d: %d blocks fitted while the index was written, %d when it was left", step, early, late)
+		}
+	}
+}
+
+// TestRoomStepByStep is TestRoomForGivingBack with a background of which the test says when it works.
+func TestRoomStepByStep(t *testing.T) {
+	for i, l := range []layout{layouts[0], layouts[5], layouts[8]} {
+		for _, step := range []uint64{512, 1 << 17} {
+			if testing.Short() && i != 1 {
+				continue
+			}
+			for _, work := range []int{0, 3, 30} {
+				t.Run(fmt.Sprintf("%s/%d/%d", l.name, step, work), func(t *testing.T) { newManualRoomTest(t, l, work, step).life() })
+			}
+		}
+	}
 }
 
 // TestWideRowsArePriced writes chunk after chunk far apart to a group whose rows are wide, with little memory for the
@@ -272,8 +324,7 @@ func TestWideRowsArePriced(t *testing.T) {
 			cost := x.cost[x.active]
 			cost.root = p.rootCost()
 			cost.pages += int64(x.tables[x.active].Len()) * entryCost
-			meta, _, _ := p.meta()
-			most := p.bytesOf(&cost, meta)
+			most := p.bytesOf(&cost)
 			x.mu.RUnlock()
 			must(t, p.cycle())
 			if n := p.drain.wrote.Load(); n > most {

@@ -58,7 +58,7 @@ func (p *Pool) Stats() Stats {
 	s.CacheBytes += s.DirectoryBytes
 	s.Allocated, s.Replicas = p.allocated(), len(p.idx.byName)
 	s.BelowLimit, s.ReadOnly = p.belowLimit(), p.readOnly()
-	s.Free = max(0, s.Capacity-s.Allocated-p.spare())
+	s.Free = max(0, s.Capacity-s.Allocated-p.spare(0))
 	p.idx.mu.RUnlock()
 	free, _ := p.seg.cacheCount()
 	s.FreeSegments += free

@@ -23,7 +23,7 @@ func (p *Pool) begin(r *Replica, entries, data, header int, replaced func() int6
 	if err := p.makeEntries(entries); err != nil {
 		return err
 	}
-	last := false
+	last, fruitless := false, 0
 	for try := 0; ; try++ {
 		p.log.mu.Lock()
 		err := p.usable()
@@ -37,7 +37,7 @@ func (p *Pool) begin(r *Replica, entries, data, header int, replaced func() int6
 			}
 			p.log.mu.Unlock()
 			if err == errWait && !last {
-				last = !(try < maxReclaims && p.reclaim())
+				last = !(try < maxReclaims && p.reclaim(&fruitless))
 				continue
 			}
 			err = ErrNoSpace

@@ -18,6 +18,8 @@ const (
 	pageFixed = 64
 	// Granule is the unit of page lengths in bytes.
 	Granule = 64
+	// MinPage is the smallest encoded page in bytes.
+	MinPage = pageFixed + 128
 	// MaxPage is the largest encoded page in bytes.
 	MaxPage = MaxHeads + MaxHistories*histRef + MaxInline
 	// MaxHeads is that of a page without older versions.
