@@ -132,6 +132,9 @@ func (p *Pool) lead(u *application) (err error) {
 		p.releaseSpare()
 		return errShown
 	}
+	if p.flush.shared.Load() { // whom a flush released are about to come
+		p.yield()
+	}
 	entries = p.gather(u)
 	first := 0
 	for _, x := range u.group {
