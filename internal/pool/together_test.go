@@ -136,7 +136,10 @@ func TestAppendsTogether(t *testing.T) {
 // TestNotTogether: who has something to find out, or does not fit, is not taken along, and neither he nor those behind him
 // are forgotten.
 func TestNotTogether(t *testing.T) {
-	p, m := newMemPool(t, 64<<20, Options{SegmentBytes: 256 << 10, DeltaEntries: 16384})
+	p, m := newMemPool(t, 64<<20, Options{SegmentBytes: 256 << 10})
+	must(t, p.Close())
+	m.Reopen()
+	p = openIdle(t, []disk.Device{m}, Options{DeltaEntries: 16384}) // nothing goes on but the calls
 	r, err := p.CreateReplica("v", 32<<20)
 	must(t, err)
 	gone, err := p.CreateReplica("gone", 1<<20)
@@ -186,6 +189,7 @@ func TestNotTogether(t *testing.T) {
 	if p.idx.reserved != 0 || p.joint.led || len(p.joint.waiting) > 0 {
 		t.Error("something is left", p.idx.reserved, p.joint.led)
 	}
+	must(t, closeIdle(p))
 }
 
 // TestTogetherFails: when an append fails, all whom it had with it hear of it, and those who wait for the next one; nothing of
