@@ -227,43 +227,18 @@ func (r *Replica) applyUnit(ops []Op, entries uint64, shown bool) error {
 	}
 	pk.held = held
 	defer r.unhold(held)
-	var replaced func() int64
-	if data > 0 {
-		replaced = func() int64 { return r.replacedBy(ops) }
-	}
-	if err := p.begin(r, int(entries), pk.seal(), header, replaced); err != nil {
-		return err
-	}
-	if !shown && r.hasSnapshots() { // a rebuild took one over meanwhile
-		p.releaseSpare()
-		p.end(int(entries))
+	u := getApplication()
+	u.r, u.ops, u.own, u.pk, u.shown = r, ops, own, pk, shown
+	u.entries, u.blocks, u.data, u.header = int(entries), data, pk.seal(), header
+	err := p.append(u)
+	if err == errShown {
+		u.release()
 		return r.applyUnit(ops, 2*entries, true)
 	}
-	defer p.end(int(entries))
-	given = own
-	for i := range ops {
-		o := &ops[i]
-		rec := wal.Record{Kind: walKind[o.Kind], Slot: r.slot, Block: o.Block, Count: o.Count, Version: o.Version, Sums: o.Sums}
-		switch {
-		case o.Kind == OpMark:
-			rec.Block, rec.Count, rec.Sums = 0, 0, nil
-		case o.Kind == OpDiscard:
-			rec.Sums = nil
-		case o.Sums == nil:
-			rec.Sums, given = given[:o.Count], given[o.Count:]
-		}
-		var packed []byte
-		if o.Kind == OpWrite {
-			rec.Lens, packed = pk.next(int(o.Count))
-		}
-		if err := p.addPacked(&rec, o.Data, packed, i); err != nil {
-			return err
-		}
+	if err != nil {
+		return err // u may be known to somebody still
 	}
-	if err := p.endUnit(); err != nil {
-		return err
-	}
-	p.indexOps(r, ops, own)
+	u.release()
 	p.count.blocksWritten.Add(uint64(data))
 	pk.count(&p.count)
 	if discards {
@@ -296,39 +271,6 @@ var walKind = [...]wal.Kind{OpWrite: wal.Write, OpDiscard: wal.Discard, OpMark: 
 
 // lockStep is the number of blocks indexed in one critical section: readers wait for it.
 const lockStep = 256
-
-// indexOps puts the operations of a unit into the delta. An operation becomes visible at once, together with Applied.
-func (p *Pool) indexOps(r *Replica, ops []Op, own []uint32) {
-	parts := p.log.parts
-	p.idx.mu.Lock()
-	held := 0
-	for i := range ops {
-		o := &ops[i]
-		switch o.Kind {
-		case OpWrite:
-			sums := o.Sums
-			if sums == nil {
-				sums, own = own[:o.Count], own[o.Count:]
-			}
-			for len(parts) > 0 && parts[0].rec == i {
-				x := &parts[0]
-				p.insertData(r, o.Block+uint64(x.first), x.area, x.lens, sums[x.first:x.first+x.count], o.Version)
-				parts = parts[1:]
-			}
-			held += int(o.Count)
-		case OpDiscard:
-			p.insertGone(r, o.Block, uint64(o.Count), index.Tombstone, o.Version)
-			held += block.ChunkBlocks
-		}
-		r.applied = o.Version
-		if held >= lockStep {
-			p.idx.mu.Unlock()
-			held = 0
-			p.idx.mu.Lock()
-		}
-	}
-	p.idx.mu.Unlock()
-}
 
 // SetState replaces the replica's state record (at most MaxState bytes) and Applied together. Both, and everything
 // applied before, are on stable storage when it returns.

@@ -15,7 +15,7 @@ type flusher struct {
 	cond    *sync.Cond
 	running bool
 	waiting int            // callers of Sync
-	shared  bool           // the last flush released several
+	shared  atomic.Bool    // the last flush released several
 	own     atomic.Bool    // the pool flushes by itself
 	others  sync.WaitGroup // goroutines that do
 	stable  atomic.Uint64  // every batch up to this number is on stable storage
@@ -45,15 +45,15 @@ func (p *Pool) syncTo(want uint64, inline bool) error {
 			f.cond.Wait()
 			continue
 		}
-		shared := f.shared
 		f.running = true
 		f.mu.Unlock()
-		if shared { // whom it released are about to write: what they write now is flushed with the rest
+		if f.shared.Load() { // whom it released are about to write: what they write now is flushed with the rest
 			p.yield()
 		}
 		err := p.flushDirty(inline)
 		f.mu.Lock()
-		f.running, f.shared = false, f.waiting > 1
+		f.running = false
+		f.shared.Store(f.waiting > 1)
 		f.cond.Broadcast()
 		if err != nil {
 			return p.wrap("sync", err)

@@ -27,6 +27,7 @@ type Pool struct {
 	seg     *segments
 
 	log     logWriter
+	joint   joint
 	idx     indexState
 	drain   drainState
 	commits committer

@@ -13,16 +13,25 @@ var sumScratch = sync.Pool{New: func() any { s := make([]uint32, 0, 1024); retur
 // is for a unit that stores data of a user, which must leave the reserve alone: it returns how many bytes of data this
 // replaces, with the index lock held.
 func (p *Pool) begin(r *Replica, entries, data, header int, replaced func() int64) error {
-	write := replaced != nil
+	if err := p.ready(entries, replaced != nil); err != nil {
+		return err
+	}
+	return p.enter(r, entries, data, header, replaced, nil)
+}
+
+// ready is the first part of begin, before it takes the lock.
+func (p *Pool) ready(entries int, user bool) error {
 	if p.offline != nil {
 		return ErrOffline
 	}
-	if write {
+	if user {
 		p.paceUser()
 	}
-	if err := p.makeEntries(entries); err != nil {
-		return err
-	}
+	return p.makeEntries(entries)
+}
+
+// enter is the rest of begin. stuck, if not nil, is called before it waits for space.
+func (p *Pool) enter(r *Replica, entries, data, header int, replaced func() int64, stuck *joint) error {
 	last, fruitless := false, 0
 	for try := 0; ; try++ {
 		p.log.mu.Lock()
@@ -37,6 +46,9 @@ func (p *Pool) begin(r *Replica, entries, data, header int, replaced func() int6
 			}
 			p.log.mu.Unlock()
 			if err == errWait && !last {
+				if stuck != nil {
+					stuck.pass()
+				}
 				last = !(try < maxReclaims && p.reclaim(&fruitless))
 				continue
 			}
