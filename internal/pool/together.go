@@ -163,11 +163,12 @@ func (p *Pool) gather(u *application) (entries int) {
 	if len(j.waiting) == 0 || p.seg.freeCount() < p.seg.reserve() || p.pagesFit() != nil {
 		return entries
 	}
-	n := 0
+	n, written := 0, u.blocks
 	for _, x := range j.waiting {
-		data, header = data+x.data, header+x.header
+		data, header, written = data+x.data, header+x.header, written+x.blocks
 		blocks := blocksFor(header)
-		if n == jointUnits-1 || entries+x.entries > most || data > jointBlocks || blocks > wal.MaxHeaderBlocks || blocks+data > room || !x.fit() {
+		if n == jointUnits-1 || entries+x.entries > most || data > jointBlocks || blocks > wal.MaxHeaderBlocks || blocks+data > room || !x.fit() ||
+			p.full(written, nothingReplaced) != nil {
 			break
 		}
 		entries += x.entries
@@ -177,6 +178,8 @@ func (p *Pool) gather(u *application) (entries int) {
 	j.waiting = slices.Delete(j.waiting, 0, n)
 	return entries
 }
+
+func nothingReplaced() int64 { return 0 }
 
 // fit reports whether nothing has happened to the replica meanwhile that u has to find out itself.
 func (u *application) fit() bool {
