@@ -137,6 +137,9 @@ func (p *Pool) fail(cause error) error {
 		if p.opt.Log != nil {
 			p.opt.Log.Error("pool failed; it takes no more writes until it is opened again", "pool", p.cfg.Name, "err", cause)
 		}
+		if p.opt.Failed != nil {
+			go p.opt.Failed(err)
+		}
 		close(p.broken)
 		p.log.mu.seize()
 		p.flush.device.seize()

@@ -139,6 +139,8 @@ type Options struct {
 	// Rand is asked for what must be unlike anything else, GUIDs too. Together with Manual it makes what is written to the
 	// devices follow from the calls alone. Default: random numbers of the system.
 	Rand func() uint64
+	// Failed is called once, in a goroutine of its own, as soon as the pool fails. Default: nobody is told.
+	Failed func(error)
 	// Log receives what an operator should know. Default: nothing is logged.
 	Log *slog.Logger
 

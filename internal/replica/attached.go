@@ -94,7 +94,7 @@ func (a *attached) begin() error {
 	rep := a.member.Report()
 	a.mu.Unlock()
 	if rep.State.Suspect {
-		a.log.Warn("the machine went down without the pool having been stopped: what was not flushed may be gone")
+		a.log.Warn("the machine went down, or the pool failed, without the pool having been stopped: what was not flushed may be gone")
 	}
 	return a.record(rep.State)
 }

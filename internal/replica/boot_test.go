@@ -61,17 +61,27 @@ func TestPowerLossIsNoticed(t *testing.T) {
 		before  func(*volume.State)
 		suspect bool
 		what    string
+		failed  bool // the pool, before
 	}{
-		{"1", nil, false, "new"},
-		{"1", killed, false, "killed"},
-		{"2", func(*volume.State) {}, false, "stopped before the machine went down"},
-		{"3", killed, true, "running when the machine went down"},
-		{"3", func(*volume.State) {}, true, "stopped since"},
-		{"4", func(*volume.State) {}, true, "stopped before the machine went down again"},
-		{"5", func(st *volume.State) { st.Complete, st.Clean, st.Suspect = false, false, false }, false, "incomplete"},
+		{"1", nil, false, "new", false},
+		{"1", killed, false, "killed", false},
+		{"2", func(*volume.State) {}, false, "stopped before the machine went down", false},
+		{"3", killed, true, "running when the machine went down", false},
+		{"3", func(*volume.State) {}, true, "stopped since", false},
+		{"4", func(*volume.State) {}, true, "stopped before the machine went down again", false},
+		{"5", func(st *volume.State) { st.Complete, st.Clean, st.Suspect = false, false, false }, false, "incomplete", false},
+		{"5", killed, false, "killed again", false},
+		{"5", killed, true, "running when the pool failed", true},
+		{"5", func(st *volume.State) { st.Suspect = false }, false, "stopped before the pool failed", true},
+		{"5", func(st *volume.State) { st.Complete, st.Clean = false, false }, false, "incomplete when the pool failed", true},
 	} {
 		if x.before != nil {
 			put(x.before)
+		}
+		if x.failed {
+			if err := Suspect(p); err != nil {
+				t.Fatal(err)
+			}
 		}
 		stop := serve(x.boot)
 		if registered.Suspect != x.suspect || registered.BootID != x.boot || registered.Clean {

@@ -1,26 +1,19 @@
 package target
 
 import (
-	"context"
 	"errors"
-	"time"
 
 	"github.com/cstor-go/cstor/internal/volume"
 )
 
-// recordPatience is how long the record may take to be read or written, until the core decides anew what it wants of it.
-const recordPatience = time.Second
-
 // recordOp reads or writes the record and tells the core what came of it. It does so for whatever core there is then.
 func (t *Target) recordOp(op volume.RecordOp) {
-	ctx, cancel := context.WithTimeout(t.ctx, recordPatience)
-	defer cancel()
 	var is volume.Record
 	var err error
 	if op.Want == nil {
-		is, err = t.cfg.Record.Read(ctx)
+		is, err = t.cfg.Record.Read(t.ctx)
 	} else {
-		is, err = t.cfg.Record.Write(ctx, op.From, *op.Want)
+		is, err = t.cfg.Record.Write(t.ctx, op.From, *op.Want)
 	}
 	now := t.enter()
 	defer t.leave()

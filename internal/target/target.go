@@ -31,7 +31,8 @@ const (
 	outboxLimit = 256 << 20
 )
 
-// Record is the volume's record, kept outside of the data plane. Methods may block.
+// Record is the volume's record, kept outside of the data plane. Methods may block, for about a second, or several if what
+// keeps the record has been slow; then they fail, so that the core decides anew.
 type Record interface {
 	// Read returns what the record holds now.
 	Read(ctx context.Context) (volume.Record, error)

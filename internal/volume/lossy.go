@@ -13,11 +13,19 @@ import (
 // nothing that counted since its CompleteAt, which is stable.
 func (s *State) Started(bootID string) (changed bool) {
 	was := *s
-	if s.BootID != "" && s.BootID != bootID && s.Complete && !s.Clean {
-		s.Suspect = true
+	if s.BootID != "" && s.BootID != bootID {
+		s.Failed()
 	}
 	s.BootID, s.Clean = bootID, false
 	return s.BootID != was.BootID || s.Clean != was.Clean || s.Suspect != was.Suspect
+}
+
+// Failed notes that what was not flushed may be gone: the machine went down, or the pool failed. After a clean stop everything
+// was flushed. If the state has changed it is to be stable before the replica is served again.
+func (s *State) Failed() (changed bool) {
+	was := s.Suspect
+	s.Suspect = was || s.Complete && !s.Clean
+	return s.Suspect != was
 }
 
 // Stopped notes that the process stops serving in good order, with everything stable. What was lost before stays so.
@@ -58,7 +66,7 @@ func (c *Core) awaitsOthers() bool {
 	if !away || c.now-c.quorumAt >= c.settings.LossyGrace {
 		return false
 	}
-	why := "replicas lost power and may lack what was completed and not flushed"
+	why := "replicas lost power, or their pools failed, and may lack what was completed and not flushed"
 	if c.rec.restored {
 		why = "the volume's record went back, and who has everything is not known"
 	}

@@ -41,7 +41,7 @@ func (r Record) Equal(o Record) bool {
 }
 
 // RecordOp asks for the record to be read, or to be changed from what it was last found to hold to Want. The shell tells
-// what came of it by RecordIs or RecordFailed with the same ID; it gives up after about a second.
+// what came of it by RecordIs or RecordFailed with the same ID; it gives up after about a second, or several if what keeps the record has been slow.
 type RecordOp struct {
 	ID   uint64
 	From uint64  // the version of what the core knows, from which alone it may be changed

@@ -25,6 +25,7 @@ import (
 //	cut a                     a's connection is lost with all that is under way
 //	crash a                   a's process starts again with what its disk has
 //	powerloss a to=1.2        the same, and the disk has lost what came after that
+//	poolfails a to=1.2        the same, in the same boot of its machine
 //	reboot a                  the same in good order
 //	kill                      the target is gone; nothing it sent is lost
 //	aside                     the target goes on, but all its connections are lost
@@ -162,13 +163,17 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 			a := e.members[n]
 			a.start(e, a.m.Report())
 		}
-	case "powerloss":
+	case "powerloss", "poolfails":
 		for _, n := range names {
 			a := e.members[n]
 			r := a.m.Report()
 			r.Last = parseVersion(opt["to"])
 			maps.DeleteFunc(a.blocks, func(_ uint64, c content) bool { return r.Last.Less(c.version) })
-			a.boot++
+			if d.Cmd == "powerloss" {
+				a.boot++
+			} else {
+				r.State.Failed()
+			}
 			a.start(e, r)
 		}
 	case "reboot":

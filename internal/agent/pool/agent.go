@@ -83,7 +83,8 @@ type Settings struct {
 	ReadOnlyPercent int
 	Compression     string        // of what is written from now on: lz4, zstd or off
 	ScrubEvery      time.Duration // zero: never by itself
-	Fresh           bool          // forget what the system has cached of the devices: a failed write may be in it
+	Suspect         bool          // of Open: the replicas may lack what they acknowledged, which is stable before they are served
+	Failed          func(error)   // is told when the pool fails, or cannot be opened; from any goroutine
 	Log             *slog.Logger
 }
 
@@ -116,6 +117,7 @@ type Agent struct {
 	lease    lease
 	disks    inventory
 	recovery recovery
+	failures failures
 	known    known
 
 	mu       sync.Mutex // guards what Ready and Collect read
@@ -211,6 +213,7 @@ func (a *Agent) Run(ctx context.Context) error {
 
 // Pass looks at everything once and acts. With reread it reads the objects anew; otherwise it trusts what it read last.
 func (a *Agent) Pass(ctx context.Context, reread bool) error {
+	a.noticeFailure()
 	if a.instance == nil {
 		if err := a.begin(ctx); err != nil {
 			return err
@@ -294,6 +297,7 @@ func (a *Agent) stop() error {
 		return nil
 	}
 	if err := eng.Close(); err != nil {
+		a.distrust(a.failures.opening, err)
 		return fmt.Errorf("close pool: %w", err)
 	}
 	return nil

@@ -96,9 +96,9 @@ func (a *Agent) openKnown(on onNode) error {
 	for i, d := range ours {
 		paths[i] = d.path
 	}
-	eng, replicas, err := a.Storage.Open(paths, Settings{
-		ReadOnlyPercent: on.ReadOnlyPercent, Compression: on.Compression, ScrubEvery: a.ScrubEvery, Log: a.Log,
-	})
+	set := Settings{ReadOnlyPercent: on.ReadOnlyPercent, Compression: on.Compression, ScrubEvery: a.ScrubEvery, Log: a.Log}
+	opening := a.opening(&set)
+	eng, replicas, err := a.Storage.Open(paths, set)
 	if err != nil {
 		return a.notOpened(errors.Join(err, wrong))
 	}
@@ -106,13 +106,14 @@ func (a *Agent) openKnown(on onNode) error {
 	a.setOpen(eng, replicas, "")
 	a.disks = inventory{limit: on.ReadOnlyPercent}
 	a.recovery.opened = a.Now()
+	a.trust(opening)
 	a.backoff.Reset()
 	var errs []error
 	for _, spec := range replicas.Known() {
 		errs = append(errs, replicas.Attach(spec))
 	}
 	err = errors.Join(errs...)
-	a.Log.Warn("the API server does not answer: pool is served without it", "pool", a.Instance, "devices", len(paths), "replicas", len(errs), "wrong", wrong, "err", err)
+	a.Log.Warn("the API server does not answer: pool is served without it", "pool", a.Instance, "devices", len(paths), "replicas", len(errs), "suspect", set.Suspect, "wrong", wrong, "err", err)
 	return err
 }
 

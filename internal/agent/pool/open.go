@@ -156,6 +156,8 @@ func (a *Agent) openPool(ctx context.Context) error {
 	what, ours, wrong := judge(devices, identity{string(cr.UID), cr.Annotations[cstorv1.AnnotationExistingPool], made(cr.Status.Phase)})
 	var eng Engine
 	var replicas Replicas
+	set := a.settings()
+	opening := a.opening(&set)
 	reason, message := "Pool Imported", "Pool Import successful: "+poolName(cr)
 	switch what {
 	case impossible:
@@ -165,7 +167,8 @@ func (a *Agent) openPool(ctx context.Context) error {
 		for i, d := range ours {
 			paths[i] = d.path
 		}
-		eng, replicas, err = a.Storage.Open(paths, a.settings())
+		set.Suspect = set.Suspect || what == adopts // whoever had it open may have seen it fail
+		eng, replicas, err = a.Storage.Open(paths, set)
 		if err == nil && what == adopts {
 			message += adopted(eng, ours[0].label)
 			err = a.adopt(eng)
@@ -176,17 +179,19 @@ func (a *Agent) openPool(ctx context.Context) error {
 		fallthrough // labels without a checkpoint: the creation was interrupted
 	case create:
 		reason, message = "Created", "Pool created successfully"
+		opening = a.opening(&set)
 		cfg := engine.Config{Name: poolName(cr), Owner: string(cr.UID), GUID: poolGUID(cr)}
-		eng, replicas, err = a.Storage.Create(groupsOf(devices), cfg, a.settings())
+		eng, replicas, err = a.Storage.Create(groupsOf(devices), cfg, set)
 	}
 	if err != nil {
 		return a.openFailed(ctx, errors.Join(err, wrong))
 	}
 	a.setOpen(eng, replicas, "")
 	a.disks = inventory{limit: readOnlyLimit(cr)}
-	a.recovery.opened, a.recovery.fresh = a.Now(), false
+	a.recovery.opened = a.Now()
+	a.trust(opening)
 	a.backoff.Reset()
-	a.Log.Info("pool is served", "pool", poolName(cr), "how", reason, "devices", len(devices), "wrong", wrong)
+	a.Log.Info("pool is served", "pool", poolName(cr), "how", reason, "suspect", set.Suspect, "devices", len(devices), "wrong", wrong)
 	a.poolEvents.Event(ctx, cr, corev1.EventTypeNormal, reason, message)
 	return a.clearLost(ctx)
 }
@@ -213,7 +218,7 @@ func (a *Agent) settings() Settings {
 	every, _, _ := a.scrubSettings()
 	return Settings{
 		ReadOnlyPercent: readOnlyLimit(a.instance), Compression: compression(a.instance.Spec.PoolConfig.Compression),
-		ScrubEvery: every, Fresh: a.recovery.fresh, Log: a.Log,
+		ScrubEvery: every, Log: a.Log,
 	}
 }
 

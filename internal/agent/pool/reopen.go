@@ -42,7 +42,6 @@ type recovery struct {
 
 	closing chan error // not nil: the pool is being closed
 	since   time.Time
-	fresh   bool // what the system has cached of the devices may not be on them
 }
 
 // recover closes a pool that failed when it is time to open it again. The error errStuck means that it cannot be closed.
@@ -111,7 +110,7 @@ func (a *Agent) awaitClose(ctx context.Context) error {
 		}
 		return nil
 	}
-	r.closing, r.failed, r.plan, r.fresh = nil, false, "", true
+	r.closing, r.failed, r.plan = nil, false, ""
 	a.nextOpen = time.Time{}
 	for _, c := range a.claims {
 		c.attached = nil

@@ -24,7 +24,17 @@ func (kept) Close() error { return nil }
 // onMemory is an agent with the real engine, and the devices below it.
 func onMemory(t *testing.T, kind, devices string) (w *world, mems map[string]*disk.Mem) {
 	t.Helper()
+	return onMemoryIn(t, "", kind, devices)
+}
+
+// onMemoryIn is onMemory with a directory of the node.
+func onMemoryIn(t *testing.T, state, kind, devices string) (w *world, mems map[string]*disk.Mem) {
+	t.Helper()
 	w, mems = newWorld(t, "", engine.ErrBlank), map[string]*disk.Mem{}
+	if state != "" {
+		w.state = state
+		w.restart()
+	}
 	for name := range strings.FieldsSeq(devices) {
 		w.addDevice(name, engine.ErrBlank)
 		mems["/dev/"+name] = disk.NewMem("/dev/"+name, 64<<20)

@@ -13,6 +13,7 @@ import (
 	"github.com/cstor-go/cstor/internal/pool/compress"
 	"github.com/cstor-go/cstor/internal/pool/disk"
 	"github.com/cstor-go/cstor/internal/pool/raid"
+	"github.com/cstor-go/cstor/internal/replica"
 )
 
 // Disks is the Storage of the node: raw block devices, or regular files.
@@ -90,42 +91,53 @@ func (d *Disks) Create(groups []Group, cfg engine.Config, set Settings) (Engine,
 	if err != nil {
 		return nil, nil, err
 	}
-	return d.serve(paths, devicesOf(made), func() (*engine.Pool, error) { return engine.Create(made, cfg, options(set)) })
+	return d.serve(paths, devicesOf(made), false, func() (*engine.Pool, error) { return engine.Create(made, cfg, options(set)) })
 }
 
-// Open implements Storage.
+// Open implements Storage. What the system has cached of the devices is dropped: a write that failed may be in it, of an
+// earlier process too.
 func (d *Disks) Open(paths []string, set Settings) (Engine, Replicas, error) {
-	if set.Fresh {
-		drop := forget
-		if d.drop != nil {
-			drop = d.drop
-		}
-		for _, path := range paths {
-			if err := drop(path); err != nil {
-				return nil, nil, err
-			}
+	drop := forget
+	if d.drop != nil {
+		drop = d.drop
+	}
+	for _, path := range paths {
+		if err := drop(path); err != nil {
+			return nil, nil, err
 		}
 	}
 	devs, err := d.openAll(paths)
 	if err != nil {
 		return nil, nil, err
 	}
-	return d.serve(paths, devs, func() (*engine.Pool, error) { return engine.Open(devs, options(set)) })
+	return d.serve(paths, devs, set.Suspect, func() (*engine.Pool, error) {
+		p, err := engine.Open(devs, options(set))
+		if err != nil && set.Failed != nil { // which tells once of what an earlier process wrote and could not be
+			set.Failed(err)
+		}
+		return p, err
+	})
 }
 
 func options(set Settings) engine.Options {
 	algorithm, _ := compress.Parse(set.Compression) // what is unknown was refused before; lz4 is the default
-	return engine.Options{ReadOnlyPercent: set.ReadOnlyPercent, Compression: algorithm, ScrubEvery: set.ScrubEvery, Log: set.Log}
+	return engine.Options{ReadOnlyPercent: set.ReadOnlyPercent, Compression: algorithm, ScrubEvery: set.ScrubEvery, Failed: set.Failed, Log: set.Log}
 }
 
 // serve opens a pool, which takes the devices over if that works, and begins to serve its replicas.
-func (d *Disks) serve(paths []string, devs []disk.Device, open func() (*engine.Pool, error)) (Engine, Replicas, error) {
+func (d *Disks) serve(paths []string, devs []disk.Device, suspect bool, open func() (*engine.Pool, error)) (Engine, Replicas, error) {
 	p, err := open()
 	if err != nil {
 		closeAll(devs)
 		return nil, nil, err
 	}
-	replicas, err := d.Serve(p)
+	if suspect {
+		err = replica.Suspect(p)
+	}
+	var replicas Replicas
+	if err == nil {
+		replicas, err = d.Serve(p)
+	}
 	if err != nil {
 		return nil, nil, errors.Join(err, p.Close())
 	}

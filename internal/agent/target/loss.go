@@ -29,7 +29,7 @@ func withLoss(list []cstorv1.CStorVolumeCondition, st volume.Status, now time.Ti
 	at := metav1.NewTime(now)
 	c := cstorv1.CStorVolumeCondition{
 		Type: cstorv1.DataLossPossible, Status: cstorv1.ConditionTrue, Reason: cstorv1.ReasonPowerLoss, LastProbeTime: at, LastTransitionTime: at,
-		Message: fmt.Sprintf("Replicas lost power before epoch %d began: what had been written before that and not flushed may be lost; what had been flushed is there", st.Lossy),
+		Message: fmt.Sprintf("Replicas lost power, or their pools failed, before epoch %d began: what had been written before that and not flushed may be lost; what had been flushed is there", st.Lossy),
 	}
 	with = slices.Clone(list)
 	if old := lossOf(with); old == nil {

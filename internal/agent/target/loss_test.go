@@ -18,7 +18,7 @@ func TestPossibleLossIsTold(t *testing.T) {
 	})
 	told := func() (n int) {
 		for _, e := range w.events() {
-			if strings.HasPrefix(e, "Warning DataLossPossible Replicas lost power before epoch ") {
+			if strings.HasPrefix(e, "Warning DataLossPossible Replicas lost power, or their pools failed, before epoch ") {
 				n++
 			}
 		}

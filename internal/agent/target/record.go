@@ -20,6 +20,8 @@ import (
 
 const (
 	recordAttempt  = 300 * time.Millisecond // for the API server to answer
+	recordLongest  = 5 * time.Second        // likewise, when it has been slow
+	recordPatience = time.Second            // for all attempts together
 	recordPauseMin = 50 * time.Millisecond  // between two attempts
 	recordPauseMax = time.Second
 )
@@ -34,7 +36,8 @@ type Record struct {
 	pauseMin time.Duration // default recordPauseMin
 
 	mu     sync.Mutex
-	newest uint64 // the highest version seen: an answer below comes from the past
+	newest uint64        // the highest version seen: an answer below comes from the past
+	limit  time.Duration // for the next attempt; zero: as for the first
 }
 
 // Held is what the record was found to hold. The zero value: there is no record.
@@ -62,8 +65,8 @@ func (r *Record) Read(ctx context.Context) (Held, error) {
 
 // get asks once.
 func (r *Record) get(ctx context.Context) (Held, error) {
-	ctx, cancel := context.WithTimeout(ctx, r.limit())
-	defer cancel()
+	ctx, done := r.begin(ctx)
+	defer done()
 	cr := &cstorv1.CStorVolumeRecord{}
 	held := Held{}
 	err := r.Client.Get(ctx, types.NamespacedName{Namespace: r.Owner.Namespace, Name: r.Owner.Name}, cr)
@@ -99,8 +102,8 @@ func (r *Record) belongs(cr *cstorv1.CStorVolumeRecord) error {
 
 // write asks once for the record to change from what it was found to hold to want, and returns what it is then.
 func (r *Record) write(ctx context.Context, from Held, want volume.Record) (Held, error) {
-	ctx, cancel := context.WithTimeout(ctx, r.limit())
-	defer cancel()
+	ctx, done := r.begin(ctx)
+	defer done()
 	cr := &cstorv1.CStorVolumeRecord{}
 	if from.object != nil {
 		cr = from.object.DeepCopy()
@@ -123,7 +126,38 @@ func (r *Record) write(ctx context.Context, from Held, want volume.Record) (Held
 	return Held{Record: want, object: cr}, nil
 }
 
-func (r *Record) limit() time.Duration { return cmp.Or(r.attempt, recordAttempt) }
+// begin begins an attempt; done is called when it has ended. One that has no answer in its time makes the next one longer,
+// twice as long, so that an API server that is slow is heard at last. An answer makes the next one twice as long as it
+// took, but not less than half as long as this one.
+func (r *Record) begin(ctx context.Context) (attempt context.Context, done func()) {
+	limit, least := r.time(), cmp.Or(r.attempt, recordAttempt)
+	start := time.Now()
+	attempt, cancel := context.WithTimeout(ctx, limit)
+	return attempt, func() {
+		defer cancel()
+		next := max(limit/2, 2*time.Since(start))
+		if attempt.Err() != nil {
+			if ctx.Err() != nil {
+				return // it was not given its time
+			}
+			next = 2 * limit
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.limit = min(max(next, least), recordLongest)
+	}
+}
+
+// time returns how long the next attempt may take.
+func (r *Record) time() time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return cmp.Or(r.limit, r.attempt, recordAttempt)
+}
+
+// patience is how long the record may take to be read or written, until it is decided anew what is wanted of it: a write, a
+// look, and pauses.
+func (r *Record) patience() time.Duration { return max(3*r.time(), recordPatience) }
 
 // ownerOf returns what the record lives as long as: the volume's CStorVolumeConfig. A CStorVolume that is deleted by hand
 // does not take along which replicas are the volume.

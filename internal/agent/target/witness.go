@@ -19,6 +19,8 @@ type Witness struct {
 
 // Read returns what the record holds now.
 func (w *Witness) Read(ctx context.Context) (volume.Record, error) {
+	ctx, cancel := context.WithTimeout(ctx, w.Record.patience())
+	defer cancel()
 	now, err := w.Record.Read(ctx)
 	if err != nil {
 		return volume.Record{}, err
@@ -30,6 +32,8 @@ func (w *Witness) Read(ctx context.Context) (volume.Record, error) {
 // Write changes the record from version from, as it was found, to want, and returns what it is when it has changed. An error
 // leaves open whether it is written, now or later, unless it wraps volume.ErrNotWritten.
 func (w *Witness) Write(ctx context.Context, version uint64, want volume.Record) (volume.Record, error) {
+	ctx, cancel := context.WithTimeout(ctx, w.Record.patience())
+	defer cancel()
 	w.mu.Lock()
 	from := w.held
 	w.mu.Unlock()
