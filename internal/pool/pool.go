@@ -91,6 +91,9 @@ const (
 	MaxState = 64 << 10
 	// MaxSnapshots is the number of snapshots that a replica can have.
 	MaxSnapshots = 1024
+	// MaxCloneDepth is the number of clones of clones that can be made of a replica: what none of them has written is looked
+	// up in each. A pool that has more is opened.
+	MaxCloneDepth = 64
 	// MaxWriteBlocks is the largest Count of an OpWrite.
 	MaxWriteBlocks = 8192
 )
@@ -105,7 +108,7 @@ type Config struct {
 // Options tune a pool. The zero value of each field means a good default; none of them is stored.
 type Options struct {
 	// DeltaEntries is the number of index updates held in memory before they are drained (twice that many fit: one
-	// table fills while the other drains). About 56 bytes each, and about 250 more for each chunk of 512 blocks that has
+	// table fills while the other drains). 128 bytes each, up to 80 more while the cleaner moves blocks, and about 250 for each chunk of 512 blocks that has
 	// updates. Default 1<<18.
 	DeltaEntries int
 	// PageCacheBytes bounds the memory for what is kept of the index: of the directory of chunks, at most half of it, and
@@ -114,7 +117,7 @@ type Options struct {
 	// SegmentBytes is the size of a segment for Create; a power of two between 256 KiB and 64 MiB. Default: by the
 	// size of the devices. A pool has at most 2 Mi segments, also when it grows.
 	SegmentBytes int64
-	// ReadOnlyPercent is the share of the capacity from which on Stats says ReadOnly and Merge adds no data. Apply goes on
+	// ReadOnlyPercent is the share of Stats' Allocated and Free that Allocated may be, from which on it says ReadOnly and Merge adds no data. Apply goes on
 	// until there is no space: what it is given has its place in the volume's order already, and whoever gives places
 	// stops when the pool is read-only. Default 100: no such limit.
 	ReadOnlyPercent int
@@ -147,6 +150,7 @@ type Options struct {
 	inlineBytes  int   // of older versions in a page, set by tests
 	historyBytes int   // of a history page, likewise
 	rootBytes    int64 // of a checkpoint's root, likewise
+	cloneDepth   int   // see MaxCloneDepth, likewise
 }
 
 // Stats is a snapshot of a pool's counters. Sizes are bytes.

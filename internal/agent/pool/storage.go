@@ -21,6 +21,9 @@ type Disks struct {
 	// Serve begins to serve the replicas of a pool that was opened, and Stop ends that before the pool is closed.
 	Serve func(*engine.Pool) (Replicas, error)
 	Stop  func()
+	// PageCacheBytes and DeltaEntries are options of the pools that are opened; 0: the defaults.
+	PageCacheBytes int64
+	DeltaEntries   int
 
 	open func(path string, opt disk.Options) (disk.Device, error) // default disk.Open
 	drop func(path string) error                                  // default forget
@@ -91,7 +94,7 @@ func (d *Disks) Create(groups []Group, cfg engine.Config, set Settings) (Engine,
 	if err != nil {
 		return nil, nil, err
 	}
-	return d.serve(paths, devicesOf(made), false, func() (*engine.Pool, error) { return engine.Create(made, cfg, options(set)) })
+	return d.serve(paths, devicesOf(made), false, func() (*engine.Pool, error) { return engine.Create(made, cfg, d.options(set)) })
 }
 
 // Open implements Storage. What the system has cached of the devices is dropped: a write that failed may be in it, of an
@@ -111,7 +114,7 @@ func (d *Disks) Open(paths []string, set Settings) (Engine, Replicas, error) {
 		return nil, nil, err
 	}
 	return d.serve(paths, devs, set.Suspect, func() (*engine.Pool, error) {
-		p, err := engine.Open(devs, options(set))
+		p, err := engine.Open(devs, d.options(set))
 		if err != nil && set.Failed != nil { // which tells once of what an earlier process wrote and could not be
 			set.Failed(err)
 		}
@@ -119,9 +122,12 @@ func (d *Disks) Open(paths []string, set Settings) (Engine, Replicas, error) {
 	})
 }
 
-func options(set Settings) engine.Options {
+func (d *Disks) options(set Settings) engine.Options {
 	algorithm, _ := compress.Parse(set.Compression) // what is unknown was refused before; lz4 is the default
-	return engine.Options{ReadOnlyPercent: set.ReadOnlyPercent, Compression: algorithm, ScrubEvery: set.ScrubEvery, Failed: set.Failed, Log: set.Log}
+	return engine.Options{
+		ReadOnlyPercent: set.ReadOnlyPercent, Compression: algorithm, ScrubEvery: set.ScrubEvery, Failed: set.Failed, Log: set.Log,
+		PageCacheBytes: d.PageCacheBytes, DeltaEntries: d.DeltaEntries,
+	}
 }
 
 // serve opens a pool, which takes the devices over if that works, and begins to serve its replicas.

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	appsv1 "k8s.io/api/apps/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/utils/ptr"
@@ -75,14 +76,30 @@ func (w *world) configure(in *cstorv1.CStorPoolInstance, entry *cstorv1.PoolSpec
 		cfg.ROThresholdLimit = ptr.To(cstorv1.DefaultROThreshold)
 	}
 	in.Spec.PoolConfig = cfg
-	for _, key := range []string{cstorv1.AnnotationScrubEvery, cstorv1.AnnotationScrubRate, cstorv1.AnnotationExistingPool} {
-		if v, ok := w.cluster.Annotations[key]; ok {
-			if in.Annotations == nil {
-				in.Annotations = map[string]string{}
-			}
-			in.Annotations[key] = v
-		}
+	if in.Annotations == nil {
+		in.Annotations = map[string]string{}
 	}
+	if v, ok := w.cluster.Annotations[cstorv1.AnnotationExistingPool]; ok {
+		in.Annotations[cstorv1.AnnotationExistingPool] = v
+	}
+	for _, key := range []string{cstorv1.AnnotationScrubEvery, cstorv1.AnnotationScrubRate} {
+		inherit(in.Annotations, w.cluster.Annotations, key)
+	}
+}
+
+// inherit makes an annotation of a pool what its cluster has, if that has it, and takes away what the cluster had before. A
+// value that the pool was given by somebody else stays while the cluster has none.
+func inherit(pool, cluster map[string]string, key string) {
+	note := key + cstorv1.SuffixOfCluster
+	v, ok := cluster[key]
+	if ok {
+		pool[key], pool[note] = v, v
+		return
+	}
+	if v, ok = pool[note]; ok && pool[key] == v {
+		delete(pool, key)
+	}
+	delete(pool, note)
 }
 
 // instanceName is the cluster's name and four characters, which follow from the entry: an operator that was killed after
@@ -133,7 +150,7 @@ func (r *Reconciler) syncPool(ctx context.Context, w *world, p pool) error {
 	}
 	want := r.deployment(in)
 	if d := w.deploymentOf(in); d != nil {
-		return r.follow(ctx, d, want)
+		return object.Update(ctx, r.Client, d, func(d *appsv1.Deployment) { follow(d, want) })
 	}
 	_, err := object.Ensure(ctx, r.Client, r.Live, in, want)
 	if err != nil && !object.IsWaiting(err) {
