@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -16,9 +18,6 @@ import (
 	engine "github.com/cstor-go/cstor/internal/pool"
 	"github.com/cstor-go/cstor/internal/replica"
 )
-
-// poolMemory is what a pool's process keeps to: its index caches, buffers of rebuilds, and room for garbage.
-const poolMemory = 256 << 20
 
 type poolFlags struct {
 	instance, namespace, listen, stateDir string
@@ -42,7 +41,8 @@ the CStorPoolInstance says, and reports capacity, health, and the progress of re
 Needs: the API server (KUBECONFIG or a service account), read and write access to the devices. If the API server does not
 answer when the process starts, and --state-dir has what an earlier process kept there, the pool is opened without it and
 serves the replicas that are members of their volumes. Takes the pod's name and node from POD_NAME and NODE_NAME. Listens on port 3233 (other replicas pull from here) and 9500 (/healthz, /readyz,
-/metrics) of the address given. Ends on SIGTERM, after it has reported the pool OFFLINE and closed it.
+/metrics) of the address given. Keeps to the least of GOMEMLIMIT,
+CSTOR_MEMORY_LIMIT and its control group's limit, to 256 MiB if there is none; says at its start what that means. Ends on SIGTERM, after it has reported the pool OFFLINE and closed it.
 
 The commands below it are for people: they look at a pool that no process runs, by its devices, and never write.`,
 		Example: `  cstor pool --cspi=cspc-stripe-6qkw --namespace=openebs --listen=10.1.2.3`,
@@ -51,13 +51,16 @@ The commands below it are for people: they look at a pool that no process runs, 
 			if err := required("cspi", f.instance, "namespace", f.namespace, "listen", f.listen); err != nil {
 				return err
 			}
-			limitMemory(poolMemory)
+			mem := planMemory(memoryLimits())
+			if mem.soft > 0 {
+				debug.SetMemoryLimit(mem.soft)
+			}
 			engine.Processors()
 			client, err := apiServer("cstor-pool")
 			if err != nil {
 				return err
 			}
-			return runPool(cmd.Context(), client, f)
+			return runPool(cmd.Context(), client, f, mem)
 		},
 	}
 	cmd.AddCommand(poolTools()...)
@@ -69,7 +72,7 @@ The commands below it are for people: they look at a pool that no process runs, 
 	return cmd
 }
 
-func runPool(ctx context.Context, client client.WithWatch, f poolFlags) error {
+func runPool(ctx context.Context, client client.WithWatch, f poolFlags, mem memory) error {
 	log := slog.Default()
 	healthPort, err := listen(f.listen, cstorv1.PortMetrics)
 	if err != nil {
@@ -77,9 +80,9 @@ func runPool(ctx context.Context, client client.WithWatch, f poolFlags) error {
 	}
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
-	server := &replicaServer{listen: f.listen, log: log, fail: fail}
+	server := &replicaServer{listen: f.listen, outbox: mem.outbox, log: log, fail: fail}
 	a := agent.New(agent.Config{
-		Client: client, Storage: &agent.Disks{Serve: server.serve, Stop: server.stop},
+		Client: client, Storage: &agent.Disks{Serve: server.serve, Stop: server.stop, PageCacheBytes: mem.pageCache, DeltaEntries: mem.entries},
 		Namespace: f.namespace, Instance: f.instance, Node: nodeName(), Identity: podName(), Log: log,
 		ScrubEvery: f.scrubEvery, StateDir: f.stateDir,
 	})
@@ -91,6 +94,8 @@ func runPool(ctx context.Context, client client.WithWatch, f poolFlags) error {
 		}
 	})
 	log.Info("pool process started", "version", version, "cspi", f.instance)
+	log.Info("pool process keeps to its memory", "limit", mem.limit, "source", cmp.Or(mem.source, "none is set"), "soft limit", debug.SetMemoryLimit(-1),
+		"index cache", mem.pageCache, "updates", mem.entries, "outboxes", mem.outbox)
 	err = a.Run(ctx)
 	fail(err)
 	return ended(ctx, err)
@@ -110,6 +115,7 @@ func ended(ctx context.Context, err error) error {
 // replicaServer runs the replica server of a pool while that is open.
 type replicaServer struct {
 	listen string
+	outbox int64 // see replica.Config
 	log    *slog.Logger
 	fail   context.CancelCauseFunc // ends the process
 
@@ -122,7 +128,7 @@ func (r *replicaServer) serve(p *engine.Pool) (agent.Replicas, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := replica.New(replica.Config{Pool: p, PullListen: ln, PullAddr: ln.Addr().String(), Log: r.log})
+	s := replica.New(replica.Config{Pool: p, PullListen: ln, PullAddr: ln.Addr().String(), OutboxBytes: r.outbox, Log: r.log})
 	ctx, cancel := context.WithCancel(context.Background())
 	r.cancel, r.done = cancel, make(chan struct{})
 	go func() {

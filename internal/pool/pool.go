@@ -105,7 +105,7 @@ type Config struct {
 // Options tune a pool. The zero value of each field means a good default; none of them is stored.
 type Options struct {
 	// DeltaEntries is the number of index updates held in memory before they are drained (twice that many fit: one
-	// table fills while the other drains). About 56 bytes each, and about 250 more for each chunk of 512 blocks that has
+	// table fills while the other drains). 128 bytes each, up to 80 more while the cleaner moves blocks, and about 250 for each chunk of 512 blocks that has
 	// updates. Default 1<<18.
 	DeltaEntries int
 	// PageCacheBytes bounds the memory for what is kept of the index: of the directory of chunks, at most half of it, and

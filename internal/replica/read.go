@@ -66,6 +66,14 @@ func (s *session) read(f *wire.Frame) error {
 		return nil
 	}
 	wire.PutReadReply(b, f.Tag, first, sums)
-	s.out.Append(b, buf)
+	s.answer(b, buf)
 	return nil
+}
+
+// answer queues data. Many requests come with one read: their answers wait for one another, too.
+func (s *session) answer(b []byte, owner wire.Ref) {
+	s.out.Append(b, owner)
+	if s.answered += int64(len(b)); s.answered > s.a.server.share.Load() {
+		s.pause()
+	}
 }

@@ -33,6 +33,8 @@ type Config struct {
 	PullAddr   string       // host:port under which they reach it; default: the listener's address
 	BootID     string       // of the machine; default: the kernel's
 	Log        *slog.Logger // default: slog.Default()
+	// OutboxBytes is what the replicas share for answers that targets do not take. Default: 16 MiB for each replica.
+	OutboxBytes int64
 }
 
 // Spec says which replica to serve.
@@ -76,6 +78,7 @@ type Server struct {
 	full      atomic.Bool  // the pool has no room for more
 	least     atomic.Int64 // while it has none: see mayStream
 	unchecked atomic.Int64 // bytes written since space was looked at
+	share     atomic.Int64 // of each session, of Config.OutboxBytes
 
 	changing sync.Mutex // held by Attach and Detach, which wait for sessions to end
 	mu       sync.Mutex // guards replicas; sessions take it
@@ -94,6 +97,7 @@ func New(cfg Config) *Server {
 		cfg.BootID = bootID(cfg.Log)
 	}
 	s := &Server{cfg: cfg, log: cfg.Log, start: time.Now(), changed: make(chan struct{}, 1), replicas: map[string]*attached{}}
+	s.share.Store(outboxPause)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.flusher = newFlusher(cfg.Pool)
 	s.stages, s.cuts = make(chan struct{}, mostStages), make(chan struct{}, mostStages)
@@ -161,6 +165,7 @@ func (s *Server) Attach(spec Spec) error {
 	}
 	s.mu.Lock()
 	s.replicas[spec.Name] = a
+	s.shareOutboxes()
 	s.mu.Unlock()
 	if s.checkSpace() { // its share of the reserve counts from now on
 		s.tellSpace()
@@ -183,9 +188,17 @@ func (s *Server) Detach(name string) {
 func (s *Server) detach(a *attached) {
 	s.mu.Lock()
 	delete(s.replicas, a.spec.Name)
+	s.shareOutboxes()
 	s.mu.Unlock()
 	a.stop()
 	s.hint()
+}
+
+// shareOutboxes gives each session its part of what may wait for targets. s.mu is held.
+func (s *Server) shareOutboxes() {
+	if s.cfg.OutboxBytes > 0 {
+		s.share.Store(min(max(s.cfg.OutboxBytes/int64(max(len(s.replicas), 1)), outboxLeast), outboxPause))
+	}
 }
 
 func (s *Server) find(name string) *attached {

@@ -15,7 +15,8 @@ import (
 
 const (
 	outboxLimit = 256 << 20 // bytes waiting for the target, after which the session ends
-	outboxPause = 16 << 20  // bytes waiting for the target, above which no more of its requests are read
+	outboxPause = 16 << 20  // bytes waiting for the target, above which no more of its requests are done; less for many replicas
+	outboxLeast = 1 << 20   // and that at least
 
 	// A target that serves lets every replica hear of it once a second; after so many looks at a session that waits to hear
 	// anything the target is gone, or frozen, and another may be there.
@@ -46,6 +47,8 @@ type session struct {
 	frame  []byte
 	acked  bool // an acknowledgement is due
 	reader *wire.Reader
+
+	answered int64 // bytes of data queued since pause
 }
 
 // newSession registers at the target. The previous session has ended: run is called by one goroutine.
@@ -172,11 +175,17 @@ func (s *session) loop() error {
 			s.acked = false
 			s.ack()
 		}
-		s.out.Flush()
-		s.waiting.Store(1)
-		s.out.Wait(outboxPause, func() { s.waiting.Store(1) }) // a target that takes something is there
-		s.waiting.Store(0)
+		s.pause()
 	}
+}
+
+// pause sends what is queued, and waits while that is more than the session's share.
+func (s *session) pause() {
+	s.answered = 0
+	s.out.Flush()
+	s.waiting.Store(1)
+	s.out.Wait(int(s.a.server.share.Load()), func() { s.waiting.Store(1) }) // a target that takes something is there
+	s.waiting.Store(0)
 }
 
 // ack queues an acknowledgement of all that is applied.

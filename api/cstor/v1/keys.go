@@ -56,6 +56,9 @@ const (
 	AnnotationScrubRate  = "cstor.openebs.io/scrub-rate"  // bytes per second, such as 100M; 0: as fast as leaves users most of the time
 )
 
+// EnvMemoryLimit is the variable in which a pool's container has the limit of its memory in bytes, if there is one.
+const EnvMemoryLimit = "CSTOR_MEMORY_LIMIT"
+
 // Finalizers.
 const (
 	FinalizerPoolCluster    = "cstorpoolcluster.openebs.io/finalizer"   // CSPC, CSPI, BDC

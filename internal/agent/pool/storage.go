@@ -20,6 +20,9 @@ type Disks struct {
 	// Serve begins to serve the replicas of a pool that was opened, and Stop ends that before the pool is closed.
 	Serve func(*engine.Pool) (Replicas, error)
 	Stop  func()
+	// PageCacheBytes and DeltaEntries are options of the pools that are opened; 0: the defaults.
+	PageCacheBytes int64
+	DeltaEntries   int
 
 	open func(path string, opt disk.Options) (disk.Device, error) // default disk.Open
 	drop func(path string) error                                  // default forget
@@ -90,7 +93,7 @@ func (d *Disks) Create(groups []Group, cfg engine.Config, set Settings) (Engine,
 	if err != nil {
 		return nil, nil, err
 	}
-	return d.serve(paths, devicesOf(made), func() (*engine.Pool, error) { return engine.Create(made, cfg, options(set)) })
+	return d.serve(paths, devicesOf(made), func() (*engine.Pool, error) { return engine.Create(made, cfg, d.options(set)) })
 }
 
 // Open implements Storage.
@@ -110,12 +113,15 @@ func (d *Disks) Open(paths []string, set Settings) (Engine, Replicas, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	return d.serve(paths, devs, func() (*engine.Pool, error) { return engine.Open(devs, options(set)) })
+	return d.serve(paths, devs, func() (*engine.Pool, error) { return engine.Open(devs, d.options(set)) })
 }
 
-func options(set Settings) engine.Options {
+func (d *Disks) options(set Settings) engine.Options {
 	algorithm, _ := compress.Parse(set.Compression) // what is unknown was refused before; lz4 is the default
-	return engine.Options{ReadOnlyPercent: set.ReadOnlyPercent, Compression: algorithm, ScrubEvery: set.ScrubEvery, Log: set.Log}
+	return engine.Options{
+		ReadOnlyPercent: set.ReadOnlyPercent, Compression: algorithm, ScrubEvery: set.ScrubEvery, Log: set.Log,
+		PageCacheBytes: d.PageCacheBytes, DeltaEntries: d.DeltaEntries,
+	}
 }
 
 // serve opens a pool, which takes the devices over if that works, and begins to serve its replicas.

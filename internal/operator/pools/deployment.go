@@ -1,8 +1,9 @@
 package pools
 
 import (
-	"context"
 	"maps"
+	"slices"
+	"strconv"
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -55,6 +56,7 @@ func (r *Reconciler) deployment(in *cstorv1.CStorPoolInstance) *appsv1.Deploymen
 			{Name: "sparse", MountPath: sparseDir},
 		},
 	}
+	limitOf(&container)
 	object.Probes(&container)
 	return &appsv1.Deployment{
 		ObjectMeta: metav1.ObjectMeta{Namespace: in.Namespace, Name: in.Name, Labels: labels},
@@ -82,20 +84,27 @@ func (r *Reconciler) deployment(in *cstorv1.CStorPoolInstance) *appsv1.Deploymen
 	}
 }
 
+// limitOf tells a pool's process the limit of its memory, if its container has one.
+func limitOf(c *corev1.Container) {
+	c.Env = slices.DeleteFunc(c.Env, func(e corev1.EnvVar) bool { return e.Name == cstorv1.EnvMemoryLimit })
+	if limit, ok := c.Resources.Limits[corev1.ResourceMemory]; ok {
+		c.Env = append(c.Env, corev1.EnvVar{Name: cstorv1.EnvMemoryLimit, Value: strconv.FormatInt(limit.Value(), 10)})
+	}
+}
+
 // follow makes a Deployment follow what may be changed in an entry. The image is not among it: all pools of a cluster
 // must not restart at once.
-func (r *Reconciler) follow(ctx context.Context, d, want *appsv1.Deployment) error {
-	return object.Update(ctx, r.Client, d, func(d *appsv1.Deployment) {
-		from, to := &want.Spec.Template.Spec, &d.Spec.Template.Spec
-		to.NodeSelector = from.NodeSelector
-		to.Tolerations = from.Tolerations
-		to.PriorityClassName = from.PriorityClassName
-		for i := range to.Containers {
-			if to.Containers[i].Name == containerName {
-				to.Containers[i].Resources = from.Containers[0].Resources
-			}
+func follow(d, want *appsv1.Deployment) {
+	from, to := &want.Spec.Template.Spec, &d.Spec.Template.Spec
+	to.NodeSelector = from.NodeSelector
+	to.Tolerations = from.Tolerations
+	to.PriorityClassName = from.PriorityClassName
+	for i := range to.Containers {
+		if to.Containers[i].Name == containerName {
+			to.Containers[i].Resources = from.Containers[0].Resources
+			limitOf(&to.Containers[i])
 		}
-	})
+	}
 }
 
 // deploymentOf returns a pool's Deployment: not one of an earlier pool with the same name, which is about to be collected.

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	appsv1 "k8s.io/api/apps/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/utils/ptr"
@@ -133,7 +134,7 @@ func (r *Reconciler) syncPool(ctx context.Context, w *world, p pool) error {
 	}
 	want := r.deployment(in)
 	if d := w.deploymentOf(in); d != nil {
-		return r.follow(ctx, d, want)
+		return object.Update(ctx, r.Client, d, func(d *appsv1.Deployment) { follow(d, want) })
 	}
 	_, err := object.Ensure(ctx, r.Client, r.Live, in, want)
 	if err != nil && !object.IsWaiting(err) {
