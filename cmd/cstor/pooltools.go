@@ -98,7 +98,8 @@ func poolVerifyCommand() *cobra.Command {
 		Long: `Reads all that is in use in a pool that no process runs, on all its devices, and proves that it is what the format says:
 labels and rings agree, the newest checkpoint decodes, the log can be replayed, every block of every replica, every
 index page and header has its checksum, copies and parity fit, nothing is in two places or in free space, and all
-accounts are exact. It says what is wrong by device, offset, replica and block. It never writes to a device: damage that
+accounts are exact. It says what is wrong by device, offset, replica and block. A device that holds something else is one
+of the findings, and left out. It never writes to a device: damage that
 redundancy makes good is repaired by a scrub of the running pool.
 
 Exit codes: 0 all is well, 1 damage or missing redundancy was found, 2 it could not look.`,
@@ -137,7 +138,7 @@ func poolDumpCommand() *cobra.Command {
   page        what the index has of one chunk (--replica, --chunk)
   log         the batches that a replay reads, and their records
 
-It never writes to a device.
+Devices that hold something else are left out. It never writes to a device.
 
 Exit codes: 0 shown, 1 the pool or what is to be shown is damaged, 2 it cannot be looked at.`,
 		Example: `  cstor pool dump segments /dev/sdb /dev/sdc

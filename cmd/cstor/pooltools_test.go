@@ -127,6 +127,9 @@ func TestPoolTools(t *testing.T) {
 	if err := os.WriteFile("foreign", other, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.WriteFile("small", other[:512<<10], 0o600); err != nil {
+		t.Fatal(err)
+	}
 	known := map[string]string{}
 	datadriven.RunTest(t, filepath.Join(home, "testdata", "pool.txt"), func(t *testing.T, d *datadriven.TestData) string {
 		var args []string

@@ -35,13 +35,37 @@ type replayedBatch struct {
 // OpenReadOnly opens a pool for looking only: it loads the newest checkpoint and replays the log in memory. It never
 // writes to a device: nothing is repaired, no label changes, the log does not go on, nothing runs in the background.
 // Everything that reads works, everything else returns ErrOffline. What is replayed must fit in memory: about 60 bytes
-// for each block written since the last checkpoint. The devices are the pool's until Close, as with Open.
+// for each block written since the last checkpoint. Devices that hold something else are left out;
+// the others are the pool's until Close, as with Open.
 func OpenReadOnly(devs []disk.Device, opt Options) (*Pool, error) {
-	p, err := openOffline(devs, opt)
+	ours, _ := apart(devs)
+	p, err := openOffline(ours, opt)
 	if err != nil {
 		return nil, fmt.Errorf("open pool for looking: %w", err)
 	}
 	return p, nil
+}
+
+// foreign is a device that is not one of a pool's.
+type foreign struct {
+	dev disk.Device
+	err *ErrForeign
+}
+
+// apart tells the devices that may be a pool's from those that hold something else. If all do, what opens them says so.
+func apart(devs []disk.Device) (ours []disk.Device, others []foreign) {
+	for _, d := range devs {
+		var not *ErrForeign
+		if _, err := label.Probe(disk.ReadOnly(d)); errors.As(err, &not) {
+			others = append(others, foreign{d, not})
+		} else {
+			ours = append(ours, d)
+		}
+	}
+	if len(ours) == 0 {
+		return devs, nil
+	}
+	return ours, others
 }
 
 func openOffline(devs []disk.Device, opt Options) (*Pool, error) {

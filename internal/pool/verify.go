@@ -15,10 +15,14 @@ import (
 // Verify proves that a pool whose devices nobody else uses is what the format says, and writes nothing: the labels and
 // rings of all devices agree, the newest checkpoint decodes, the log can be replayed, every block of every replica,
 // index page, directory block and header that is in use has its checksum on every device, copies and parity fit,
-// nothing is in two places or in a free segment, and all accounts are exact. The error says that it could not look. The
-// devices stay the caller's.
+// nothing is in two places or in a free segment, and all accounts are exact. A device that holds something else is a
+// finding, and left out. The error says that it could not look. The devices stay the caller's.
 func Verify(devs []disk.Device, opt Options) (*Report, error) {
+	devs, others := apart(devs)
 	r := &Report{Devices: len(devs)}
+	for _, o := range others {
+		r.add(Finding{What: FoundDevice, Device: o.dev.Name(), Offset: -1, Block: -1, Text: "is not one of the pool: found " + o.err.Found})
+	}
 	p, err := openOffline(keepOpen(devs), opt)
 	if err != nil {
 		if !errors.Is(err, ErrDamaged) && !errors.Is(err, ErrChecksum) {

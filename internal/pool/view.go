@@ -146,13 +146,7 @@ type SnapshotView struct {
 // describes the labels and says why; the error says that there is no pool to be seen at all. The devices stay the
 // caller's.
 func Inspect(devs []disk.Device, opt Options) (*View, error) {
-	ours := slices.DeleteFunc(slices.Clone(devs), func(d disk.Device) bool {
-		_, err := label.Probe(disk.ReadOnly(d))
-		return errors.As(err, new(*ErrForeign))
-	})
-	if len(ours) == 0 {
-		ours = devs // which says what they are
-	}
+	ours, _ := apart(devs)
 	p, err := openOffline(keepOpen(ours), opt)
 	if err == nil {
 		defer p.Close()

@@ -338,7 +338,7 @@ func Write(dev disk.Device, l *Label) error {
 // Probe reads what dev carries: the newest of its intact labels, or ErrBlank, *ErrForeign, ErrDamaged, ErrNewerFormat.
 func Probe(dev disk.Device) (*Label, error) {
 	if dev.Size() < HeadBytes+TailBytes {
-		return nil, fmt.Errorf("device %s: %d bytes is too small for a pool: %w", dev.Name(), dev.Size(), disk.ErrRange)
+		return nil, fmt.Errorf("device %s: %d bytes is too small for a pool", dev.Name(), dev.Size())
 	}
 	var best *Label
 	var bad, newer error
