@@ -54,6 +54,10 @@ const (
 	AnnotationScrub      = "cstor.openebs.io/scrub"       // start, pause, resume or stop; taken away when it is done
 	AnnotationScrubEvery = "cstor.openebs.io/scrub-every" // time between scrubs, such as 168h; 0: only on request
 	AnnotationScrubRate  = "cstor.openebs.io/scrub-rate"  // bytes per second, such as 100M; 0: as fast as leaves users most of the time
+
+	// SuffixOfCluster, behind the name of one of these, names the annotation with the value that a CStorPoolInstance has from
+	// its CStorPoolCluster, so that it goes when that has none any more.
+	SuffixOfCluster = ".of-cluster"
 )
 
 // EnvMemoryLimit is the variable in which a pool's container has the limit of its memory in bytes, if there is one.

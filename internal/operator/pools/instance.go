@@ -76,14 +76,30 @@ func (w *world) configure(in *cstorv1.CStorPoolInstance, entry *cstorv1.PoolSpec
 		cfg.ROThresholdLimit = ptr.To(cstorv1.DefaultROThreshold)
 	}
 	in.Spec.PoolConfig = cfg
-	for _, key := range []string{cstorv1.AnnotationScrubEvery, cstorv1.AnnotationScrubRate, cstorv1.AnnotationExistingPool} {
-		if v, ok := w.cluster.Annotations[key]; ok {
-			if in.Annotations == nil {
-				in.Annotations = map[string]string{}
-			}
-			in.Annotations[key] = v
-		}
+	if in.Annotations == nil {
+		in.Annotations = map[string]string{}
 	}
+	if v, ok := w.cluster.Annotations[cstorv1.AnnotationExistingPool]; ok {
+		in.Annotations[cstorv1.AnnotationExistingPool] = v
+	}
+	for _, key := range []string{cstorv1.AnnotationScrubEvery, cstorv1.AnnotationScrubRate} {
+		inherit(in.Annotations, w.cluster.Annotations, key)
+	}
+}
+
+// inherit makes an annotation of a pool what its cluster has, if that has it, and takes away what the cluster had before. A
+// value that the pool was given by somebody else stays while the cluster has none.
+func inherit(pool, cluster map[string]string, key string) {
+	note := key + cstorv1.SuffixOfCluster
+	v, ok := cluster[key]
+	if ok {
+		pool[key], pool[note] = v, v
+		return
+	}
+	if v, ok = pool[note]; ok && pool[key] == v {
+		delete(pool, key)
+	}
+	delete(pool, note)
 }
 
 // instanceName is the cluster's name and four characters, which follow from the entry: an operator that was killed after
