@@ -161,6 +161,37 @@ func TestReadOnlyLimit(t *testing.T) {
 	must(t, p.Check())
 }
 
+// TestReadOnlyLimitOfSparsePool: an index that is large for its data takes away from what the limit is a share of, so that a
+// pool is read-only from where on it says that it is so full.
+func TestReadOnlyLimitOfSparsePool(t *testing.T) {
+	p, m := newMemPool(t, 64<<20, Options{SegmentBytes: 256 << 10})
+	const chunks, batch = 32000, 64
+	r, err := p.CreateReplica("v", chunks*block.ChunkBlocks*block.Size)
+	must(t, err)
+	ops := make([]Op, batch)
+	for i := uint64(0); i < chunks; {
+		for j := range ops {
+			ops[j] = Op{Kind: OpDiscard, Version: ver(i + 1), Block: i * block.ChunkBlocks, Count: 30}
+			i++
+		}
+		must(t, r.Apply(ops))
+	}
+	must(t, p.Close())
+	m.Reopen()
+	p = openIdle(t, []disk.Device{m}, Options{})
+	defer closeIdle(p)
+	s := p.Stats()
+	if used := s.Allocated + s.Free; s.Free == 0 || used > s.Capacity*8/10 {
+		t.Fatalf("the index is not large: %d of %d bytes can be used, %d are free", used, s.Capacity, s.Free)
+	}
+	for percent := 1; percent < 100; percent++ {
+		p.SetReadOnlyPercent(percent)
+		if s = p.Stats(); s.ReadOnly != (s.Allocated >= (s.Allocated+s.Free)/100*int64(percent)) {
+			t.Errorf("%d of %d bytes, limit %d %%: read-only %v", s.Allocated, s.Allocated+s.Free, percent, s.ReadOnly)
+		}
+	}
+}
+
 // TestUpdatesLeaveRoomForTheirPages fills a small pool with the headers of updates that take no data, each of another
 // chunk: there is room for the pages that they become, in the drain that goes on meanwhile too.
 func TestUpdatesLeaveRoomForTheirPages(t *testing.T) {

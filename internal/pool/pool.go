@@ -114,7 +114,7 @@ type Options struct {
 	// SegmentBytes is the size of a segment for Create; a power of two between 256 KiB and 64 MiB. Default: by the
 	// size of the devices. A pool has at most 2 Mi segments, also when it grows.
 	SegmentBytes int64
-	// ReadOnlyPercent is the share of the capacity from which on Stats says ReadOnly and Merge adds no data. Apply goes on
+	// ReadOnlyPercent is the share of Stats' Allocated and Free that Allocated may be, from which on it says ReadOnly and Merge adds no data. Apply goes on
 	// until there is no space: what it is given has its place in the volume's order already, and whoever gives places
 	// stops when the pool is read-only. Default 100: no such limit.
 	ReadOnlyPercent int

@@ -17,12 +17,13 @@ func (p *Pool) allocated() int64 {
 	return n
 }
 
-// belowLimit returns how many bytes may come before the pool is above its limit. The index lock is held.
+// belowLimit returns how many bytes may come before the pool is above its limit, which is a share of what can be used: of
+// Allocated and Free in Stats. The index lock is held.
 func (p *Pool) belowLimit() int64 {
 	if p.opt.ReadOnlyPercent >= 100 {
 		return math.MaxInt64
 	}
-	return p.capacity()/100*int64(p.opt.ReadOnlyPercent) - p.allocated()
+	return (p.capacity()-p.spare())/100*int64(p.opt.ReadOnlyPercent) - p.allocated()
 }
 
 // readOnly reports whether the pool is above its limit. The index lock is held.

@@ -124,8 +124,8 @@ type PoolConfig struct {
 	// +optional
 	// +nullable
 	PriorityClassName *string `json:"priorityClassName,omitempty"`
-	// ROThresholdLimit is the used space in per cent from which the pool is read-only: 0 to 100, default 85; 100 turns
-	// the switch off.
+	// ROThresholdLimit is the used space in per cent from which the pool is read-only: 1 to 100, 0 or nothing for 85;
+	// 100 turns the switch off.
 	// +optional
 	// +nullable
 	ROThresholdLimit *int `json:"roThresholdLimit,omitempty"`
