@@ -48,11 +48,12 @@ func TestDisks(t *testing.T) {
 	}
 }
 
-// TestStripeGrows adds a disk to a stripe.
+// TestStripeGrows adds a disk to a stripe, and makes one larger.
 func TestStripeGrows(t *testing.T) {
 	d := newDisks(interruptible(t), t, lab.Options{Raid: cstorv1.RaidStripe})
 	d.application(t)
 	d.grows(t)
+	d.diskGrows(t)
 	d.verify(t)
 }
 
@@ -230,11 +231,26 @@ func (d *disks) grows(t *testing.T) {
 		}
 	})
 	d.await(t, cstorv1.PoolOnline, cstorv1.PoolExpansion, corev1.ConditionFalse, cstorv1.ReasonExpansionSuccessful)
-	was := cstorv1.PoolBytes(before.Status.Capacity.Total)
+	d.isLargerThan(t, cstorv1.PoolBytes(before.Status.Capacity.Total)*3/2)
+}
+
+// diskGrows makes one of two disks twice as large while the pool runs, which notices it by itself.
+func (d *disks) diskGrows(t *testing.T) {
+	before := d.instance(t)
+	path := d.lab.Disk(d.node, d.names[0])
+	info, err := os.Stat(path)
+	check(t, err)
+	check(t, os.Truncate(path, 2*info.Size()))
+	d.isLargerThan(t, cstorv1.PoolBytes(before.Status.Capacity.Total)*5/4)
+	d.await(t, cstorv1.PoolOnline, cstorv1.PoolExpansion, corev1.ConditionFalse, cstorv1.ReasonExpansionSuccessful)
+}
+
+func (d *disks) isLargerThan(t *testing.T, was int64) {
+	t.Helper()
 	check(t, lab.Until(d.ctx, diskLimit, "the pool to be larger", func(ctx context.Context) (bool, string, error) {
 		in := &cstorv1.CStorPoolInstance{}
 		err := d.lab.Get(ctx, d.pool, in)
-		return cstorv1.PoolBytes(in.Status.Capacity.Total) > was*3/2, in.Status.Capacity.Total.String(), err
+		return cstorv1.PoolBytes(in.Status.Capacity.Total) > was, in.Status.Capacity.Total.String(), err
 	}))
 }
 
