@@ -37,6 +37,9 @@ func (p *Pool) clone(name, origin, snapshot string) (*Replica, error) {
 	} else if i = o.snaps.find(snapshot); i < 0 {
 		err = ErrNoSnapshot
 	}
+	if err == nil && o.depth() >= p.opt.cloneDepth {
+		err = fmt.Errorf("origin is a clone of a clone, %d deep; copy it into a new replica, or clone one that it comes from: %w", o.depth(), ErrTooLarge)
+	}
 	if err == nil {
 		err = p.mayGrow(replicaRoot(name, snapshot, o.snaps[i].size), false)
 	}
@@ -77,6 +80,14 @@ func (p *Pool) attach(r *Replica, slot uint32, name string) error {
 	}
 	r.origin, r.from = o, o.snaps[i]
 	return nil
+}
+
+// depth returns the number of replicas that r is a clone of, one of another.
+func (r *Replica) depth() (n int) {
+	for ; r.origin != nil; r = r.origin {
+		n++
+	}
+	return n
 }
 
 // Origin returns the name of the replica and of its snapshot that this is a clone of, empty if it is none.

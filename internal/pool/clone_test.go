@@ -3,6 +3,7 @@ package pool
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"testing"
 
 	"github.com/cstor-go/cstor/internal/block"
@@ -91,4 +92,45 @@ func TestClones(t *testing.T) {
 		t.Fatal(n)
 	}
 	q.Close()
+}
+
+// TestCloneDepth: a chain of clones has an end, which no pool is held to that has a longer one.
+func TestCloneDepth(t *testing.T) {
+	p, m := newMemPool(t, 64<<20, smallHistory)
+	r, err := p.CreateReplica("0", 1<<20)
+	must(t, err)
+	v := uint64(0)
+	clone := func(p *Pool, of int) error {
+		v++
+		must(t, p.Replica(fmt.Sprint(of)).Apply([]Op{snap("s", v)}))
+		_, err := p.Clone(fmt.Sprint(of+1), fmt.Sprint(of), "s")
+		return err
+	}
+	must(t, r.Apply([]Op{write(0, 1, 1)}))
+	v++
+	for i := range MaxCloneDepth {
+		must(t, clone(p, i))
+	}
+	if err := clone(p, MaxCloneDepth); !errors.Is(err, ErrTooLarge) {
+		t.Fatal("one more:", err)
+	}
+	_, err = p.Clone("beside", "0", "s")
+	must(t, err)
+	shows(t, p.Replica(fmt.Sprint(MaxCloneDepth)), "", 0, 1)
+	must(t, p.Check())
+	must(t, p.Close())
+
+	m.Reopen()
+	less := smallHistory
+	less.cloneDepth = 10
+	p, err = Open([]disk.Device{m}, less)
+	must(t, err)
+	shows(t, p.Replica(fmt.Sprint(MaxCloneDepth)), "", 0, 1)
+	if _, err := p.Clone("more", "10", "s"); !errors.Is(err, ErrTooLarge) {
+		t.Error("one more:", err)
+	}
+	_, err = p.Clone("more", "9", "s")
+	must(t, err)
+	must(t, p.Check())
+	must(t, p.Close())
 }

@@ -24,6 +24,9 @@ func (o *Options) setDefaults() {
 	if o.DeltaEntries == 0 {
 		o.DeltaEntries = 1 << 18
 	}
+	if o.cloneDepth == 0 {
+		o.cloneDepth = MaxCloneDepth
+	}
 	o.DeltaEntries = min(max(o.DeltaEntries, 4096), 1<<26)
 	if o.PageCacheBytes == 0 {
 		o.PageCacheBytes = 64 << 20

@@ -91,6 +91,9 @@ const (
 	MaxState = 64 << 10
 	// MaxSnapshots is the number of snapshots that a replica can have.
 	MaxSnapshots = 1024
+	// MaxCloneDepth is the number of clones of clones that can be made of a replica: what none of them has written is looked
+	// up in each. A pool that has more is opened.
+	MaxCloneDepth = 64
 	// MaxWriteBlocks is the largest Count of an OpWrite.
 	MaxWriteBlocks = 8192
 )
@@ -145,6 +148,7 @@ type Options struct {
 	inlineBytes  int   // of older versions in a page, set by tests
 	historyBytes int   // of a history page, likewise
 	rootBytes    int64 // of a checkpoint's root, likewise
+	cloneDepth   int   // see MaxCloneDepth, likewise
 }
 
 // Stats is a snapshot of a pool's counters. Sizes are bytes.
