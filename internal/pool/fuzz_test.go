@@ -208,5 +208,16 @@ func FuzzReplay(f *testing.F) {
 				_ = r.ReadSnapshot(s.Name, 0, make([]byte, block.Size), nil)
 			}
 		}
+		if block.Sum(b)%8 == 0 { // the rest takes longer
+			_ = q.Check()
+			_, _ = Verify([]disk.Device{c}, Options{})
+			_ = q.DumpLog(func(BatchView) error { return nil })
+			q.DumpCheckpoint()
+			q.DumpSegments()
+			for _, r := range q.Replicas() {
+				_, _ = q.DumpDirectory(r)
+				_, _ = q.DumpPage(r, 0)
+			}
+		}
 	})
 }

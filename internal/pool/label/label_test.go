@@ -241,6 +241,24 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
+// FuzzRecognise: nothing but zeroes is taken for blank, whatever it looks like and wherever it is.
+func FuzzRecognise(f *testing.F) {
+	for _, s := range signatures {
+		f.Add(s.want, uint32(s.off), []byte(nil), uint32(0))
+	}
+	f.Add([]byte{0x55, 0xaa}, uint32(510), []byte("EFI PART"), uint32(TailBytes-512))
+	f.Add([]byte{0, 0}, uint32(0), []byte{1}, uint32(TailBytes-1))
+	f.Fuzz(func(t *testing.T, a []byte, at uint32, b []byte, bt uint32) {
+		head, tail := make([]byte, HeadBytes), make([]byte, TailBytes)
+		copy(head[at%HeadBytes:], a)
+		copy(tail[bt%TailBytes:], b)
+		found := recognise(head, tail)
+		if blank := firstNonZero(head) < 0 && firstNonZero(tail) < 0; blank != (found == "") || len(found) > 200 {
+			t.Fatalf("found %q, blank %v", found, blank)
+		}
+	})
+}
+
 // TestUnreadable: what can be read of labels and ring is enough, and a device whose labels cannot be is not blank.
 func TestUnreadable(t *testing.T) {
 	d, l := disk.NewMem("d", 64<<20), sample()
