@@ -187,7 +187,7 @@ func (c *Core) recordOp(want *Record) {
 
 // carried is what the next core of the same process knows of the record: what was written may still happen.
 func (r *record) carried() record {
-	return record{known: r.known, doubts: r.doubts, id: r.id, seen: r.seen, seenBy: r.seenBy, restored: r.restored}
+	return record{known: r.known, doubts: r.doubts, id: r.id, seen: r.seen, seenBy: r.seenBy, restored: r.restored, failed: r.failed, error: r.error}
 }
 
 // witnessed reports whether a list in force wants the record to be claimed before the members are.
