@@ -61,6 +61,9 @@ func (c *Core) claim() {
 	if (c.promise.Epoch <= highest || c.unclaimed() && !c.bare) && !c.chooseEpoch(highest) {
 		return
 	}
+	if c.bare && c.rec.read {
+		c.claimRecord(c.promise.Epoch)
+	}
 	for _, p := range c.peers {
 		if p.state == connected && !p.claimed {
 			p.claimed = true
@@ -90,7 +93,7 @@ func (c *Core) claim() {
 }
 
 // knowsRecord reports whether the claim may go on with what is known of the record: it was read, or is not needed, or it
-// cannot be read, and all members are here, which satisfy whatever it says (replication rule 14).
+// cannot be read, or not be written, and all members are here, which satisfy whatever it says (replication rule 14).
 func (c *Core) knowsRecord(here func(*peer) bool) bool {
 	c.bare = false
 	switch {
@@ -109,6 +112,7 @@ func (c *Core) knowsRecord(here func(*peer) bool) bool {
 			"waiting for it to be accepted", c.rec.known.Version, c.name(c.rec.seenBy), c.rec.seen)
 		return false
 	}
+	c.bare = c.rec.unwritten && !c.rec.restored && c.everyMember(here)
 	return true
 }
 
@@ -119,21 +123,30 @@ func (c *Core) chooseEpoch(e uint64) bool {
 	p := Promise{Epoch: e + 1, Nonce: c.nonce}
 	if c.witnessed() && !c.bare {
 		if r.known.Nonce != c.nonce || r.known.Epoch <= e {
-			want := r.known
-			want.Epoch, want.Nonce = max(want.Epoch, e)+1, c.nonce
 			c.holding = "waiting for the volume's record to be claimed: " + cmp.Or(r.error, "it is being written")
-			if !r.busy {
-				c.past.claimed = Promise{Epoch: max(c.past.claimed.Epoch, want.Epoch), Nonce: c.nonce}
-				r.restored = r.restored || r.seen > r.known.Version
-				c.writeRecord(want)
-			}
+			c.claimRecord(max(r.known.Epoch, e) + 1)
 			return false
 		}
 		p.Epoch = r.known.Epoch
+	} else if c.bare && r.read { // the claim that could not be written, and may be yet, is of this epoch
+		p.Epoch = max(r.known.Epoch, e) + 1
 	}
 	c.reclaim(e)
 	c.promise = p
 	return true
+}
+
+// claimRecord writes this target's claim of an epoch into the record.
+func (c *Core) claimRecord(epoch uint64) {
+	r := &c.rec
+	if r.busy {
+		return
+	}
+	want := r.known
+	want.Epoch, want.Nonce = epoch, c.nonce
+	c.past.claimed = Promise{Epoch: max(c.past.claimed.Epoch, epoch), Nonce: c.nonce}
+	r.restored = r.restored || r.seen > r.known.Version
+	c.writeRecord(want)
 }
 
 // askRecord asks for a new volume's list to be written once enough replicas wait for it (replication rule 5).

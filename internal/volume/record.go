@@ -64,13 +64,15 @@ type record struct {
 	want   *Record       // it writes this; nil: it reads
 	retry  time.Duration // no operation begins before
 	failed bool          // the last one was not answered
-	error  string        // why
-	asked  time.Duration // when the last read began
-	heard  time.Duration // when it was last told what it holds
-	wrote  time.Duration // when the last write began
-	need   uint64        // members that are fewer than a quorum serve only if they have noted this version
-	seen   uint64        // the highest version that a replica has noted
-	seenBy block.GUID
+	// unwritten says that a write failed since the record was last found to have changed: it may be read, and not written.
+	unwritten bool
+	error     string        // why
+	asked     time.Duration // when the last read began
+	heard     time.Duration // when it was last told what it holds
+	wrote     time.Duration // when the last write began
+	need      uint64        // members that are fewer than a quorum serve only if they have noted this version
+	seen      uint64        // the highest version that a replica has noted
+	seenBy    block.GUID
 	// restored says that it had gone back when it was claimed, and was accepted: whom it names is not to be relied on, until
 	// these are all in sync.
 	restored bool
@@ -96,7 +98,7 @@ func (c *Core) RecordIs(now time.Duration, id uint64, is Record, changed bool) {
 		return
 	}
 	if is.Version > r.known.Version || changed || !r.read && len(r.doubts) == 0 {
-		r.doubts = nil
+		r.doubts, r.unwritten = nil, false
 		c.learn(is)
 	}
 	r.read, r.failed, r.error = true, false, ""
@@ -139,6 +141,7 @@ func (c *Core) RecordFailed(now time.Duration, id uint64, definite bool, reason 
 			r.doubts = append(r.doubts, last)
 		}
 	}
+	r.unwritten = r.unwritten || r.want != nil
 	if r.want != nil && !definite {
 		c.counters.RecordDoubts++
 	}
@@ -184,7 +187,7 @@ func (c *Core) recordOp(want *Record) {
 
 // carried is what the next core of the same process knows of the record: what was written may still happen.
 func (r *record) carried() record {
-	return record{known: r.known, doubts: r.doubts, id: r.id, seen: r.seen, seenBy: r.seenBy, restored: r.restored}
+	return record{known: r.known, doubts: r.doubts, id: r.id, seen: r.seen, seenBy: r.seenBy, restored: r.restored, failed: r.failed, error: r.error}
 }
 
 // witnessed reports whether a list in force wants the record to be claimed before the members are.
