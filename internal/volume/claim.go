@@ -79,7 +79,7 @@ func (c *Core) claim() {
 	if c.quorumAt == 0 {
 		c.quorumAt = max(c.now, 1)
 	}
-	set := c.named()
+	set := c.believed()
 	all := c.everyMember(has) || len(set) > 0 && c.haveAll(set, has)
 	if !all && c.now-c.quorumAt < c.settings.ClaimGrace {
 		c.holding = "waiting a moment for the remaining replicas"
@@ -211,7 +211,7 @@ func (c *Core) short(is func(*peer) bool, need func(List) int) string {
 // record names one that is complete, or all; if it names none, so many of every list that they share a member with each
 // quorum: where the record keeps two targets apart that need not be a quorum. Otherwise it returns who is missing.
 func (c *Core) lacking(is func(*peer) bool) string {
-	set := c.named()
+	set := c.believed()
 	if c.bare || len(set) == 0 {
 		return c.short(is, func(l List) int {
 			switch {
@@ -284,25 +284,17 @@ func (c *Core) refused(p *peer, by Promise) {
 
 // furthest returns of the members that have promised the one with the highest key, and a complete one that is as far, nil
 // if there is none. If the record names members, only these count; but when all of them have promised, and none of them
-// can be the authority, any may be that is as far as every other (replication rule 13); and before that if the record is one
-// that was restored. So may one that is no member, if no
+// can be the authority, any may be that is as far as every other (replication rule 13). So may one that is no member, if no
 // member can be: what makes sure that nothing is missing is the members' keys, and it has all that is below them, since it is
 // complete. The members may have taken from it what they had lost.
 func (c *Core) furthest() (top, auth *peer) {
-	member := func(p *peer) bool { return c.listMember(p.guid) }
-	if c.rec.restored {
-		if top, auth = c.furthestOf(member); auth != nil {
-			return top, auth
-		}
-	}
-	set := c.named()
-	if len(set) > 0 && !c.bare {
+	if set := c.believed(); len(set) > 0 && !c.bare {
 		top, auth = c.furthestOf(func(p *peer) bool { return slices.Contains(set, p.guid) })
 		if auth != nil || !c.haveAll(set, func(p *peer) bool { return p.state == promised }) {
 			return top, auth
 		}
 	}
-	top, auth = c.furthestOf(member)
+	top, auth = c.furthestOf(func(p *peer) bool { return c.listMember(p.guid) })
 	if top != nil && auth == nil {
 		auth = c.outsider(top.report.Key())
 	}
@@ -389,7 +381,7 @@ func (c *Core) openEpoch(auth *peer, lossy bool) {
 	switch {
 	case c.bare:
 		c.counters.Bare++
-	case len(c.named()) > 0:
+	case len(c.believed()) > 0:
 		c.counters.ByRecord++
 	}
 	c.try(c.promise.Epoch)

@@ -83,7 +83,9 @@ func (c *Core) mayJoin(p *peer) bool {
 	if c.mayRecord() && len(c.nameable()) > 0 {
 		return false // the volume is served without p in a moment
 	}
-	behind := func(q *peer) bool { return c.waitsComplete(q) && q.report.Key().Less(p.report.Key()) }
+	behind := func(q *peer) bool {
+		return (c.waitsComplete(q) || q.state == staging && c.listMember(q.guid)) && q.report.Key().Less(p.report.Key())
+	}
 	if slices.ContainsFunc(c.peers, func(q *peer) bool { return behind(q) && c.now >= q.retryAt }) {
 		return false // that one goes first
 	}
@@ -105,8 +107,12 @@ func (c *Core) riskedGoesOn() bool {
 		return false
 	}
 	had, deadline := c.now-c.riskedAt, c.settings.Deadline
-	moves := p.state > pulling || p.state == pulling && c.now-p.pulled < 2*deadline
-	return had < deadline || moves && had < mostRisked*deadline
+	return had < deadline || c.moves(p) && had < mostRisked*deadline
+}
+
+// moves reports whether p, which catches up, gets on with that.
+func (c *Core) moves(p *peer) bool {
+	return p.state > pulling || p.state == pulling && c.now-p.pulled < 2*c.settings.Deadline
 }
 
 // waitsComplete reports whether p is a complete member that has promised, or has yet had Settings.Deadline for that, and is not

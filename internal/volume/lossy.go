@@ -57,10 +57,10 @@ func (c *Core) lossless(auth *peer) bool {
 func (c *Core) awaitsOthers() bool {
 	here := func(p *peer) bool { return p.state == promised }
 	away, whom := !c.everyMember(here), "the others, which may have it"
-	if set := c.named(); c.bare {
+	if set := c.believed(); c.bare {
 		away = c.countOf(c.committed, func(p *peer) bool { return here(p) && !p.report.State.Suspect }) > 0
 		whom = "the volume's record, which may name one that did not"
-	} else if len(set) > 0 && !c.rec.restored {
+	} else if len(set) > 0 {
 		away = !c.haveAll(set, here)
 	}
 	if !away || c.now-c.quorumAt >= c.settings.LossyGrace {

@@ -178,11 +178,13 @@ const loneliness = 300
 // Kubernetes has started another target elsewhere, and neither of the two gets a quorum, or the other one lacks a replica,
 // for as long as both hold on to what they have. A replica that finds nobody else comes back at once, to where it was: nothing
 // is lost but a moment. Members that serve by the record without being a quorum are let go only while nobody asks for anything:
-// if there is another target, the initiator uses that. So is a quorum of them if the target is cut off.
+// if there is another target, the initiator uses that. So is a quorum of them if the target is cut off, and nobody gets on with
+// catching up.
 func (c *Core) releaseLonely() {
 	wait := loneliness * c.settings.Backoff
 	keeps := func(p *peer) bool { return p.state >= promised && c.gaveLease(p) }
-	if c.ok(keeps) && (c.satisfies(keeps) && !c.cutOff || c.now-c.asked < wait) {
+	catchesUp := func(p *peer) bool { return p.state == staging || p.state > promised && p.state < insync && c.moves(p) }
+	if c.ok(keeps) && (c.satisfies(keeps) && (!c.cutOff || slices.ContainsFunc(c.peers, catchesUp)) || c.now-c.asked < wait) {
 		c.company = c.now
 	}
 	wait += time.Duration(c.nonce%1024) * wait / 2048 // two targets do not let go at the same time, for ever

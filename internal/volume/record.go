@@ -261,6 +261,15 @@ func (c *Core) named() []block.GUID {
 	return c.rec.known.Set
 }
 
+// believed returns the members of which the record says that they have everything that is completed. One that went back, and
+// was accepted, says nothing.
+func (c *Core) believed() []block.GUID {
+	if c.rec.restored || c.rec.seen > c.rec.known.Version {
+		return nil
+	}
+	return c.named()
+}
+
 // bound reports whether the record names g, or may.
 func (c *Core) bound(g block.GUID) bool {
 	return c.unclaimed() || slices.Contains(c.named(), g) || c.witnessed() &&
