@@ -112,7 +112,7 @@ func TestReadAhead(t *testing.T) {
 	d.expect(1, chunks) // a node, and the blocks
 	must(t, r.Apply(ops()))
 	if n := d.saw(t); n != 1+chunks/readsAtOnce {
-		t.Errorf("%d rounds of reads for an append", n)
+		t.Fatalf("%d rounds of reads for an append", n)
 	}
 
 	d.expect(1, chunks, chunks) // and the pages
@@ -123,7 +123,7 @@ func TestReadAhead(t *testing.T) {
 		must(t, p.drainStep())
 	}
 	if n := d.saw(t); n != 1+2*chunks/readsAtOnce {
-		t.Errorf("%d rounds of reads for a drain", n)
+		t.Fatalf("%d rounds of reads for a drain", n)
 	}
 	must(t, p.drained())
 	must(t, p.cycle())
@@ -137,7 +137,7 @@ func TestReadAhead(t *testing.T) {
 	_, err = c.inUse(nil, func(float64) {})
 	must(t, err)
 	if n := d.saw(t); n != 1+2*chunks/readsAtOnce {
-		t.Errorf("%d rounds of reads to find out what is in use", n)
+		t.Fatalf("%d rounds of reads to find out what is in use", n)
 	}
 
 	for _, o := range ops() { // in batches of their own
@@ -159,7 +159,7 @@ func TestReadAhead(t *testing.T) {
 	d.expect(1, chunks)
 	p = openIdle(t, []disk.Device{d}, opt)
 	if n := d.saw(t); n != 1+chunks/readsAtOnce {
-		t.Errorf("%d rounds of reads for a replay", n)
+		t.Fatalf("%d rounds of reads for a replay", n)
 	}
 	must(t, p.Check())
 	must(t, closeIdle(p))
