@@ -2,6 +2,7 @@ package pool
 
 import (
 	"cmp"
+	"iter"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -241,32 +242,37 @@ func (c *pageCache) hold(id uint64) *cachedPage {
 	return e
 }
 
-// warmAhead reads what is missing of the directory for chunks first to last, and for as many of the operations as there
-// is memory for.
-func (r *Replica) warmAhead(first, last uint64, ops []Op) {
+// warmAhead reads what is missing of the directory for ranges of chunks, from one to another, as many as there is memory
+// for.
+func (r *Replica) warmAhead(ranges iter.Seq2[uint64, uint64]) {
 	dirs := r.p.coldDirs()
-	r.p.idx.mu.RLock()
 	steps := 0
-	add := func(first, last uint64) bool {
-		for c := first; c <= last; c++ {
-			if !dirs.addChunk(r, c) {
-				return false
-			}
+	r.p.idx.mu.RLock()
+	for c, last := range ranges {
+		for ; c <= last && dirs.addChunk(r, c); c++ {
 			if steps++; steps%lockStep == 0 {
 				r.p.idx.mu.RUnlock()
 				r.p.idx.mu.RLock()
 			}
 		}
-		return true
-	}
-	more := add(first, last)
-	for i := 0; more && i < len(ops); i++ {
-		if o := &ops[i]; o.Kind != OpMark {
-			more = add(o.Block/block.ChunkBlocks, lastChunk(o.Block, uint64(o.Count)))
+		if c <= last {
+			break
 		}
 	}
 	r.p.idx.mu.RUnlock()
 	dirs.read()
+}
+
+// chunksOf yields chunks first to last, and those of the operations.
+func chunksOf(first, last uint64, ops []Op) iter.Seq2[uint64, uint64] {
+	return func(yield func(uint64, uint64) bool) {
+		more := yield(first, last)
+		for i := 0; more && i < len(ops); i++ {
+			if o := &ops[i]; o.Kind != OpMark {
+				more = yield(o.Block/block.ChunkBlocks, lastChunk(o.Block, uint64(o.Count)))
+			}
+		}
+	}
 }
 
 // lastChunk returns the last chunk of n blocks from b on, of the first if there are none.

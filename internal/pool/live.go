@@ -29,7 +29,7 @@ func (r *Replica) hold(held []*liveChunk, b, n uint64, next []Op) ([]*liveChunk,
 				break
 			}
 			p.idx.mu.Unlock()
-			r.warmAhead(c, last, next)
+			r.warmAhead(chunksOf(c, last, next))
 			if err := r.warm(c >> dirShift); err != nil {
 				r.unhold(held)
 				return nil, err
