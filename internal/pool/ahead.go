@@ -275,5 +275,31 @@ func chunksOf(first, last uint64, ops []Op) iter.Seq2[uint64, uint64] {
 	}
 }
 
+// walkAhead is for who goes through the directory blocks of which want, if not nil, is true, before it looks at block i:
+// if that is to be read, some of the next ones are, too.
+func (r *Replica) walkAhead(i uint64, want func(s *dirSlot) bool) {
+	r.p.idx.mu.RLock()
+	_, cold := r.loaded(i)
+	r.p.idx.mu.RUnlock()
+	if !cold {
+		return
+	}
+	dirs := r.p.coldDirs()
+	for range aheadChunks {
+		next, node, ok := r.nextDir(i, want)
+		if !ok || node {
+			break
+		}
+		r.p.idx.mu.RLock()
+		ok = dirs.add(r, next)
+		r.p.idx.mu.RUnlock()
+		if !ok {
+			break
+		}
+		i = next + 1
+	}
+	dirs.read()
+}
+
 // lastChunk returns the last chunk of n blocks from b on, of the first if there are none.
 func lastChunk(b, n uint64) uint64 { return (b + max(n, 1) - 1) / block.ChunkBlocks }

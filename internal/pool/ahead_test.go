@@ -140,6 +140,17 @@ func TestReadAhead(t *testing.T) {
 		t.Fatalf("%d rounds of reads to find out what is in use", n)
 	}
 
+	d.expect(1, chunks)
+	forgetIndex(p)
+	var ref chunkRef
+	for from, ok := uint64(0), true; ok; {
+		_, from, ok, err = r.next(from, nil, &ref)
+		must(t, err)
+	}
+	if n := d.saw(t); n != 1+chunks/readsAtOnce {
+		t.Fatalf("%d rounds of reads for a walk", n)
+	}
+
 	for _, o := range ops() { // in batches of their own
 		must(t, r.Apply([]Op{o}))
 	}
