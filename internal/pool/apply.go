@@ -146,7 +146,7 @@ func (r *Replica) applyHugeDiscard(b, left uint64, v block.Version, last bool) e
 		if n == left && last {
 			rec.Kind = wal.Discard
 		}
-		held, err := r.hold(nil, b, n)
+		held, err := r.hold(nil, b, n, nil)
 		if err != nil {
 			return err
 		}
@@ -220,7 +220,7 @@ func (r *Replica) applyUnit(ops []Op, entries uint64, shown bool) error {
 	for i := range ops {
 		if o := &ops[i]; o.Kind != OpMark {
 			var err error
-			if held, err = r.hold(held, o.Block, uint64(o.Count)); err != nil {
+			if held, err = r.hold(held, o.Block, uint64(o.Count), ops[i+1:]); err != nil {
 				return err
 			}
 		}

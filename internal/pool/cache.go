@@ -123,11 +123,12 @@ func (c *pageCache) release(e *cachedPage) {
 	}
 }
 
-// keeps reports whether the successor of a page should be cached: if the page is, or if there is room.
-func (c *pageCache) keeps(id uint64) bool {
+// keeps reports whether the successor of a page should be cached: if the page is, and was not fetched for its successor
+// only, or if there is room.
+func (c *pageCache) keeps(id uint64, fetched bool) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.byID[id] != nil || c.used+index.MaxHeads+bufferStep <= c.limit-c.taken
+	return !fetched && c.byID[id] != nil || c.used+index.MaxHeads+bufferStep <= c.limit-c.taken
 }
 
 // add caches a copy of the page b.

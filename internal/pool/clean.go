@@ -32,6 +32,8 @@ type cleaner struct {
 	headers     *logReader
 	view        index.View
 	found       []candidate
+	keys        []uint64 // of their chunks
+	ahead       pagesAhead
 	window      []byte
 	content     []byte // of one block
 

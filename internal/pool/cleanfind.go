@@ -60,6 +60,16 @@ func (c *cleaner) gather(seg uint32, again bool) error {
 	return nil
 }
 
+// chunks returns the chunks of what was found, by key.
+func (c *cleaner) chunks() []uint64 {
+	c.keys = c.keys[:0]
+	for i := range c.found {
+		c.keys = append(c.keys, c.found[i].key/block.ChunkBlocks)
+	}
+	c.keys = slices.Compact(c.keys)
+	return c.keys
+}
+
 // inUse keeps of the candidates those that a page refers to and no later update supersedes, with checksum and version.
 // It returns the segments of which pages refer to more than was named. step is told of each share of the work that is done.
 func (c *cleaner) inUse(group []victim, step func(share float64)) (missing []victim, err error) {
@@ -70,6 +80,8 @@ func (c *cleaner) inUse(group []victim, step func(share float64)) (missing []vic
 	c.found = slices.Compact(c.found)
 	named := map[uint32]uint64{}
 	kept := c.found[:0]
+	keys := c.chunks()
+	defer c.ahead.drop(c.p)
 	for from, chunks := 0, 0; from < len(c.found); chunks++ {
 		to := from + 1
 		for to < len(c.found) && c.found[to].key/block.ChunkBlocks == c.found[from].key/block.ChunkBlocks {
@@ -80,6 +92,7 @@ func (c *cleaner) inUse(group []victim, step func(share float64)) (missing []vic
 				return nil, err
 			}
 		}
+		c.ahead.reach(c.p, keys[chunks:], false)
 		live, err := c.inChunk(c.found[from:to], named)
 		if err != nil {
 			return nil, err

@@ -182,6 +182,7 @@ func (p *Pool) inSegments(r *Replica) (more bool, err error) {
 		n, _ := nodeOf(i)
 		return true, r.warmNode(n)
 	}
+	r.walkAhead(i, nil)
 	b, err := r.pin(i)
 	if err != nil {
 		return false, err

@@ -290,6 +290,7 @@ func (r *Replica) next(from uint64, want func(s *dirSlot) bool, ref *chunkRef) (
 			}
 			continue
 		}
+		r.walkAhead(i, want)
 		for ; from>>dirShift == i; from++ {
 			d, err := r.rlock(from)
 			if err != nil {

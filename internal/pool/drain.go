@@ -40,6 +40,7 @@ type drainState struct {
 	page       index.Page
 	layer      layer
 	group      []drained
+	ahead      pagesAhead
 	data       changes      // of the group's pages
 	hist       []histChange // likewise
 	old        []index.Old  // scratch
@@ -206,6 +207,7 @@ func (p *Pool) drainChunk(key uint64) error {
 	r := x.bySlot[key>>31]
 	chunk := key & (1<<31 - 1)
 	x.mu.RUnlock()
+	fetched := s.ahead.reach(p, s.work[s.next:], true)
 	b, err := r.pin(chunk >> dirShift)
 	if err != nil {
 		return err
@@ -233,7 +235,7 @@ func (p *Pool) drainChunk(key uint64) error {
 		done()
 		return nil
 	}
-	cached := p.cache.keeps(g.old.id)
+	cached := p.cache.keeps(g.old.id, fetched)
 	if g.old.page != 0 {
 		var v index.View
 		e, err := p.loadPage(r, chunk, &g.old, &v)

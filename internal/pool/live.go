@@ -15,10 +15,11 @@ type liveChunk struct {
 }
 
 // hold makes the chunks of n blocks from b on live, and adds them to held. They stay so until unhold. It comes before
-// the append, since what is known about a chunk may have to be read. After an error nothing is held.
-func (r *Replica) hold(held []*liveChunk, b, n uint64) ([]*liveChunk, error) {
+// the append, since what is known about a chunk may have to be read, together with what is missing for the operations
+// that come next. After an error nothing is held.
+func (r *Replica) hold(held []*liveChunk, b, n uint64, next []Op) ([]*liveChunk, error) {
 	p := r.p
-	last := (b + max(n, 1) - 1) / block.ChunkBlocks
+	last := lastChunk(b, n)
 	p.idx.mu.Lock()
 	for c, steps := b/block.ChunkBlocks, 0; c <= last; c++ {
 		for r.live[c] == nil {
@@ -28,6 +29,7 @@ func (r *Replica) hold(held []*liveChunk, b, n uint64) ([]*liveChunk, error) {
 				break
 			}
 			p.idx.mu.Unlock()
+			r.warmAhead(chunksOf(c, last, next))
 			if err := r.warm(c >> dirShift); err != nil {
 				r.unhold(held)
 				return nil, err

@@ -61,7 +61,7 @@ func (r *Replica) merge(c *Chunk) (res MergeResult, err error) {
 	base := c.Index * block.ChunkBlocks
 	blocks := int(min(uint64(block.ChunkBlocks), r.blocks()-base))
 
-	held, err := r.hold(nil, base, block.ChunkBlocks)
+	held, err := r.hold(nil, base, block.ChunkBlocks, nil)
 	if err != nil {
 		return res, err
 	}

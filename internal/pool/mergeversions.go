@@ -284,7 +284,7 @@ func (r *Replica) mergeVersions(c *Chunk) (res MergeResult, err error) {
 	pk := getPacker()
 	defer pk.release()
 	from := c.pack(r, source, pk)
-	held, err := r.hold(nil, c.Index*block.ChunkBlocks, block.ChunkBlocks)
+	held, err := r.hold(nil, c.Index*block.ChunkBlocks, block.ChunkBlocks, nil)
 	if err != nil {
 		return res, err
 	}

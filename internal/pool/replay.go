@@ -91,8 +91,9 @@ func (p *Pool) replay() error {
 	l := p.newLogReader().readAhead()
 	defer l.release()
 	unitBegins := true
+	window := replayWindow{p: p, l: l, left: batches, pos: pos, dirs: p.coldDirs()}
 	for _, at := range batches {
-		h, b, err := l.wanted(at.seg, at.block, pos.follows)
+		h, b, err := window.next()
 		if err != nil {
 			return fmt.Errorf("segment %d block %d changed while it was read: %w", at.seg, at.block, err)
 		}
@@ -265,7 +266,7 @@ func (p *Pool) replayRecord(rec *wal.Record, area wal.Area) error {
 		return fmt.Errorf("replica %s: blocks %d+%d: %w", r.name, rec.Block, rec.Count, ErrDamaged)
 	}
 	p.idx.mu.Unlock()
-	held, err := r.hold(nil, rec.Block, uint64(rec.Count))
+	held, err := r.hold(nil, rec.Block, uint64(rec.Count), nil)
 	p.idx.mu.Lock()
 	if err != nil {
 		return err

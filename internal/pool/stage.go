@@ -224,6 +224,13 @@ func (r *Replica) applyStage(blocks []block.Staged, state []byte, applied block.
 
 // holdStage keeps the chunks of blocks in memory.
 func (r *Replica) holdStage(blocks []block.Staged) (held []*liveChunk, err error) {
+	r.warmAhead(func(yield func(uint64, uint64) bool) {
+		for i := range blocks {
+			if c := block.Chunk(blocks[i].Block); !yield(c, c) {
+				return
+			}
+		}
+	})
 	last := ^uint64(0)
 	for i := range blocks {
 		c := blocks[i].Block / block.ChunkBlocks
@@ -231,7 +238,7 @@ func (r *Replica) holdStage(blocks []block.Staged) (held []*liveChunk, err error
 			continue
 		}
 		last = c
-		if held, err = r.hold(held, c*block.ChunkBlocks, block.ChunkBlocks); err != nil {
+		if held, err = r.hold(held, c*block.ChunkBlocks, block.ChunkBlocks, nil); err != nil {
 			return nil, err
 		}
 	}
