@@ -90,6 +90,7 @@ func (p *pull) finishStage(blocks []block.Staged, scan block.Version, err error)
 	})
 	if err != nil {
 		a.note(err)
+		p.s.failed.CompareAndSwap(nil, &err)
 		p.s.out.Close()
 		return
 	}

@@ -69,10 +69,14 @@ func (c *Core) keepForRoom(p *peer) bool { return p.full && c.serving && p.repor
 //
 // The last case makes that there is always progress: as long as nothing is served and a source is there, one more
 // member begins its rebuild after each such time, whatever became of the others, until none is left that could. An
-// incomplete replica or one that is no member has nothing to lose and never waits, nor does anybody wait for one.
+// incomplete replica has nothing to lose and never waits, nor does anybody wait for one; one that is complete and no member
+// waits until the volume serves without it.
 func (c *Core) mayJoin(p *peer) bool {
-	if !p.report.State.Complete || !c.listMember(p.guid) {
+	switch {
+	case !p.report.State.Complete:
 		return true
+	case !c.listMember(p.guid):
+		return !c.needs(p)
 	}
 	if c.unclaimed() {
 		return false // replication rule 14
