@@ -3,6 +3,7 @@ package target
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"regexp"
@@ -139,7 +140,8 @@ func (a *Agent) Run(ctx context.Context, t Target) {
 	})
 	hint.Give()
 	failing := false
-	read := a.Now()
+	read := a.Now() // the CStorVolume
+	heard := read   // of the API server
 	for wait := tick; ctx.Err() == nil; {
 		stale := failing || a.cv == nil || a.Now().Sub(read) >= reread
 		timer := time.NewTimer(wait)
@@ -164,10 +166,13 @@ func (a *Agent) Run(ctx context.Context, t Target) {
 			a.Log.Info("volume and API agree again")
 		}
 		failing = err != nil && !apierrors.IsConflict(err)
+		if err == nil && stale || refused(err) {
+			heard = a.Now()
+		}
 		if err == nil && stale {
 			read = a.Now()
 		}
-		a.noteContact(read)
+		a.noteContact(heard)
 		pause := floor
 		switch {
 		case apierrors.IsConflict(err):
@@ -227,6 +232,12 @@ func (a *Agent) Pass(ctx context.Context, reread bool) error {
 		a.wanted = want
 	}
 	return a.report(ctx, a.target.Status())
+}
+
+// refused reports whether err is what the API server has answered.
+func refused(err error) bool {
+	var answer apierrors.APIStatus
+	return errors.As(err, &answer)
 }
 
 // noteContact tells the target whether the API server has not answered for long, which it did last at that time.

@@ -3,7 +3,9 @@ package target
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"net"
 	"testing"
 	"time"
 
@@ -103,5 +105,24 @@ func TestCutOff(t *testing.T) {
 	}
 	if w.agent.noteContact(w.now); w.target.cut {
 		t.Error("cut off although it answers")
+	}
+}
+
+// TestRefusedIsContact: whoever answers that something is not allowed, or not there, can be reached.
+func TestRefusedIsContact(t *testing.T) {
+	kind := schema.GroupResource{Group: cstorv1.GroupVersion.Group, Resource: "cstorvolumes"}
+	for _, x := range []struct {
+		err  error
+		want bool
+	}{
+		{nil, false},
+		{fmt.Errorf("status: %w", apierrors.NewForbidden(kind, "v", errors.New("quota"))), true},
+		{apierrors.NewNotFound(kind, "v"), true},
+		{fmt.Errorf("get: %w", context.DeadlineExceeded), false},
+		{&net.OpError{Op: "dial", Err: errors.New("connection refused")}, false},
+	} {
+		if got := refused(x.err); got != x.want {
+			t.Errorf("%v: answered %v, want %v", x.err, got, x.want)
+		}
 	}
 }
