@@ -73,7 +73,7 @@ func (s *session) read(f *wire.Frame) error {
 // answer queues data. Many requests come with one read: their answers wait for one another, too.
 func (s *session) answer(b []byte, owner wire.Ref) {
 	s.out.Append(b, owner)
-	if s.answered += int64(len(b)); s.answered > s.a.server.share.Load() {
+	if s.answered += int64(len(b)); s.answered > s.a.server.share.Load()/2 {
 		s.pause()
 	}
 }

@@ -179,12 +179,13 @@ func (s *session) loop() error {
 	}
 }
 
-// pause sends what is queued, and waits while that is more than the session's share.
+// pause sends what is queued, and waits while that is more than half of the session's share: the other half is what may be
+// queued until the next time.
 func (s *session) pause() {
 	s.answered = 0
 	s.out.Flush()
 	s.waiting.Store(1)
-	s.out.Wait(int(s.a.server.share.Load()), func() { s.waiting.Store(1) }) // a target that takes something is there
+	s.out.Wait(int(s.a.server.share.Load()/2), func() { s.waiting.Store(1) }) // a target that takes something is there
 	s.waiting.Store(0)
 }
 
