@@ -17,8 +17,8 @@ const behindMost = 64
 // what is known now. When it is the link with which a later mount began, they say that theirs comes after the one that the
 // log ends in. So start-up takes longer by a number of reads of each group that does not depend on its size.
 //
-// A newest batch that is damaged cannot be told from one that power loss has torn: nobody has written down yet that it was
-// stable.
+// What is damaged of the batches after the last stable mark cannot be told from what power loss has torn: nobody has written
+// down yet that it was stable.
 func (p *Pool) lookBehind(end logPos) error {
 	if err := p.newBehind(end).inSegment(); err != nil {
 		return err
