@@ -412,3 +412,37 @@ func TestVerifyAfterPowerCut(t *testing.T) {
 		}
 	})
 }
+
+// TestVerifyFirstAnnouncement leaves the head of one of two devices without any announcement: the first one on it may have
+// been interrupted there, and the next be on the other device only; later ones not.
+func TestVerifyFirstAnnouncement(t *testing.T) {
+	for _, first := range []bool{true, false} {
+		p, mems := stripeOf(t, 2, Options{SegmentBytes: 256 << 10, DeltaEntries: 4096})
+		_, err := p.CreateReplica("v", 1<<20)
+		must(t, err)
+		must(t, p.cycle())
+		must(t, p.cycle())
+		mems = disk.KillAll(mems)
+		p.Close()
+		l, err := label.Probe(mems[0])
+		must(t, err)
+		blank, announced := [][]byte{make([]byte, block.Size)}, 0
+		for i, s := range label.Slots(mems[0], l.Size, l.Pool) {
+			switch {
+			case i < label.RingSlots:
+				must(t, mems[0].WritevAt(blank, s.Off))
+			case s.Ring == nil:
+			case first && announced == 1:
+				must(t, mems[0].WritevAt(blank, s.Off))
+			default:
+				announced++
+			}
+		}
+		rep, err := Verify(devicesOf(mems), Options{})
+		must(t, err)
+		notes := strings.Join(rep.Notes, "\n")
+		if first != (announced == 1) || first != (rep.Damage == 0) || first != strings.Contains(notes, "the first announcement on it") {
+			t.Errorf("first %v, %d announcements: %v; %s", first, announced, rep.Findings, notes)
+		}
+	}
+}

@@ -167,16 +167,36 @@ func (r *Report) labels(d disk.Device, own, newest *label.Label) {
 // becameLonger reports whether a device has got labels for a larger size than before and no checkpoint since.
 func becameLonger(d disk.Device, own *label.Label) bool {
 	slots := label.Slots(d, own.Size, own.Pool)
-	blank := func(s label.Slot) bool { return errors.Is(s.Err, ErrBlank) }
-	return !slices.ContainsFunc(slots[label.RingSlots:], func(s label.Slot) bool { return !blank(s) }) &&
-		slices.ContainsFunc(slots[:label.RingSlots], func(s label.Slot) bool { return !blank(s) })
+	return allBlank(slots[label.RingSlots:]) && !allBlank(slots[:label.RingSlots])
+}
+
+func isBlank(s label.Slot) bool { return errors.Is(s.Err, ErrBlank) }
+
+// allBlank reports whether no checkpoint was ever announced at an end of a device.
+func allBlank(end []label.Slot) bool {
+	return !slices.ContainsFunc(end, func(s label.Slot) bool { return !isBlank(s) })
+}
+
+// announcedOnce reports whether an end of a device has its first announcement and no other: the device is new in the pool.
+func announcedOnce(end []label.Slot) bool {
+	n, announced := 0, false
+	for _, s := range end {
+		if !isBlank(s) {
+			n, announced = n+1, s.Ring != nil
+		}
+	}
+	return n == 1 && announced
 }
 
 // ring verifies the announcements of checkpoints on a device. out says that it may lack some.
 func (r *Report) ring(d disk.Device, l *label.Label, newest *label.Ring, out bool) {
 	slots := label.Slots(d, l.Size, l.Pool)
 	head, tail := slots[:label.RingSlots], slots[label.RingSlots:]
-	r.ringEnd(d, "head", head, tail, newest, out)
+	if allBlank(head) && announcedOnce(tail) {
+		r.note("device %s offset %d: the ring at the head of the device is blank: the first announcement on it was interrupted", d.Name(), head[0].Off)
+	} else {
+		r.ringEnd(d, "head", head, tail, newest, out)
+	}
 	if becameLonger(d, l) { // or was added; power may have been lost before the next checkpoint
 		if c := label.Copies(d, l.Size); !errors.Is(c[2].Err, ErrBlank) || !errors.Is(c[3].Err, ErrBlank) { // else labels tells
 			r.note("device %s offset %d: the ring at the tail of the device is blank: only its other end and other devices announce checkpoint %d; the next one is announced here too",
