@@ -76,10 +76,9 @@ func (p *pull) finish(err error) {
 	a := p.a
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.pull != p {
+	if !p.over() {
 		return
 	}
-	a.pull = nil
 	var ready volume.MemberReady
 	if err != nil {
 		a.log.Warn("rebuild was interrupted", "source", p.what.Source.Name, "error", err)
@@ -89,12 +88,28 @@ func (p *pull) finish(err error) {
 		a.log.Info("rebuild is done", "source", p.what.Source.Name)
 		ready = a.member.Rebuilt(p.what.Attempt)
 	}
-	if err := a.do(p.s, ready); err != nil {
-		a.note(err)
+	p.told(a.do(p.s, ready))
+}
+
+// over ends the pull, and reports whether it was not stopped before. a.mu is held.
+func (p *pull) over() bool {
+	if p.a.pull != p {
+		return false
+	}
+	p.a.pull = nil
+	return true
+}
+
+// told sends what the member has said of the end of the pull, or ends the session if that failed with err. a.mu is held.
+func (p *pull) told(err error) bool {
+	if err != nil {
+		p.a.note(err)
+		p.s.failed.CompareAndSwap(nil, &err)
 		p.s.out.Close()
-		return
+		return false
 	}
 	p.s.out.Flush()
+	return true
 }
 
 // run pulls until everything is equal.

@@ -66,10 +66,9 @@ func (p *pull) finishStage(blocks []block.Staged, scan block.Version, err error)
 	a := p.a
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.pull != p {
+	if !p.over() {
 		return
 	}
-	a.pull = nil
 	var ready volume.MemberReady
 	if err != nil {
 		a.log.Info("cannot catch up at once", "source", p.what.Source.Name, "reason", err)
@@ -88,14 +87,7 @@ func (p *pull) finishStage(blocks []block.Staged, scan block.Version, err error)
 		}
 		return err
 	})
-	if err != nil {
-		a.note(err)
-		p.s.failed.CompareAndSwap(nil, &err)
-		p.s.out.Close()
-		return
-	}
-	p.s.out.Flush()
-	if a.server.wrote(int64(len(blocks)) * block.Size) {
+	if p.told(err) && a.server.wrote(int64(len(blocks))*block.Size) {
 		a.server.tasks.Go(a.server.tellSpace)
 	}
 }
