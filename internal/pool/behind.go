@@ -19,7 +19,7 @@ const behindMost = 64
 // log ends in. So start-up takes longer by a number of reads of each group that does not depend on its size.
 //
 // What is damaged of the batches after the last stable mark cannot be told from what power loss has torn: nobody has written
-// down yet that it was stable.
+// down yet that it was stable. See tellStable.
 func (p *Pool) lookBehind(end logPos) error {
 	if err := p.newBehind(end).inSegment(); err != nil {
 		return err
