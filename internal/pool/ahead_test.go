@@ -1,11 +1,9 @@
 package pool
 
 import (
-	"fmt"
 	"slices"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/disk"
@@ -57,17 +55,7 @@ func (d *roundsDevice) ReadAt(b []byte, off int64) error {
 		d.release()
 	}
 	d.mu.Unlock()
-	select {
-	case <-gate:
-	case <-time.After(10 * time.Second): // a test that fails comes to its end
-		d.mu.Lock()
-		if gate == d.gate && len(d.stages) > 0 {
-			d.problems = append(d.problems, fmt.Sprintf("only %d reads under way at once, of %v to come", len(d.waiting), d.stages))
-			d.stages = nil
-			close(gate)
-		}
-		d.mu.Unlock()
-	}
+	<-gate // if too few come, the device hangs, and the pool fails
 	return d.Mem.ReadAt(b, off)
 }
 

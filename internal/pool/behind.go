@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"sync"
 
+	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/wal"
 )
 
@@ -18,7 +19,7 @@ const behindMost = 64
 // log ends in. So start-up takes longer by a number of reads of each group that does not depend on its size.
 //
 // What is damaged of the batches after the last stable mark cannot be told from what power loss has torn: nobody has written
-// down yet that it was stable.
+// down yet that it was stable. See tellStable.
 func (p *Pool) lookBehind(end logPos) error {
 	if err := p.newBehind(end).inSegment(); err != nil {
 		return err
@@ -59,9 +60,14 @@ func (p *Pool) newBehind(end logPos) *behind {
 func (b *behind) inSegment() error {
 	b.l.readAhead()
 	defer b.l.release()
-	for blk := b.end.block; blk < b.p.seg.blocks(); blk += b.p.seg.row(b.end.seg) {
-		if _, err := b.follow(b.end.seg, blk); err != nil {
-			return err
+	row := b.p.seg.row(b.end.seg)
+	for from := b.end.block; from < b.p.seg.blocks(); {
+		to := min(from+maxLogWindow/row*row, b.p.seg.blocks())
+		torn := b.torn(b.end.seg, from, to-from)
+		for ; from < to; from += row {
+			if _, err := b.follow(b.end.seg, from, torn[from]); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -79,7 +85,7 @@ func (b *behind) inFree(g *groupState) error {
 				continue
 			}
 			b.l.window = 1 // for most there is nothing but this
-			found, err := b.follow(seg, 0)
+			found, err := b.follow(seg, 0, b.torn(seg, 0, b.p.seg.row(seg))[0])
 			if err != nil {
 				return err
 			}
@@ -91,10 +97,33 @@ func (b *behind) inFree(g *groupState) error {
 	return nil
 }
 
+// torn returns of which rows among n blocks of a segment the devices say different things, by their first block: what is not
+// on the one that is read may be on another.
+func (b *behind) torn(seg, blk, n uint32) map[uint32]bool {
+	g, off := b.p.seg.locate(uint64(seg)<<b.p.seg.shift + uint64(blk)<<block.Shift)
+	if !g.Redundant() {
+		return nil
+	}
+	rows := map[uint32]bool{}
+	faults, _, _ := g.Audit(off, int64(n)<<block.Shift, func([]byte) []int { return nil }) // what cannot be read says nothing
+	for _, f := range faults {
+		rows[blk+uint32((f.At-off)>>block.Shift)] = true
+	}
+	return rows
+}
+
+// expects reports whether h is of a batch from behind the end that was not looked at.
+func (b *behind) expects(h *wal.Header) bool {
+	return h.Flags&wal.FlagCold == 0 && b.end.precedes(h) && h.Seq > max(b.end.seq, b.seen[h.Incarnation])
+}
+
 // follow looks at the batch at a place, if it is one from behind the end, and at those that follow it.
-func (b *behind) follow(seg, blk uint32) (found bool, err error) {
+func (b *behind) follow(seg, blk uint32, torn bool) (found bool, err error) {
 	h, _, err := b.l.header(seg, blk)
-	if err != nil || h.Flags&wal.FlagCold != 0 || !b.end.precedes(&h) || h.Seq <= max(b.end.seq, b.seen[h.Incarnation]) {
+	if torn {
+		h, _, err = b.l.wanted(seg, blk, b.expects)
+	}
+	if err != nil || !b.expects(&h) {
 		return false, nil
 	}
 	b.l.window = max(b.l.window, logWindow)
@@ -112,7 +141,7 @@ func (b *behind) follow(seg, blk uint32) (found bool, err error) {
 		if pos.block >= b.p.seg.blocks() {
 			break
 		}
-		h, _, err = b.l.header(pos.seg, pos.block)
+		h, _, err = b.l.wanted(pos.seg, pos.block, pos.follows)
 	}
 	return true, nil
 }

@@ -1,6 +1,8 @@
 package pool
 
 import (
+	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -80,4 +82,50 @@ func TestOpenLooksAtGroupsTogether(t *testing.T) {
 		t.Errorf("%s: a device that was waited for hung until another one was", h)
 	}
 	must(t, p.Close())
+}
+
+// missed fails the test unless a pool is refused, by Open and by those who only look, since what was flushed is damaged.
+func missed(t *testing.T, what string, mems ...*disk.Mem) {
+	t.Helper()
+	if _, err := OpenReadOnly(spies(t, mems), Options{}); !errors.Is(err, ErrDamaged) {
+		t.Errorf("%s: looked at: %v", what, err)
+	}
+	rep, err := Verify(spies(t, mems), Options{})
+	must(t, err)
+	if len(rep.Findings) != 1 || !strings.Contains(rep.Findings[0].String(), "was on stable storage") {
+		t.Errorf("%s: verify: %v", what, rep.Findings)
+	}
+	if p, err := Open(devicesOf(mems), Options{}); !errors.Is(err, ErrDamaged) {
+		t.Errorf("%s: %v, back to %v", what, err, p.Replica("v").Applied())
+		must(t, p.Close())
+	}
+}
+
+// TestOpenLooksAtAllCopies: what was flushed is damaged beyond repair, and so is all that one of the devices has of what comes
+// behind it, where it is called stable. Open must refuse, whichever device it is.
+func TestOpenLooksAtAllCopies(t *testing.T) {
+	rng := testRand(t)
+	redundant(t, func(t *testing.T, l layout) {
+		p, mems := newLayoutPool(t, layout{l.name, l.groups[:1]}, 24<<20, Options{SegmentBytes: 256 << 10, Manual: true})
+		r, err := p.CreateReplica("v", 1<<20)
+		must(t, err)
+		must(t, p.Sync())
+		at := p.log.pos
+		must(t, r.Apply([]Op{discard(0, 1, 1)}))
+		must(t, p.Sync())
+		must(t, r.Apply([]Op{discard(0, 1, 2)}))
+		first, off := p.where(uint64(at.seg)<<p.seg.shift + uint64(at.block)<<block.Shift)
+		rest := int64(p.seg.blocks()-at.block) / int64(p.seg.row(at.seg)) * block.Size
+		for i := range mems {
+			damaged := clones(mems)
+			damaged[i].Corrupt(off, rest, rng)
+			for k, n := indexOf(mems, first), 0; n < l.parity(0); k = (k + 1) % len(mems) {
+				if k != i {
+					damaged[k].Corrupt(off, block.Size, rng)
+					n++
+				}
+			}
+			missed(t, "without "+mems[i].Name(), damaged...)
+		}
+	})
 }

@@ -72,6 +72,20 @@ func (p *Pool) background() {
 	}
 }
 
+// keepTold has it written down how far the log is stable, until Close. A cycle, which may take long, does not delay that.
+func (p *Pool) keepTold() {
+	ticker := time.NewTicker(idleAfter)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-p.quit:
+			return
+		case <-ticker.C:
+			p.tellStable()
+		}
+	}
+}
+
 // flushIfDue begins a flush when the log has grown by Options.FlushBytes.
 func (p *Pool) flushIfDue() {
 	p.log.mu.Lock()

@@ -29,6 +29,8 @@ type logWriter struct {
 	since uint64   // bytes appended since where a replay would begin
 	read  bool     // a replay is under way: nothing may be appended before it is over
 	dirty uint64   // bytes appended since the last flush that the background made
+	last  uint64   // newest batch with records that this mount has written
+	told  uint64   // the stable mark of the newest batch
 
 	spare   []uint32 // segments taken for the unit under way
 	hdr     []byte   // header of the open batch
@@ -313,6 +315,10 @@ func (p *Pool) writeBatch(h *wal.Header) error {
 	if err != nil {
 		return p.fail(fmt.Errorf("log: %w", err))
 	}
+	if h.Records > 0 {
+		w.last = h.Seq
+	}
+	w.told = h.Stable
 	w.pos.block += uint32(blocks)
 	w.pos.seq++
 	w.pos.prev = sum
@@ -359,6 +365,23 @@ func (p *Pool) link(seg, blk uint32, incarnation uint64) error {
 
 // beginUnit forgets the parts of the unit before. abortUnit forgets what was added but not written.
 func (w *logWriter) beginUnit() { w.parts, w.opened = w.parts[:0], 0 }
+
+// tellStable writes down how far the log is stable, when a flush has moved that and no batch says so: in a batch without
+// records, or in the link to another segment when this one is full. It is not flushed itself, since nothing depends on it
+// but that damage to what it is about can be told from the end of the log. It reports whether it wrote.
+func (p *Pool) tellStable() bool {
+	w := &p.log
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	told := max(w.told, p.commits.from.seq-1) // what is in front of a checkpoint is not replayed
+	if min(w.last, p.flush.stable.Load()) <= told || p.usable() != nil {
+		return false
+	}
+	if p.room() > 0 {
+		return p.finish(0) == nil // else the pool has failed, and everybody sees that
+	}
+	return p.reserveLog(0, 0, nil, false) == nil && p.nextSegment() == nil // there may be no segment now
+}
 
 // endUnit writes what is open as the end of the unit and publishes its number for Sync.
 func (p *Pool) endUnit() error {

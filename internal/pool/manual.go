@@ -9,8 +9,9 @@ import (
 )
 
 // Work does the next step of what a pool does in the background, for a pool with Options.Manual: it commits the
-// checkpoint that was prepared, or runs a cycle up to there, or flushes. So between two steps the pool is as others are at
-// some moment. idle says that nothing was written for a while. It returns false when there is nothing to do.
+// checkpoint that was prepared, or runs a cycle up to there, or flushes, or writes down how far the log is stable. So
+// between two steps the pool is as others are at some moment. idle says that nothing was written for a while. It returns
+// false when there is nothing to do.
 func (p *Pool) Work(idle bool) (did bool) {
 	if !p.opt.Manual || p.usable() != nil {
 		return false
@@ -28,7 +29,7 @@ func (p *Pool) Work(idle bool) (did bool) {
 		_ = p.syncTo(p.appended.Load(), true) // likewise
 		return true
 	}
-	return false
+	return idle && p.tellStable()
 }
 
 // yield lets other goroutines run.

@@ -21,6 +21,15 @@ type mergeRun struct {
 	ver   block.Version
 }
 
+// record returns what a run is in the log, without lengths.
+func (x *mergeRun) record(r *Replica, c *Chunk) wal.Record {
+	rec := wal.Record{Kind: x.kind, Slot: r.slot, Block: c.Index*block.ChunkBlocks + uint64(x.from), Count: uint32(x.count), Version: x.ver}
+	if x.kind == wal.MergeWrite {
+		rec.Sums = c.Sums[x.from : x.from+x.count]
+	}
+	return rec
+}
+
 // Merge makes the blocks of a chunk what the source c had, as block.Resolve decides for each; it is atomic with respect
 // to Apply, and after a crash all or nothing of it is there. Applied stays. The newest version of the chunk becomes
 // that of the blocks it then has. When a block must be taken whose data is not in c, nothing is done and ErrStaleChunk
@@ -161,7 +170,7 @@ func (r *Replica) merge(c *Chunk) (res MergeResult, err error) {
 			newest = v.page.Ver[i]
 		}
 	}
-	return res, r.appendMerge(c, base, runs, newest, pk)
+	return res, r.appendMerge(c, runs, newest, pk)
 }
 
 // resolve decides what becomes of a block that has the version local here.
@@ -173,24 +182,23 @@ func (c *Chunk) resolve(i int, local block.Version) block.Resolution {
 }
 
 // appendMerge logs and indexes the outcome of a merge. The log's lock is held.
-func (r *Replica) appendMerge(c *Chunk, base uint64, runs []mergeRun, newest block.Version, pk *packer) error {
+func (r *Replica) appendMerge(c *Chunk, runs []mergeRun, newest block.Version, pk *packer) error {
 	p := r.p
-	var sums [block.ChunkBlocks]uint32
 	for i := range runs {
 		x := &runs[i]
-		rec := wal.Record{Kind: x.kind, Slot: r.slot, Block: base + uint64(x.from), Count: uint32(x.count), Version: x.ver}
+		rec := x.record(r, c)
 		var data, packed []byte
 		if x.kind == wal.MergeWrite {
 			pk.next(x.data - pk.lensAt) // what is not taken
 			rec.Lens, packed = pk.next(x.count)
-			rec.Sums = append(sums[:0], c.Sums[x.from:x.from+x.count]...)
 			data = c.Data[x.data*block.Size : (x.data+x.count)*block.Size]
 		}
 		if err := p.addPacked(&rec, data, packed, i); err != nil {
 			return err
 		}
 	}
-	if err := p.add(&wal.Record{Kind: wal.MergeNewest, Slot: r.slot, Block: base, Version: newest}, nil, len(runs)); err != nil {
+	last := wal.Record{Kind: wal.MergeNewest, Slot: r.slot, Block: c.Index * block.ChunkBlocks, Version: newest}
+	if err := p.add(&last, nil, len(runs)); err != nil {
 		return err
 	}
 	if err := p.endUnit(); err != nil {
@@ -199,23 +207,29 @@ func (r *Replica) appendMerge(c *Chunk, base uint64, runs []mergeRun, newest blo
 	parts := p.log.parts
 	p.idx.mu.Lock()
 	for i := range runs {
-		x := &runs[i]
-		rec := wal.Record{Kind: x.kind, Slot: r.slot, Block: base + uint64(x.from), Count: uint32(x.count), Version: x.ver}
-		if x.kind != wal.MergeWrite {
-			p.indexMerge(r, &rec, wal.Area{})
-			continue
-		}
-		for len(parts) > 0 && parts[0].rec == i {
-			f := x.from + parts[0].first
-			rec.Block, rec.Count, rec.Sums, rec.Lens = base+uint64(f), uint32(parts[0].count), c.Sums[f:f+parts[0].count], parts[0].lens
-			p.indexMerge(r, &rec, parts[0].area)
-			p.count.blocksWritten.Add(uint64(parts[0].count))
-			parts = parts[1:]
-		}
+		parts = p.indexRun(r, runs[i].record(r, c), i, parts)
 	}
-	r.touch(c.Index).newest = newest
+	p.indexMerge(r, &last, wal.Area{})
 	r.changes++
 	p.idx.mu.Unlock()
 	pk.count(&p.count)
 	return nil
+}
+
+// indexRun makes a record of a merge visible, number i of its unit. parts are those of the unit from its own on; what is
+// returned are those behind. The index lock is held for writing.
+func (p *Pool) indexRun(r *Replica, rec wal.Record, i int, parts []part) []part {
+	if rec.Kind != wal.MergeWrite {
+		p.indexMerge(r, &rec, wal.Area{})
+		return parts
+	}
+	first, sums := rec.Block, rec.Sums
+	for ; len(parts) > 0 && parts[0].rec == i; parts = parts[1:] {
+		x := &parts[0]
+		rec.Block, rec.Count = first+uint64(x.first), uint32(x.count)
+		rec.Sums, rec.Lens = sums[x.first:x.first+x.count], x.lens
+		p.indexMerge(r, &rec, x.area)
+		p.count.blocksWritten.Add(uint64(x.count))
+	}
+	return parts
 }

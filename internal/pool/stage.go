@@ -349,18 +349,7 @@ func (r *Replica) appendStage(runs []stageRun, pk *packer, state []byte, applied
 	parts := p.log.parts
 	p.idx.mu.Lock()
 	for i := range runs {
-		rec := runs[i].rec
-		if rec.Kind != wal.MergeWrite {
-			p.indexMerge(r, &rec, wal.Area{})
-			continue
-		}
-		for sums := rec.Sums; len(parts) > 0 && parts[0].rec == i; parts = parts[1:] {
-			x := &parts[0]
-			rec.Block, rec.Count = runs[i].rec.Block+uint64(x.first), uint32(x.count)
-			rec.Sums, rec.Lens = sums[x.first:x.first+x.count], x.lens
-			p.indexMerge(r, &rec, x.area)
-			p.count.blocksWritten.Add(uint64(x.count))
-		}
+		parts = p.indexRun(r, runs[i].rec, i, parts)
 	}
 	r.state, r.applied = state, applied
 	r.weigh()

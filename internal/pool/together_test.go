@@ -73,7 +73,10 @@ func apply(r *Replica, ops ...Op) func() error { return func() error { return r.
 // TestAppendsTogether: calls that come while an append is in the device are appended together, in the order in which they
 // came. Nobody sees them, and no flush counts for them, before the device has them.
 func TestAppendsTogether(t *testing.T) {
-	p, m := newMemPool(t, 32<<20, Options{SegmentBytes: 256 << 10, DeltaEntries: 4096})
+	p, m := newMemPool(t, 32<<20, Options{SegmentBytes: 256 << 10})
+	must(t, p.Close())
+	m.Reopen()
+	p = openIdle(t, []disk.Device{m}, Options{DeltaEntries: 4096}) // nothing is appended but by the calls
 	var r [3]*Replica
 	for i, name := range []string{"a", "b", "c"} {
 		var err error
@@ -131,6 +134,7 @@ func TestAppendsTogether(t *testing.T) {
 	found(p)
 	must(t, p.Sync())
 	found(lostPower(t, m))
+	_ = closeIdle(p) // its device is gone
 }
 
 // TestNotTogether: who has something to find out, or does not fit, is not taken along, and neither he nor those behind him

@@ -265,5 +265,6 @@ func (p *Pool) start() {
 	}
 	p.running.Store(true)
 	go p.background()
+	go p.keepTold()
 	go p.keepUp()
 }
