@@ -126,7 +126,7 @@ func (p *Pool) freeze() {
 	s.images = s.images[:0]
 	for _, r := range x.bySlot {
 		if r != nil && !r.released {
-			r.dying, r.gone = r.destroyed, nil
+			r.dying, r.kept = r.destroyed, r.snaps
 			s.images = append(s.images, image{r: r, applied: r.applied, state: r.state, dying: r.dying, size: r.size.Load(), snaps: r.snaps})
 		}
 	}
@@ -221,7 +221,7 @@ func (p *Pool) drainChunk(key uint64) error {
 	x.mu.RLock()
 	d, _ := r.chunk(chunk)
 	g := drained{r: r, chunk: chunk, block: b, old: *d, forget: r.dying}
-	snaps, clone, purge := r.shownBy(), r.origin != nil, r.purge.wanted
+	snaps, clone, purge := r.kept, r.origin != nil, r.purge.wanted
 	x.mu.RUnlock()
 	done := func() {
 		used = true

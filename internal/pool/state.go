@@ -133,7 +133,7 @@ type Replica struct {
 	pace compress.Pace
 
 	snaps   snapshots
-	gone    snapshots // deleted since the freeze of the last drain
+	kept    snapshots // these, and those that were deleted since the freeze of the last drain; see mostKept
 	purge   purge
 	layered [2]bool // the table has more than the newest version of some block
 
