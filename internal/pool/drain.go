@@ -198,8 +198,20 @@ func (p *Pool) drainStep() error {
 	return nil
 }
 
-// drainChunk puts the new page of a chunk into the writer's buffer.
+// drainChunk puts the new page of a chunk into the writer's buffer. One that cannot be read stays where it is if it is only
+// to be moved.
 func (p *Pool) drainChunk(key uint64) error {
+	s := &p.drain
+	gone, come, hist := len(s.data.gone), len(s.data.come), len(s.hist)
+	err := p.rewriteChunk(key)
+	if err != nil && s.victims != nil && p.failure() == nil {
+		s.data.gone, s.data.come, s.hist = s.data.gone[:gone], s.data.come[:come], s.hist[:hist]
+		return nil
+	}
+	return err
+}
+
+func (p *Pool) rewriteChunk(key uint64) error {
 	s := &p.drain
 	x := &p.idx
 	pg := &s.page
