@@ -65,10 +65,7 @@ func (p *Pool) compactIndex() error {
 		}
 		more := false
 		if r != nil {
-			var err error
-			if more, err = p.inSegments(r); err != nil {
-				return p.fail(err)
-			}
+			more = p.inSegments(r)
 		}
 		if !more {
 			c.slot, c.next = c.slot+1, 0
@@ -169,25 +166,28 @@ func (p *Pool) compacts() bool {
 }
 
 // inSegments looks at the next directory block of a replica: it adds to the work the chunks whose pages are in segments
-// to be emptied, or history pages may be, and has the block and its node written again if they are there. more is false
-// at the end.
-func (p *Pool) inSegments(r *Replica) (more bool, err error) {
+// to be emptied, or history pages may be, and has the block and its node written again if they are there. What cannot be
+// read stays where it is, with all that it leads to. more is false at the end.
+func (p *Pool) inSegments(r *Replica) (more bool) {
 	s := &p.drain
 	c := &s.compaction
 	i, node, ok := r.nextDir(c.next, nil)
 	if c.next = i; !ok {
-		return false, nil
+		return false
 	}
 	if node {
 		n, _ := nodeOf(i)
-		return true, r.warmNode(n)
+		if r.warmNode(n) != nil {
+			c.next = (n + 1) << nodeShift
+		}
+		return true
 	}
 	r.walkAhead(i, nil)
+	c.next++
 	b, err := r.pin(i)
 	if err != nil {
-		return false, err
+		return true
 	}
-	c.next++
 	p.idx.mu.Lock()
 	defer p.idx.mu.Unlock()
 	defer func() { b.pins-- }()
@@ -210,5 +210,5 @@ func (p *Pool) inSegments(r *Replica) (more bool, err error) {
 			s.cost.add(cost)
 		}
 	}
-	return true, nil
+	return true
 }

@@ -140,7 +140,7 @@ func (p *Pool) deltaFills() bool {
 // anyDying reports whether a replica is to be taken apart or older versions are to be given back.
 func (p *Pool) anyDying() bool {
 	for _, r := range p.idx.bySlot {
-		if r != nil && !r.released && (r.destroyed || r.purge.wanted) {
+		if r != nil && !r.released && !r.stuck && (r.destroyed || r.purge.wanted) {
 			return true
 		}
 	}

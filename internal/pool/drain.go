@@ -126,7 +126,7 @@ func (p *Pool) freeze() {
 	s.images = s.images[:0]
 	for _, r := range x.bySlot {
 		if r != nil && !r.released {
-			r.dying, r.gone = r.destroyed, nil
+			r.dying, r.kept = r.destroyed, r.snaps
 			s.images = append(s.images, image{r: r, applied: r.applied, state: r.state, dying: r.dying, size: r.size.Load(), snaps: r.snaps})
 		}
 	}
@@ -198,8 +198,20 @@ func (p *Pool) drainStep() error {
 	return nil
 }
 
-// drainChunk puts the new page of a chunk into the writer's buffer.
+// drainChunk puts the new page of a chunk into the writer's buffer. One that cannot be read stays where it is if it is only
+// to be moved.
 func (p *Pool) drainChunk(key uint64) error {
+	s := &p.drain
+	gone, come, hist := len(s.data.gone), len(s.data.come), len(s.hist)
+	err := p.rewriteChunk(key)
+	if err != nil && s.victims != nil && p.failure() == nil {
+		s.data.gone, s.data.come, s.hist = s.data.gone[:gone], s.data.come[:come], s.hist[:hist]
+		return nil
+	}
+	return err
+}
+
+func (p *Pool) rewriteChunk(key uint64) error {
 	s := &p.drain
 	x := &p.idx
 	pg := &s.page
@@ -221,7 +233,7 @@ func (p *Pool) drainChunk(key uint64) error {
 	x.mu.RLock()
 	d, _ := r.chunk(chunk)
 	g := drained{r: r, chunk: chunk, block: b, old: *d, forget: r.dying}
-	snaps, clone, purge := r.shownBy(), r.origin != nil, r.purge.wanted
+	snaps, clone, purge := r.kept, r.origin != nil, r.purge.wanted
 	x.mu.RUnlock()
 	done := func() {
 		used = true

@@ -339,7 +339,7 @@ func (p *Pool) purgeOld() error {
 			wanted := r.purge.wanted
 			if wanted && !busy {
 				r.purge.begun = true
-				r.purge.again = r.purge.again || len(r.gone) > 0 // what they show is kept by this cycle
+				r.purge.again = r.purge.again || len(r.kept) > len(r.snaps) // what they show is kept by this cycle
 			}
 			p.idx.mu.Unlock()
 			if wanted && !busy {
@@ -350,7 +350,7 @@ func (p *Pool) purgeOld() error {
 				if len(work) == 0 {
 					p.idx.mu.Lock()
 					r.purge.over()
-					wanted = r.purge.wanted && len(r.gone) == 0
+					wanted = r.purge.wanted && len(r.kept) == len(r.snaps)
 					p.idx.mu.Unlock()
 				}
 			}

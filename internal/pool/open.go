@@ -148,7 +148,7 @@ func (p *Pool) load(ring *label.Ring) error {
 // loadReplica makes a replica of the checkpoint known.
 func (p *Pool) loadReplica(m *replicaImage) error {
 	r := p.newReplica(m.name, m.guid, m.size)
-	r.slot, r.applied, r.state, r.snaps, r.purge = m.slot, m.applied, m.state, m.snaps, m.purge
+	r.slot, r.applied, r.state, r.snaps, r.kept, r.purge = m.slot, m.applied, m.state, m.snaps, m.snaps, m.purge
 	if m.size <= 0 || p.idx.byName[r.name] != nil && !m.dying {
 		return fmt.Errorf("size %d or name: %w", m.size, ErrDamaged)
 	}

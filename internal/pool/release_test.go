@@ -3,6 +3,7 @@ package pool
 import (
 	"testing"
 
+	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/disk"
 )
 
@@ -64,4 +65,72 @@ func TestInterruptedDestroy(t *testing.T) {
 	q.wake()
 	waitUntil(q, func() bool { return q.Stats().FreeSegments >= fresh.FreeSegments-4 })
 	must(t, q.Check())
+}
+
+// TestReleaseDamaged destroys a replica of which a part of the index cannot be read: the space of the rest comes back, that of
+// the part counts as taken, and nothing else suffers. When it can be read again it comes back too.
+func TestReleaseDamaged(t *testing.T) {
+	const chunks, blocks = 100, 8
+	for _, x := range []struct {
+		name string
+		at   func(r *Replica) uint64 // address of what is damaged
+		left int                     // chunks of which nothing is known without it
+	}{
+		{"page", func(r *Replica) uint64 { d := refOf(t, r, 7); return d.pageAddr() }, 1},
+		{"directory block", func(r *Replica) uint64 { return r.dir[0].node.slots[1].addr }, dirSpan},
+		{"node", func(r *Replica) uint64 { return r.dir[0].addr }, chunks},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			opt := Options{SegmentBytes: 256 << 10, DeltaEntries: 4096, NoDiscard: true}
+			p, m := newMemPool(t, 64<<20, opt)
+			other, err := p.CreateReplica("other", 1<<20)
+			must(t, err)
+			must(t, other.Apply([]Op{write(0, 1, 1)}))
+			must(t, p.cycle())
+			without := p.Stats().Allocated
+			r, err := p.CreateReplica("v", chunks*block.ChunkBlocks*block.Size)
+			must(t, err)
+			for i := range uint64(chunks) {
+				must(t, r.Apply([]Op{{Kind: OpWrite, Block: i * block.ChunkBlocks, Count: blocks, Version: ver(i + 1), Data: noise(blocks, i)}}))
+			}
+			must(t, p.cycle())
+			_, off := p.where(x.at(r))
+			must(t, p.Close())
+			m.Reopen()
+			m.FlipBit(off+50, 1)
+			p, err = Open([]disk.Device{m}, opt)
+			must(t, err)
+			must(t, p.DestroyReplica("v"))
+			for range 3 {
+				must(t, p.cycle())
+			}
+			p.idx.mu.RLock()
+			dying := p.anyDying()
+			p.idx.mu.RUnlock()
+			if dying {
+				t.Error("there is more to be done")
+			}
+			least := int64(x.left * blocks * block.Size)
+			if n := p.Stats().Allocated - without; n < least || n > least+64<<10 {
+				t.Errorf("%d bytes are taken, %d of them by data", n, least)
+			}
+			must(t, p.Replica("other").Apply([]Op{write(0, 1, 2)}))
+			_, err = p.CreateReplica("v", 1<<20)
+			must(t, err)
+			must(t, p.Close())
+
+			m.Reopen()
+			m.FlipBit(off+50, 1)
+			p, err = Open([]disk.Device{m}, opt)
+			must(t, err)
+			defer p.Close()
+			for range 3 {
+				must(t, p.cycle())
+			}
+			must(t, p.Check())
+			if n := p.Stats().Allocated - without; n > 8<<10 || p.idx.bySlot[1] != nil && p.idx.bySlot[1].destroyed {
+				t.Errorf("%d bytes are still taken", n)
+			}
+		})
+	}
 }

@@ -73,12 +73,45 @@ func (g *purge) restart() { g.wanted, g.again = true, g.wanted && g.begun }
 // over ends a way through all chunks. The index lock is held for writing.
 func (g *purge) over() { *g = purge{wanted: g.again} }
 
+// mostKept bounds Replica.kept: what a drain keeps is also what those snapshots showed that were deleted since its freeze. What
+// came since, which the pages do not have yet, may have uncovered versions that they showed, and counts on them: a merge takes
+// newer ones away.
+const mostKept = 2 * MaxSnapshots
+
+// waitToKeep waits for a freeze if there is no room in Replica.kept.
+func (r *Replica) waitToKeep() error {
+	p := r.p
+	p.idx.mu.Lock()
+	defer p.idx.mu.Unlock()
+	for len(r.kept) >= mostKept {
+		if err := p.usable(); err != nil {
+			return err
+		}
+		if p.opt.Manual {
+			p.idx.mu.Unlock()
+			err := p.cycle()
+			if p.idx.mu.Lock(); err != nil {
+				return err
+			}
+			continue
+		}
+		p.wake()
+		p.idx.room.Wait()
+	}
+	return nil
+}
+
 // applyPoint carries out an operation that concerns the replica as a whole.
 func (r *Replica) applyPoint(o *Op) error {
 	p := r.p
 	if o.Kind == OpResize && o.Size < r.size.Load() { // what is cut off does not come back
 		keep := blocksOf(o.Size)
 		if err := r.applyHugeDiscard(keep, r.blocks()-keep, o.Version, false); err != nil {
+			return err
+		}
+	}
+	if o.Kind == OpSnapshot {
+		if err := r.waitToKeep(); err != nil {
 			return err
 		}
 	}
@@ -149,11 +182,11 @@ func (r *Replica) indexPoint(rec *wal.Record) {
 			if rec.Kind == wal.TakeSnapshot {
 				size = rec.Size
 			}
-			r.snaps = r.snaps.with(snapshot{name: rec.Name, ver: rec.Version, size: size, refd: int64(rec.Block) * block.Size})
+			x := snapshot{name: rec.Name, ver: rec.Version, size: size, refd: int64(rec.Block) * block.Size}
+			r.snaps, r.kept = r.snaps.with(x), r.kept.with(x)
 		}
 	case wal.DeleteSnapshot, wal.DropSnapshot:
 		if i >= 0 {
-			r.gone = append(r.gone, r.snaps[i])
 			r.snaps = r.snaps.without(i)
 			r.purge.restart()
 		}
@@ -164,17 +197,6 @@ func (r *Replica) indexPoint(rec *wal.Record) {
 	if rec.Kind != wal.TakeSnapshot && rec.Kind != wal.DropSnapshot {
 		r.applied = rec.Version
 	}
-}
-
-// shownBy returns the snapshots whose versions a drain keeps: also those that were deleted since its freeze. What came
-// since, which the pages do not have yet, may have uncovered versions that they showed, and counts on them: a merge
-// takes newer ones away. The index lock is held.
-func (r *Replica) shownBy() snapshots {
-	snaps := r.snaps
-	for _, x := range r.gone {
-		snaps = snaps.with(x)
-	}
-	return snaps
 }
 
 // clones returns the names of the clones of a snapshot, of any if name is empty. The index lock is held.

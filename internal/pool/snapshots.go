@@ -101,8 +101,6 @@ func (r *Replica) unique(name string) (int64, error) {
 	u.bytes = map[string]int64{}
 	v := chunkViews.Get().(*chunkView)
 	defer chunkViews.Put(v)
-	ticket := p.read.enter()
-	defer p.read.leave(ticket)
 	for chunk := uint64(0); ; chunk++ {
 		var ok bool
 		var err error
@@ -112,7 +110,10 @@ func (r *Replica) unique(name string) (int64, error) {
 		if !ok {
 			break
 		}
-		if err := r.listOwn(v, chunk); err != nil {
+		ticket := p.read.enter() // anew for each chunk: segments become free only when all who were there have left
+		err = r.listOwn(v, chunk)
+		p.read.leave(ticket)
+		if err != nil {
 			return 0, err
 		}
 		next := v.page.Ver
@@ -187,8 +188,6 @@ func (r *Replica) diff(from, to string, chunk uint64, dst []DiffBlock) (blocks [
 	}
 	v := chunkViews.Get().(*chunkView)
 	defer chunkViews.Put(v)
-	ticket := p.read.enter()
-	defer p.read.leave(ticket)
 	var one [1]uint64
 	for {
 		found, next, done := r.Changed(base, chunk, one[:0])
@@ -196,7 +195,10 @@ func (r *Replica) diff(from, to string, chunk uint64, dst []DiffBlock) (blocks [
 			return dst, next, done, nil
 		}
 		chunk = found[0] + 1
-		if err := r.listAll(v, found[0]); err != nil {
+		ticket := p.read.enter() // anew for each chunk, as in unique
+		err = r.listAll(v, found[0])
+		p.read.leave(ticket)
+		if err != nil {
 			return nil, 0, false, err
 		}
 		most := blocksOf(max(a.size, b.size))

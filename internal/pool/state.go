@@ -127,13 +127,13 @@ type Replica struct {
 	nodes   int64 // of the directory: how many there may be
 	// destroyed is set with the record in the log and refuses everything from then on; dying is set by the next freeze,
 	// from which on the replica may be taken apart; released says that this has been done, and only the slot remains until
-	// that is checkpointed.
-	destroyed, dying, released bool
+	// that is checkpointed. stuck says that what is left of it cannot be read.
+	destroyed, dying, released, stuck bool
 
 	pace compress.Pace
 
 	snaps   snapshots
-	gone    snapshots // deleted since the freeze of the last drain
+	kept    snapshots // these, and those that were deleted since the freeze of the last drain; see mostKept
 	purge   purge
 	layered [2]bool // the table has more than the newest version of some block
 

@@ -11,8 +11,10 @@ func (p *Pool) capacity() int64 { return int64(p.seg.dataCount()-p.seg.reserve()
 // allocated returns the bytes of live data and metadata. The index lock is held.
 func (p *Pool) allocated() int64 {
 	n := p.metaLive
-	for _, r := range p.idx.byName {
-		n += r.allocated()
+	for _, r := range p.idx.bySlot {
+		if r != nil && (!r.destroyed || r.stuck) {
+			n += r.allocated()
+		}
 	}
 	return n
 }

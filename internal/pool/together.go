@@ -88,6 +88,10 @@ func (p *Pool) line(u *application) (leads bool, err error) {
 		return leads, u.err
 	case <-p.broken:
 	}
+	if j.leave(u) {
+		p.unreserve(u.entries)
+		return false, p.failure()
+	}
 	p.log.mu.Lock() // who makes u visible has it; it is taken away from who is in a device, and he will do nothing with u then
 	p.log.mu.Unlock()
 	select {
@@ -96,6 +100,17 @@ func (p *Pool) line(u *application) (leads bool, err error) {
 	default:
 		return false, p.failure()
 	}
+}
+
+// leave takes u out of the line, unless it has been given the lead or is taken along already.
+func (j *joint) leave(u *application) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	i := slices.Index(j.waiting, u)
+	if i >= 0 {
+		j.waiting = slices.Delete(j.waiting, i, i+1)
+	}
+	return i >= 0
 }
 
 // pass hands the lead on.

@@ -249,6 +249,9 @@ func TestTogetherHangs(t *testing.T) {
 	if err := <-s.results[1]; !errors.Is(err, cause) {
 		t.Error(err)
 	}
+	if p.idx.reserved != 0 || p.joint.led || len(p.joint.waiting) > 0 {
+		t.Error("something is left", p.idx.reserved, p.joint.led, len(p.joint.waiting))
+	}
 	if v := r.Applied(); v != ver(1) {
 		t.Error("applied", v)
 	}
