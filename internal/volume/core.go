@@ -45,7 +45,7 @@ type Core struct {
 
 	committed   List
 	pending     *List // a change under way: every quorum needs both lists
-	next        *List // the pending list as it is being committed
+	next        *List // the pending list as it is being committed: the record may hold it, or else members
 	history     History
 	inherited   bool // the pending list is an earlier target's
 	removing    string
