@@ -49,6 +49,7 @@ type Coverage struct {
 	Cancels         uint64
 	CancelledLate   uint64
 	Finished        uint64 // pending lists finished by another target than the one that began
+	Withdrawn       uint64 // pending lists given up
 	RecordWrites    uint64
 	RecordDoubts    uint64 // writes of the record of which nobody was told
 	Reduced         uint64 // times that fewer than a quorum were written into the record to go on
@@ -104,6 +105,7 @@ func (w *world) harvest(t *target) {
 	w.cover.StandDowns += n.StandDowns
 	w.cover.ReadRetries += n.ReadRetries
 	w.cover.Finished += n.Finished
+	w.cover.Withdrawn += n.Withdrawn
 	w.cover.RecordWrites += n.RecordWrites
 	w.cover.RecordDoubts += n.RecordDoubts
 	w.cover.Reduced += n.Reduced

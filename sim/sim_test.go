@@ -31,7 +31,7 @@ var floors = Coverage{
 	Takeovers: 1500, Restarts: 50, SecondTargets: 100, LastingTargets: 15, Superseded: 30, Ejections: 1000, Suspensions: 2500, Resends: 4000,
 	Stages: 550, Staged: 240, StageCuts: 21, Joins: 3250, Pulls: 3000, DeltaPulls: 2300, Promotions: 1500, Interrupted: 1850, Divergent: 35, NotYet: 150, OldFrames: 25,
 	HeldReads: 3000, LeaseWaits: 350, StandDowns: 300, PromiseWaits: 3750, SecondAnswers: 3500, ReadRetries: 550,
-	ScaleUps: 300, ScaleDowns: 300, Cancels: 100, CancelledLate: 5, Finished: 20,
+	ScaleUps: 300, ScaleDowns: 300, Cancels: 100, CancelledLate: 5, Finished: 20, Withdrawn: 12,
 	RecordWrites: 2900, RecordDoubts: 490, Reduced: 700, ByRecord: 450, Bare: 80, Restores: 60,
 }
 

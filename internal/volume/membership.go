@@ -168,6 +168,29 @@ func (c *Core) due() *List {
 	return &List{Epoch: c.promise.Epoch, Generation: c.pending.Generation + 1, Members: members, Witness: c.pending.Witness}
 }
 
+// withdraw asks for a restart when the pending list has lacked members for long, and the committed one has enough: the next
+// claim is by that, and gives the pending one up: see openEpoch. A claim needs the record, so that is asked first whether it is
+// there.
+func (c *Core) withdraw() bool {
+	live := func(p *peer) bool { return p.state == insync && !c.silent(p) }
+	if c.pending == nil || c.next != nil || c.unclaimed() || c.countOf(*c.pending, live) >= c.pending.Quorum() || c.lacking(live) != "" {
+		c.unfinished = 0
+		return false
+	}
+	if c.unfinished == 0 {
+		c.unfinished = max(c.now, 1)
+	}
+	switch {
+	case c.now-c.unfinished <= mostUnknowing*c.settings.Deadline:
+		return false
+	case c.witnessed() && (c.rec.failed || c.now-c.rec.heard >= recordEvery):
+		c.readRecord()
+		return false
+	}
+	c.restart("the list that is pending lacks members")
+	return true
+}
+
 // nextRecorded reports whether the next list is in the record, or need not be.
 func (c *Core) nextRecorded() bool { return !c.witnessed() || sameList(c.rec.known.List, c.next) }
 
