@@ -23,6 +23,7 @@ type Coverage struct {
 	Restarts        uint64
 	SecondTargets   uint64 // times that a target went on beside a new one
 	LastingTargets  uint64 // those that lived to the end
+	Oversleeps      uint64 // times that a target was stopped while replicas lost power and another one took over
 	Superseded      uint64 // times that a target found that another one had served
 	Ejections       uint64
 	Suspensions     uint64
