@@ -23,6 +23,7 @@ type Coverage struct {
 	Restarts        uint64
 	SecondTargets   uint64 // times that a target went on beside a new one
 	LastingTargets  uint64 // those that lived to the end
+	Oversleeps      uint64 // times that a target was stopped while replicas lost power and another one took over
 	Superseded      uint64 // times that a target found that another one had served
 	Ejections       uint64
 	Suspensions     uint64
@@ -49,6 +50,7 @@ type Coverage struct {
 	Cancels         uint64
 	CancelledLate   uint64
 	Finished        uint64 // pending lists finished by another target than the one that began
+	Withdrawn       uint64 // pending lists given up
 	RecordWrites    uint64
 	RecordDoubts    uint64 // writes of the record of which nobody was told
 	Reduced         uint64 // times that fewer than a quorum were written into the record to go on
@@ -104,6 +106,7 @@ func (w *world) harvest(t *target) {
 	w.cover.StandDowns += n.StandDowns
 	w.cover.ReadRetries += n.ReadRetries
 	w.cover.Finished += n.Finished
+	w.cover.Withdrawn += n.Withdrawn
 	w.cover.RecordWrites += n.RecordWrites
 	w.cover.RecordDoubts += n.RecordDoubts
 	w.cover.Reduced += n.Reduced

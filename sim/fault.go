@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/volume"
 )
 
@@ -75,6 +76,7 @@ func (w *world) kinds() []kind {
 		{"restore the record", 1500 * ms, w.restore},
 		{"switch the witness", 1500 * ms, func() { w.operator.want.Witness = !w.operator.want.Witness; w.tell() }},
 		{"reboot a machine", 3000 * ms, func() { some().reboot() }},
+		{"stop the target over a power cut", 600 * ms, w.oversleep},
 	}
 }
 
@@ -134,6 +136,35 @@ func (w *world) killTarget() {
 		w.target.end()
 		w.after(w.between(0, 60*ms), nil, w.startTarget)
 	}
+}
+
+// oversleep stops the target with writes under way while machines lose power, and lets another one take over: what they had
+// acknowledged is read by the first one when it goes on.
+func (w *world) oversleep() {
+	t := w.target
+	if !w.two || t == nil || w.other != nil || !t.logins || w.calm {
+		return
+	}
+	w.logf("target is stopped over a power cut")
+	w.cover.Oversleeps++
+	for range 4 {
+		w.app.submit(t, &request{kind: block.Write, block: uint64(w.rng.IntN(blocks)), count: 1})
+	}
+	w.other, w.target, t.lasts = t, nil, true
+	w.after(w.between(0, ms), nil, func() { w.freeze(&t.process, w.between(300*ms, 700*ms)) })
+	w.after(w.between(2*ms, 8*ms), nil, func() {
+		for _, r := range w.replicas {
+			if w.chance(0.8) {
+				r.powerCut(w.rng)
+			}
+		}
+		w.after(w.between(0, 20*ms), nil, w.startTarget)
+	})
+	w.after(w.between(1000*ms, 1500*ms), nil, func() {
+		if w.other == t {
+			t.kill()
+		}
+	})
 }
 
 // bounce kills a replica and starts it again.

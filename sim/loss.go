@@ -22,6 +22,9 @@ type loss struct {
 func (a *app) keep(r *request) {
 	switch r.kind {
 	case block.Write, block.Discard:
+		if !retains(a.w.order, r.version) {
+			a.w.fail("%v succeeded after epoch %d had begun without it", r.version, a.w.epoch)
+		}
 		r.durable = r.fua
 		a.changes = append(a.changes, r)
 	case block.Flush:
@@ -45,6 +48,7 @@ func (w *world) opened(r *replica, e volume.EpochStart) {
 	}
 	news := false
 	h := r.member.Report().State.History
+	w.order = h
 	for _, x := range w.app.changes {
 		gone := !retains(h, x.version)
 		if gone == x.gone {

@@ -43,7 +43,8 @@ type world struct {
 	lastName  int
 	destroy   map[block.GUID]bool
 	seed      uint64
-	epoch     uint64 // the highest that began
+	epoch     uint64         // the highest that began
+	order     volume.History // with which it began
 	losses    []loss
 	mischiefs []mischief
 	pullFails bool // the next pull's request does

@@ -33,7 +33,7 @@ func (s *Server) source(conn net.Conn) {
 	}
 	r := wire.NewReader(conn)
 	defer r.Close()
-	srv := &sourceConn{server: s, conn: conn}
+	srv := &sourceConn{server: s, conn: conn, gone: make(chan struct{})}
 	ended := make(chan struct{})
 	defer close(ended)
 	s.tasks.Go(func() { srv.sign(ended) })
@@ -61,6 +61,7 @@ func (s *Server) source(conn net.Conn) {
 type sourceConn struct {
 	server *Server
 	conn   net.Conn
+	gone   chan struct{} // closed when the peer takes nothing any more
 	hello  *wire.Hello
 	a      *attached
 	frame  []byte
@@ -72,7 +73,8 @@ type sourceConn struct {
 	owes    bool // a request is being answered
 }
 
-// sign tells the peer again and again that its request is being answered, however long a device takes for it.
+// sign tells the peer again and again that its request is being answered, however long a device takes for it, until the peer is
+// gone.
 func (c *sourceConn) sign(ended <-chan struct{}) {
 	look := time.NewTicker(sourceSigns)
 	defer look.Stop()
@@ -88,6 +90,9 @@ func (c *sourceConn) sign(ended <-chan struct{}) {
 			c.conn.SetWriteDeadline(time.Now().Add(peerTimeout))
 			if _, err := c.conn.Write(working); err != nil {
 				c.conn.Close()
+				close(c.gone)
+				c.writing.Unlock()
+				return
 			}
 		}
 		c.writing.Unlock()

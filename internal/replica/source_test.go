@@ -3,6 +3,7 @@ package replica
 import (
 	"context"
 	"errors"
+	"net"
 	"testing"
 
 	"github.com/cstor-go/cstor/internal/block"
@@ -83,4 +84,39 @@ func TestSourceLeavesWhileReading(t *testing.T) {
 	if err := ask(); !errors.As(err, &remote) {
 		t.Errorf("a chunk came from a source that had left: %v", err)
 	}
+}
+
+// TestAskerLeavesTheQueue has a peer ask for a stage while others have all slots, and leave: the source forgets what it asked for.
+func TestAskerLeavesTheQueue(t *testing.T) {
+	s, _ := newTestServer(t)
+	promise := volume.Promise{Epoch: 1, Nonce: 1}
+	newSource(t, s, promise)
+	for range cap(s.cuts) {
+		s.cuts <- struct{}{}
+	}
+	here, there := net.Pipe()
+	left := make(chan struct{})
+	go func() { s.source(there); close(left) }()
+	hello, err := wire.AppendHello(nil, wire.Hello{Replica: "r", Promise: promise, From: block.Version{Epoch: 1, N: 2}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := wire.NewReader(here)
+	defer r.Close()
+	for _, b := range [][]byte{hello, wire.AppendStage(nil, block.Version{}, nil)} {
+		if _, err := here.Write(b); err != nil {
+			t.Fatal(err)
+		}
+		f, ok, err := r.Next()
+		for ; err == nil && !ok; f, ok, err = r.Next() {
+			err = r.Fill()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f.Type == wire.TypeWorking { // it waits
+			here.Close()
+		}
+	}
+	<-left
 }

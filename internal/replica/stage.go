@@ -124,6 +124,8 @@ func (c *sourceConn) stage(f *wire.Frame) error {
 	}
 	select {
 	case c.server.cuts <- struct{}{}:
+	case <-c.gone:
+		return net.ErrClosed
 	case <-c.a.ctx.Done():
 		return net.ErrClosed
 	}

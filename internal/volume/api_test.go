@@ -29,6 +29,7 @@ func (a *api) is() Record {
 //	down     they are not carried out, and not answered
 //	lost     they are carried out, and not answered
 //	late     writes are not answered, and carried out at "api land"; reads work
+//	refused  writes are refused, and never carried out; reads work
 //	restore  the record becomes what it was at version=1
 func (e *stage) setAPI(mode string, version uint64) {
 	a := &e.api
@@ -86,6 +87,8 @@ func (e *stage) recordOp(core *Core, op RecordOp) {
 			fail()
 		case op.Want == nil:
 			e.at(core, func() { e.core.RecordIs(e.now, op.ID, a.is(), false) })
+		case mode == "refused":
+			e.at(core, func() { e.core.RecordFailed(e.now, op.ID, true, "refused") })
 		case mode == "late":
 			a.late = append(a.late, op)
 			fail()

@@ -183,41 +183,43 @@ func (c *Core) missing(is func(*peer) bool) string { return c.short(is, List.Quo
 // short returns "" if the replicas of which is says yes are as many of every list in force as need says, otherwise who is
 // missing.
 func (c *Core) short(is func(*peer) bool, need func(List) int) string {
-	short := func(l *List) string {
-		if l == nil {
-			return ""
-		}
-		var n int
-		var away []string
-		for _, g := range l.Members {
-			if p := c.find(g); p != nil && is(p) {
-				n++
-			} else {
-				away = append(away, c.name(g))
-			}
-		}
-		if n >= need(*l) {
-			return ""
-		}
-		return fmt.Sprintf("%d of %d, need %d; missing: %s", n, len(l.Members), need(*l), strings.Join(away, ", "))
+	s := c.shortOf(c.committed, is, need)
+	if s == "" && c.pending != nil {
+		s = c.shortOf(*c.pending, is, need)
 	}
-	if s := short(&c.committed); s != "" {
-		return s
+	return s
+}
+
+// shortOf returns the same for l.
+func (c *Core) shortOf(l List, is func(*peer) bool, need func(List) int) string {
+	var n int
+	var away []string
+	for _, g := range l.Members {
+		if p := c.find(g); p != nil && is(p) {
+			n++
+		} else {
+			away = append(away, c.name(g))
+		}
 	}
-	return short(c.pending)
+	if n >= need(l) {
+		return ""
+	}
+	return fmt.Sprintf("%d of %d, need %d; missing: %s", n, len(l.Members), need(l), strings.Join(away, ", "))
 }
 
 // lacking returns "" if the replicas of which is says yes are enough for a claim (replication rule 12): of those that the
-// record names one that is complete, or all; if it names none, so many of every list that they share a member with each
-// quorum: where the record keeps two targets apart that need not be a quorum. Otherwise it returns who is missing.
+// record names one that is complete, or all; if it names none, so many of the committed list that they share a member with each
+// quorum: where the record keeps two targets apart that need not be a quorum. Who completed anything by a pending list did so
+// by the committed one as well, and was seen to have committed it if that is not so any more: see openEpoch. Without the record
+// it needs all of every list. Otherwise it returns who is missing.
 func (c *Core) lacking(is func(*peer) bool) string {
 	set := c.believed()
-	if c.bare || len(set) == 0 {
-		return c.short(is, func(l List) int {
-			switch {
-			case c.bare:
-				return len(l.Members)
-			case l.Witness:
+	if c.bare {
+		return c.short(is, func(l List) int { return len(l.Members) })
+	}
+	if len(set) == 0 {
+		return c.shortOf(c.committed, is, func(l List) int {
+			if l.Witness {
 				return len(l.Members) - l.Quorum() + 1
 			}
 			return l.Quorum()
@@ -374,7 +376,8 @@ func (c *Core) stamped(l List) List {
 }
 
 // openEpoch makes the first operation of this target, and sends it to the authority alone: nobody can be rebuilt, and
-// nothing be read, before it is stable there.
+// nothing be read, before it is stable there. A pending list is finished in this epoch if its members are here; if not, it is
+// withdrawn: the committed list, under this epoch, outranks it, for everybody who sees a quorum of that.
 func (c *Core) openEpoch(auth *peer, lossy bool) {
 	c.phase, c.authority = opening, auth
 	c.rec.need = c.rec.known.Version
@@ -387,7 +390,12 @@ func (c *Core) openEpoch(auth *peer, lossy bool) {
 	c.try(c.promise.Epoch)
 	c.holding = "opening epoch"
 	c.committed = c.stamped(c.committed)
-	if c.pending != nil {
+	switch promises := func(p *peer) bool { return p.state == promised }; {
+	case c.pending == nil:
+	case c.countOf(*c.pending, promises) < c.pending.Quorum():
+		c.pending = nil
+		c.counters.Withdrawn++
+	default:
 		l := c.stamped(*c.pending)
 		l.Generation = max(l.Generation, c.committed.Generation) + 1
 		c.pending, c.inherited = &l, true

@@ -45,7 +45,7 @@ type Core struct {
 
 	committed   List
 	pending     *List // a change under way: every quorum needs both lists
-	next        *List // the pending list as it is being committed
+	next        *List // the pending list as it is being committed: the record may hold it, or else members
 	history     History
 	inherited   bool // the pending list is an earlier target's
 	removing    string
@@ -53,6 +53,7 @@ type Core struct {
 	authority   *peer
 	unknowing   time.Duration // since when who is being added has not recorded it, zero: it has
 	uncommitted time.Duration // since when the next list cannot be agreed on
+	unfinished  time.Duration // since when the pending list cannot be, and the committed one would do, zero: it can
 	stuck       time.Duration // since when nobody is in sync and nobody on the way to it, zero: somebody is
 
 	peers     []*peer       // by GUID

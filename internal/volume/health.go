@@ -204,13 +204,16 @@ func (c *Core) checkStuck() {
 		c.restart("the list that is being committed lacks members")
 		return
 	}
+	c.bare = c.unclaimed()
+	if c.withdraw() {
+		return
+	}
 	for _, p := range c.peers {
 		if p.state >= promoting {
 			c.stuck = 0
 			return
 		}
 	}
-	c.bare = c.unclaimed()
 	if c.stuck == 0 {
 		c.stuck = max(c.now, 1)
 	}

@@ -11,11 +11,11 @@ import (
 // what another target's writes have long replaced. So reads need leases (replication rules 11 and 18, history H16): with
 // its answer to a Ping a member gives its word not to promise another target for a while, and a read is shown only while
 // members that are a quorum of every list in force have given theirs. Whoever takes over needs the promise of one of
-// these (the same intersection that keeps completed writes), and that one waits.
+// these (the same intersection that keeps completed writes), and that one waits. Nor is anything completed without: see advance.
 //
 // A lease counts at the target from when it sent the Ping, at the member from when it answered; and at the target for a
 // tenth less, so that clocks may differ by 5 % in each direction. It costs one Ping for each member and Settings.PingEvery,
-// and a comparison for each read.
+// and a comparison for each read and each acknowledgement.
 
 // LeaseTime is how long leases last.
 const LeaseTime = time.Second
@@ -112,9 +112,7 @@ func (c *Core) tookLease(p *peer, at time.Duration) bool {
 	if at > p.leased {
 		p.leased = at
 		c.renew()
-		if c.serving && len(c.answered) > 0 {
-			c.showAnswered()
-		}
+		c.advance()
 	}
 	return true
 }

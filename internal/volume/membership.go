@@ -95,13 +95,14 @@ func (c *Core) enforce() {
 	}
 }
 
-// lists returns what members are to install now.
+// lists returns what members are to install now. What is committed is in the record before anybody installs it, so that no
+// replica gives up its place in the volume for a list that the next target may not find.
 func (c *Core) lists() SetList {
 	var version uint64
 	if c.claimed() {
 		version = c.rec.known.Version
 	}
-	if c.next != nil {
+	if c.next != nil && c.nextRecorded() {
 		return SetList{Committed: *c.next, Record: version}
 	}
 	return SetList{Committed: c.committed, Pending: c.pending, Record: version}
@@ -120,8 +121,8 @@ func (c *Core) listSet(p *peer, m ListSet) {
 }
 
 // advanceChange carries a change of the member list on (replication rules 35 and 36): pending on a quorum of the old
-// and of the new list, then committed likewise; until that is done every quorum needs both. Without one under way it
-// begins the next that is wanted and safe. Who is added has recorded that before it is a member, so that whoever looks at it
+// and of the new list, then in the record if there is a witness, then committed on a quorum of both; until that is done
+// every quorum needs both. Without one under way it begins the next that is wanted and safe. Who is added has recorded that before it is a member, so that whoever looks at it
 // alone knows; if it is lost meanwhile, the change that is committed is the one back to the members there were.
 func (c *Core) advanceChange() {
 	if c.phase != open {
@@ -138,24 +139,60 @@ func (c *Core) advanceChange() {
 		}
 		c.beginChange()
 	}
-	if c.pending != nil && c.next == nil {
-		has := func(p *peer) bool {
-			return p.state == insync && p.lists.Pending != nil && p.lists.Pending.Compare(*c.pending) == 0
-		}
-		leaves := func(g block.GUID) bool { return !c.pending.Has(g) && c.bound(g) }
-		members, due := c.pending.Members, true
-		if !c.addedKnow(has) {
-			members, due = c.committed.Members, c.now-c.unknowing > mostUnknowing*c.settings.Deadline
-		}
-		if due && !c.unclaimed() && c.ok(has) && c.countOf(*c.pending, has) >= c.pending.Quorum() && !slices.ContainsFunc(c.committed.Members, leaves) {
-			c.next = &List{Epoch: c.promise.Epoch, Generation: c.pending.Generation + 1, Members: members, Witness: c.pending.Witness}
+	if !c.witnessed() && c.next == nil { // else see advanceRecord
+		if c.next = c.due(); c.next != nil {
 			c.spread()
 		}
 	}
-	if c.next != nil && c.agreed() && (!c.witnessed() || sameList(c.rec.known.List, c.next)) {
+	if c.next != nil && c.agreed() {
 		c.commitChange()
 	}
 }
+
+// due returns the list that is being committed, or is to be: the pending one is stable on enough members. Nil: there is none.
+func (c *Core) due() *List {
+	if c.pending == nil || c.next != nil {
+		return c.next
+	}
+	has := func(p *peer) bool {
+		return p.state == insync && !c.silent(p) && p.lists.Pending != nil && p.lists.Pending.Compare(*c.pending) == 0
+	}
+	leaves := func(g block.GUID) bool { return !c.pending.Has(g) && c.bound(g) }
+	members, due := c.pending.Members, true
+	if !c.addedKnow(has) {
+		members, due = c.committed.Members, c.now-c.unknowing > mostUnknowing*c.settings.Deadline
+	}
+	if !due || c.unclaimed() || !c.ok(has) || c.countOf(*c.pending, has) < c.pending.Quorum() || slices.ContainsFunc(c.committed.Members, leaves) {
+		return nil
+	}
+	return &List{Epoch: c.promise.Epoch, Generation: c.pending.Generation + 1, Members: members, Witness: c.pending.Witness}
+}
+
+// withdraw asks for a restart when the pending list has lacked members for long, and the committed one has enough: the next
+// claim is by that, and gives the pending one up: see openEpoch. A claim needs the record, so that is asked first whether it is
+// there.
+func (c *Core) withdraw() bool {
+	live := func(p *peer) bool { return p.state == insync && !c.silent(p) }
+	if c.pending == nil || c.next != nil || c.unclaimed() || c.countOf(*c.pending, live) >= c.pending.Quorum() || c.lacking(live) != "" {
+		c.unfinished = 0
+		return false
+	}
+	if c.unfinished == 0 {
+		c.unfinished = max(c.now, 1)
+	}
+	switch {
+	case c.now-c.unfinished <= mostUnknowing*c.settings.Deadline:
+		return false
+	case c.witnessed() && (c.rec.failed || c.now-c.rec.heard >= recordEvery):
+		c.readRecord()
+		return false
+	}
+	c.restart("the list that is pending lacks members")
+	return true
+}
+
+// nextRecorded reports whether the next list is in the record, or need not be.
+func (c *Core) nextRecorded() bool { return !c.witnessed() || sameList(c.rec.known.List, c.next) }
 
 // mostUnknowing is for how many times Settings.Deadline a member that is being added may take to record that.
 const mostUnknowing = 10
@@ -175,8 +212,7 @@ func (c *Core) addedKnow(has func(*peer) bool) bool {
 }
 
 // agreed reports whether the next list is stable on enough members to be in force: also on a quorum of it if fewer would do
-// for now, so that no removal leaves less. With a witness it has to be in the record, too, since fewer than a quorum may
-// take over (replication rule 37).
+// for now, so that no removal leaves less.
 func (c *Core) agreed() bool {
 	has := func(p *peer) bool { return p.state == insync && p.lists.Committed.Compare(*c.next) == 0 }
 	return c.ok(has) && c.countOf(*c.next, has) >= c.next.Quorum()

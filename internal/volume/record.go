@@ -78,10 +78,11 @@ type record struct {
 	restored bool
 }
 
-// doubt is a Set that a write may have led to, or may yet lead to.
+// doubt is a Set and a List that a write may have led to, or may yet lead to.
 type doubt struct {
-	id  uint64
-	set []block.GUID
+	id   uint64
+	set  []block.GUID
+	list *List
 }
 
 // RecordIs tells what the record holds: the end of operation id. changed: it has changed since it was last found to hold what
@@ -109,6 +110,7 @@ func (c *Core) RecordIs(now time.Duration, id uint64, is Record, changed bool) {
 func (c *Core) learn(is Record) {
 	was := c.rec.known
 	c.rec.known = is
+	c.reviseNext()
 	c.out.Status = true
 	if is.List != nil {
 		c.noteList(*is.List)
@@ -137,9 +139,10 @@ func (c *Core) RecordFailed(now time.Duration, id uint64, definite bool, reason 
 	if i := slices.IndexFunc(r.doubts, func(d doubt) bool { return d.id == id }); i >= 0 {
 		last := r.doubts[i]
 		r.doubts = slices.Delete(r.doubts, i, i+1)
-		if !definite && !slices.ContainsFunc(r.doubts, func(d doubt) bool { return slices.Equal(d.set, last.set) }) {
+		if !definite && !slices.ContainsFunc(r.doubts, func(d doubt) bool { return slices.Equal(d.set, last.set) && sameList(d.list, last.list) }) {
 			r.doubts = append(r.doubts, last)
 		}
+		c.reviseNext()
 	}
 	r.unwritten = r.unwritten || r.want != nil
 	if r.want != nil && !definite {
@@ -168,7 +171,7 @@ func (c *Core) writeRecord(want Record) {
 	want.Version++
 	c.counters.RecordWrites++
 	c.recordOp(&want)
-	c.rec.doubts = append(c.rec.doubts, doubt{id: c.rec.id, set: want.Set})
+	c.rec.doubts = append(c.rec.doubts, doubt{id: c.rec.id, set: want.Set, list: want.List})
 	c.renew() // leases are needed of these as well from now on
 }
 
@@ -304,8 +307,9 @@ func (c *Core) advanceRecord() {
 		return
 	}
 	set, urgent := c.wantedSet()
-	if c.next != nil && c.agreed() {
-		want.List, urgent = c.next, true
+	next := c.due()
+	if next != nil && c.witnessed() {
+		want.List, set, urgent = next, want.Set, true
 	} else if l := r.known.List; c.next == nil && (l == nil || l.Witness != c.committed.Witness || !slices.Equal(l.Members, c.committed.Members)) {
 		l := c.committed // a replica showed it, and whoever began it ended before it was recorded
 		want.List = &l
@@ -327,8 +331,19 @@ func (c *Core) advanceRecord() {
 		if urgent && !slices.Equal(set, r.known.Set) && !r.busy {
 			c.counters.Reduced++
 		}
-		c.writeRecord(want)
+		if c.writeRecord(want); r.busy {
+			c.next = next
+		}
 		r.wrote = c.now
+	}
+}
+
+// reviseNext forgets the list that was being committed if it turns out that it was not written into the record. Until it was, or
+// may have been, nothing depends on it: operations go on by the lists that there are.
+func (c *Core) reviseNext() {
+	if r := &c.rec; c.next != nil && c.witnessed() && !sameList(r.known.List, c.next) &&
+		!slices.ContainsFunc(r.doubts, func(d doubt) bool { return sameList(d.list, c.next) }) {
+		c.next = nil
 	}
 }
 

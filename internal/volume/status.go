@@ -31,6 +31,7 @@ type Counters struct {
 	Divergent   uint64 // replicas found to hold operations that the volume does not
 	Promotions  uint64
 	Finished    uint64 // pending lists of an earlier target finished
+	Withdrawn   uint64 // and such as were given up, since their members were away
 	Added       uint64
 	Removed     uint64
 	Superseded  uint64 // times that another target was found to have opened the volume

@@ -200,8 +200,9 @@ func (c *Core) count(p *peer) {
 	c.advance()
 }
 
-// advance completes what the in-sync set has acknowledged (replication rules 15 and 16) and releases what nobody
-// needs any more.
+// advance completes what the in-sync set has acknowledged (replication rules 15 and 16), as far as leases allow, and releases
+// what nobody needs any more. An acknowledgement that was on its way for long may be of a member that has lost since what it
+// had not flushed, and of another target's epoch that began without it; while the leases last there is no such epoch.
 func (c *Core) advance() {
 	applied, stable, seen := c.last(), c.last(), c.last()
 	for _, p := range c.peers {
@@ -212,7 +213,7 @@ func (c *Core) advance() {
 			seen = min(seen, p.acked)
 		}
 	}
-	if c.serving {
+	if c.serving && c.holdsLease() {
 		for c.completed < applied {
 			c.completed++
 			if op := c.ring.at(c.completed); op.FUA && op.Kind != OpOpen {
@@ -223,9 +224,9 @@ func (c *Core) advance() {
 		}
 		c.past.completed = c.completed
 		c.completeStable(stable)
-		if len(c.answered) > 0 {
-			c.showAnswered()
-		}
+	}
+	if c.serving && len(c.answered) > 0 {
+		c.showAnswered()
 	}
 	for done := min(seen, c.finished()); c.ring.low <= done; {
 		if op := c.ring.pop(); op.Kind != OpOpen {

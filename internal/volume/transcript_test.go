@@ -33,6 +33,7 @@ import (
 //	other                     the commands that follow are for the target that was left, or again for the newer one
 //	back                      the target that is there goes aside, the one that is aside comes back
 //	above epoch=9             the target hears of that epoch, not from the replicas
+//	ack session=1 n=2         the target reads an acknowledgement of that session, of which it does not know that it is over
 //	cutoff                    the target hears nothing of Kubernetes any more; cutoff no: again
 //	expire                    all leases run out, before anybody does anything
 //	stop                      the target ends in good order
@@ -257,6 +258,9 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 		e.ready()
 	case "above":
 		e.core.Above(e.now, uint64(num("epoch")))
+		e.ready()
+	case "ack":
+		e.core.Ack(e.now, SessionID(num("session")), uint64(num("n")), 0)
 		e.ready()
 	case "cutoff":
 		e.core.CutOff(e.now, !slices.Contains(names, "no"))
