@@ -384,7 +384,7 @@ func (c *Core) openEpoch(auth *peer, lossy bool) {
 	case len(c.believed()) > 0:
 		c.counters.ByRecord++
 	}
-	c.try(c.promise.Epoch)
+	c.try(c.promise)
 	c.holding = "opening epoch"
 	c.committed = c.stamped(c.committed)
 	if c.pending != nil {
@@ -393,7 +393,7 @@ func (c *Core) openEpoch(auth *peer, lossy bool) {
 		c.pending, c.inherited = &l, true
 	}
 	c.before = auth.report.Last
-	start := EpochStart{Epoch: c.promise.Epoch, First: c.before.N + 1, Lossy: lossy}
+	start := EpochStart{Epoch: c.promise.Epoch, First: c.before.N + 1, Lossy: lossy, Nonce: c.promise.Nonce}
 	c.history = auth.report.State.History.with(start)
 	c.ring = newRing(start.First)
 	c.completed, c.flushed = start.First-1, start.First-1

@@ -39,12 +39,17 @@ func (l List) Compare(o List) int {
 // founded reports whether l is a list at all.
 func (l List) founded() bool { return len(l.Members) > 0 }
 
-// EpochStart is an entry of a History: Epoch's first operation has number First.
+// EpochStart is an entry of a History: Epoch's first operation has number First. Epoch and Nonce say which target opened it:
+// after the volume's record went back two targets may have opened the same Epoch, each on replicas of its own.
 type EpochStart struct {
 	Epoch uint64 `json:"epoch"`
 	First uint64 `json:"first"`
 	Lossy bool   `json:"lossy,omitempty"` // opened without proof that nothing completed was lost with the power
+	Nonce uint64 `json:"nonce,omitempty"` // zero: written by a program that did not know of it
 }
+
+// by returns the promise under which the epoch was opened.
+func (e EpochStart) by() Promise { return Promise{Epoch: e.Epoch, Nonce: e.Nonce} }
 
 // History is the epochs that a replica's operations came from, oldest first; the newest maxHistory of them.
 type History []EpochStart
@@ -60,6 +65,8 @@ type State struct {
 	CompleteAt block.Version `json:"completeAt"` // last when it was complete, zero if it never was
 	Base       block.Version `json:"base"`       // while incomplete: what it has agreed on with every source so far; only ever lowered
 	History    History       `json:"history"`
+	Pulled     History       `json:"pulled,omitempty"`     // while incomplete: the epochs that sources had and History has not
+	Ambiguous  bool          `json:"ambiguous,omitempty"`  // while incomplete: equal versions do not mean equal blocks, see beginJoin
 	RecordSeen uint64        `json:"recordSeen,omitempty"` // the version of the volume's record that the target told last
 	BootID     string        `json:"bootID,omitempty"`     // of the machine, when the replica was served last
 	Clean      bool          `json:"clean,omitempty"`      // that ended in good order

@@ -37,6 +37,7 @@ import (
 //	expire                    all leases run out, before anybody does anything
 //	stop                      the target ends in good order
 //	pings                     tell of pings from now on
+//	nonces                    tell the nonces of histories from now on
 //	epochs a b n=300          these replicas were complete through that many epochs
 //	progress c chunks=1       c tells how far its pull is; hang, resume, damage, apart, space: see there
 //	write b content [fua]     propose; discard b; read b; flush
@@ -70,6 +71,7 @@ type stage struct {
 	nonce   uint64
 	mute    bool
 	pings   bool
+	nonces  bool
 	brief   bool
 }
 
@@ -131,6 +133,8 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 		e.expire()
 	case "pings":
 		e.pings = true
+	case "nonces":
+		e.nonces = true
 	case "kill":
 		for _, a := range e.members {
 			if a.core == e.core {
@@ -371,7 +375,11 @@ func (e *stage) print(rd MemberReady) {
 		e.printf("send %s", text(m))
 	}
 	if rd.Pull != nil {
-		e.printf("pull from %v base %v", rd.Pull.From, rd.Pull.Base)
+		ambiguous := ""
+		if rd.Pull.Ambiguous {
+			ambiguous = " ambiguous"
+		}
+		e.printf("pull from %v base %v%s", rd.Pull.From, rd.Pull.Base, ambiguous)
 	}
 	if rd.Close != "" {
 		e.printf("close: %s", rd.Close)
