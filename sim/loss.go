@@ -39,6 +39,10 @@ func (a *app) keep(r *request) {
 // opened is called when a replica is about to take the operation that opens an epoch. The first one that does has all that
 // the volume goes on with, unless a later epoch began before.
 func (w *world) opened(r *replica, e volume.EpochStart) {
+	if was, ok := w.opens[e.Epoch]; ok && was != e {
+		w.fail("epoch %d is opened as %+v on %s, and was as %+v", e.Epoch, e, r.name, was)
+	}
+	w.opens[e.Epoch] = e
 	if e.Epoch <= w.epoch {
 		return
 	}

@@ -90,11 +90,15 @@ func (r *replica) nextChunk(p *pull) {
 	i := p.todo[0]
 	have, err := r.disk.versions(i, p.Base)
 	r.must(err)
+	if p.Ambiguous {
+		block.Disown(have[:])
+	}
 	r.ask(p, func(src *replica) (func(), error) {
 		var c *pool.Chunk
 		var err error
 		src.lie(func() { c, err = src.disk.chunk(i, p.Base, &have) })
 		return func() {
+			c.Ambiguous = p.Ambiguous
 			switch err := r.disk.merge(c); {
 			case errors.Is(err, pool.ErrStaleChunk): // once more
 			case errors.Is(err, block.ErrNoSpace):

@@ -45,6 +45,7 @@ type world struct {
 	seed      uint64
 	epoch     uint64         // the highest that began
 	order     volume.History // with which it began
+	opens     map[uint64]volume.EpochStart
 	losses    []loss
 	mischiefs []mischief
 	pullFails bool // the next pull's request does
@@ -240,7 +241,7 @@ const (
 func Run(o Options) (Coverage, error) {
 	o.setDefaults()
 	w := &world{
-		trace: o.Trace, destroy: map[block.GUID]bool{}, seed: o.Seed,
+		trace: o.Trace, destroy: map[block.GUID]bool{}, opens: map[uint64]volume.EpochStart{}, seed: o.Seed,
 		settings: volume.Settings{
 			Deadline: 60 * ms, PingEvery: 15 * ms, Lease: 60 * ms, ClaimGrace: 30 * ms, LossyGrace: 100 * ms, HoldLimit: 1500 * ms, Backoff: 5 * ms,
 		},

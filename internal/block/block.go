@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"hash/crc32"
+	"math"
 )
 
 const (
@@ -103,6 +104,16 @@ type Staged struct {
 
 // MostStaged is how many blocks are applied at once at most.
 const MostStaged = 4096
+
+// Disown replaces the versions by one that no operation has, so that whoever compares them with his own finds that all differ.
+// Zero ones stay: they are of blocks that are not there.
+func Disown(versions []Version) {
+	for i := range versions {
+		if !versions[i].IsZero() {
+			versions[i] = Version{Epoch: math.MaxUint64, N: math.MaxUint64}
+		}
+	}
+}
 
 // Resolution is what a rebuilding replica does with one block of a chunk, see Resolve.
 type Resolution uint8

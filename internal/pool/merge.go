@@ -178,6 +178,9 @@ func (c *Chunk) resolve(i int, local block.Version) block.Resolution {
 	if c.Unlisted[i] {
 		return block.Keep
 	}
+	if c.Ambiguous && local == c.Versions[i] && !local.IsZero() {
+		return block.Take
+	}
 	return block.Resolve(local, c.Versions[i], c.Scan)
 }
 

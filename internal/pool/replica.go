@@ -41,6 +41,8 @@ type Chunk struct {
 	Data     []byte                    // the 4 KiB blocks named in DataOf, in that order
 	DataOf   []uint16                  // block indexes within the chunk, ascending
 	Unlisted [block.ChunkBlocks]bool   // blocks that are not spoken of, see ReadNewer: Merge leaves them as they are
+	// Ambiguous: what is here may differ from what has the same version there, so that Merge takes it.
+	Ambiguous bool
 
 	// A chunk with all versions, as ReadVersions makes it; Snapshots is nil in one that lists newest versions only.
 	First, Count int        // the blocks of the chunk that are listed; others are not spoken of

@@ -133,6 +133,37 @@ func TestDelta(t *testing.T) {
 	}
 }
 
+// TestAmbiguous has a replica rebuilt that has operations of another target with the versions of the source's: what the source
+// has is fetched, and what only the replica has is removed.
+func TestAmbiguous(t *testing.T) {
+	write := func(b uint64, n uint64, with byte) pool.Op {
+		return pool.Op{Kind: pool.OpWrite, Block: b, Count: 1, Version: block.Version{Epoch: 2, N: n}, Data: filled(with)}
+	}
+	common := []pool.Op{{Kind: pool.OpWrite, Block: 9, Count: 1, Version: block.Version{Epoch: 1, N: 1}, Data: filled(1)}}
+	theirs, _ := newTestServer(t)
+	promise := volume.Promise{Epoch: 2, Nonce: 1}
+	source := newSource(t, theirs, promise, common...) // 2.2 is a write to block 1
+	ours, _ := newTestServer(t)
+	accept(t, attachTo(t, ours))
+	a := ours.find("r")
+	gone := pool.Op{Kind: pool.OpDiscard, Block: 3, Count: 1, Version: block.Version{Epoch: 2, N: 3}}
+	if err := errors.Join(source.r.Apply([]pool.Op{gone, write(4, 4, 2)}), a.r.Apply(common), a.r.Apply([]pool.Op{write(1, 2, 3), write(3, 3, 4), write(6, 4, 5)})); err != nil {
+		t.Fatal(err)
+	}
+	source.member.Applied(source.r.Applied())
+	p := &pull{a: a, s: a.session, what: volume.Pull{
+		Source:  volume.Peer{Name: "r", GUID: source.r.GUID(), Addr: theirs.cfg.PullAddr},
+		Promise: promise, From: source.r.Applied(), Base: block.Version{Epoch: 1, N: 1}, Ambiguous: true,
+	}}
+	if err := p.run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	x, y := make([]byte, 10*block.Size), make([]byte, 10*block.Size)
+	if err := errors.Join(a.r.Read(0, x, nil), source.r.Read(0, y, nil)); err != nil || !bytes.Equal(x, y) {
+		t.Errorf("contents differ, %v", err)
+	}
+}
+
 // TestHungSource has a source take a request and never answer: that is noticed in a while, and said; and one whose device hangs
 // says that it is still there.
 func TestHungSource(t *testing.T) {

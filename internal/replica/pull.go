@@ -174,6 +174,9 @@ func (p *pull) transfer(ctx context.Context, src *peer, chunks []uint64) error {
 		if err := r.Newer(index, p.what.Base, &have); err != nil {
 			return err
 		}
+		if p.what.Ambiguous {
+			block.Disown(have[:])
+		}
 		asked = append(asked, index)
 		src.ask(index, p.what.Base, &have)
 		return nil
@@ -286,7 +289,7 @@ func (p *pull) merge(c *pool.Chunk) (stored int64, err error) {
 // cut makes p.piece the next blocks that c lists, from block first on, and returns where to go on.
 func (p *pull) cut(c *pool.Chunk, first int) (end int) {
 	piece := &p.piece
-	piece.Index, piece.Scan, piece.Versions, piece.Sums, piece.Stored = c.Index, c.Scan, c.Versions, c.Sums, c.Stored
+	piece.Index, piece.Scan, piece.Versions, piece.Sums, piece.Stored, piece.Ambiguous = c.Index, c.Scan, c.Versions, c.Sums, c.Stored, p.what.Ambiguous
 	listed := 0
 	for i := range piece.Unlisted {
 		piece.Unlisted[i] = i < first || listed == pieceBlocks || c.Unlisted[i]

@@ -25,7 +25,7 @@ func newSource(t *testing.T, s *Server, promise volume.Promise, past ...pool.Op)
 	m.Step(s.now(), 1, volume.Claim{Promise: promise})
 	m.Step(s.now(), 1, volume.Found{List: volume.List{Epoch: promise.Epoch, Generation: 1, Members: []block.GUID{guid}}})
 	open := block.Version{Epoch: promise.Epoch, N: 1}
-	rd := m.Open(1, &volume.Op{Kind: volume.OpOpen, Version: open, Open: &volume.EpochStart{Epoch: open.Epoch, First: open.N}})
+	rd := m.Open(1, &volume.Op{Kind: volume.OpOpen, Version: open, Open: &volume.EpochStart{Epoch: open.Epoch, First: open.N, Nonce: promise.Nonce}})
 	if rd.State == nil {
 		t.Fatal(rd.Close)
 	}

@@ -17,6 +17,7 @@ func FuzzState(f *testing.F) {
 	for _, st := range []volume.State{
 		{}, {Committed: list, Complete: true, CompleteAt: block.Version{Epoch: 3, N: 9}},
 		{Pending: &list, Base: block.Version{Epoch: 1, N: 1}, History: volume.History{{Epoch: 1, First: 1}, {Epoch: 3, First: 7}}, BootID: "x"},
+		{CompleteAt: block.Version{Epoch: 3, N: 9}, Ambiguous: true, History: volume.History{{Epoch: 3, First: 7, Nonce: 8}}, Pulled: volume.History{{Epoch: 3, First: 7, Nonce: 9}}},
 		{Committed: list, Place: volume.Place{ReplicaID: "42", Target: "10.0.0.9:6060"}},
 	} {
 		b, err := json.Marshal(st)

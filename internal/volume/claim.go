@@ -107,9 +107,8 @@ func (c *Core) knowsRecord(here func(*peer) bool) bool {
 	case c.now-c.rec.asked >= recordEvery:
 		c.readRecord() // another target may have claimed it, or what was read was old
 	}
-	if c.wentBack() {
-		c.holding = fmt.Sprintf("the volume's record has version %d, and %s has noted version %d: it was restored from an old copy, and may name replicas that lack completed writes; "+
-			"waiting for it to be accepted", c.rec.known.Version, c.name(c.rec.seenBy), c.rec.seen)
+	if back := c.wentBack(); back != nil {
+		c.holding = c.backText(*back) + "; waiting for it to be accepted"
 		return false
 	}
 	c.bare = c.rec.unwritten && !c.rec.restored && c.everyMember(here)
@@ -142,11 +141,9 @@ func (c *Core) claimRecord(epoch uint64) {
 	if r.busy {
 		return
 	}
-	want := r.known
-	want.Epoch, want.Nonce = epoch, c.nonce
 	c.past.claimed = Promise{Epoch: max(c.past.claimed.Epoch, epoch), Nonce: c.nonce}
-	r.restored = r.restored || r.seen > r.known.Version
-	c.writeRecord(want)
+	r.restored = r.restored || len(c.contradictions()) > 0
+	c.writeRecord(r.known.claimedBy(Promise{Epoch: epoch, Nonce: c.nonce}))
 }
 
 // askRecord asks for a new volume's list to be written once enough replicas wait for it (replication rule 5).
@@ -387,7 +384,7 @@ func (c *Core) openEpoch(auth *peer, lossy bool) {
 	case len(c.believed()) > 0:
 		c.counters.ByRecord++
 	}
-	c.try(c.promise.Epoch)
+	c.try(c.promise)
 	c.holding = "opening epoch"
 	c.committed = c.stamped(c.committed)
 	switch promises := func(p *peer) bool { return p.state == promised }; {
@@ -401,7 +398,7 @@ func (c *Core) openEpoch(auth *peer, lossy bool) {
 		c.pending, c.inherited = &l, true
 	}
 	c.before = auth.report.Last
-	start := EpochStart{Epoch: c.promise.Epoch, First: c.before.N + 1, Lossy: lossy}
+	start := EpochStart{Epoch: c.promise.Epoch, First: c.before.N + 1, Lossy: lossy, Nonce: c.promise.Nonce}
 	c.history = auth.report.State.History.with(start)
 	c.ring = newRing(start.First)
 	c.completed, c.flushed = start.First-1, start.First-1

@@ -14,9 +14,11 @@ const maxHistory = 256
 // lastB. The zero Version means that they share nothing, or that a History goes back too far to tell: everything has
 // to be compared.
 //
-// An epoch is opened by one target only, on one replica, and at one number, and all who have its entry have it from
+// A target opens an epoch once, on one replica, and at one number, and all who have its entry have it from
 // there together with everything before it. So equal entries mean one stream; of the newest that is equal they share
 // what both have of it (replication rule 27). Entries that were trimmed only make the common point older than it is.
+// Entries without Nonce are compared by the rest; one with and one without are of two targets, since all who have an epoch have
+// its entry from the one that opened it, word for word.
 func CommonPoint(ha History, lastA block.Version, hb History, lastB block.Version) block.Version {
 	for i := len(ha) - 1; i >= 0; i-- {
 		j := slices.Index(hb, ha[i])
@@ -54,6 +56,24 @@ func (h History) lossy() (epoch uint64) {
 		}
 	}
 	return epoch
+}
+
+// contradicts reports whether an epoch is in both histories and was not opened by the same target. Then what has the same
+// version need not be the same operation.
+func (h History) contradicts(o History) bool {
+	return slices.ContainsFunc(h, func(x EpochStart) bool {
+		return slices.ContainsFunc(o, func(y EpochStart) bool { return x.Epoch == y.Epoch && x != y })
+	})
+}
+
+// without returns those entries of h that o lacks.
+func (h History) without(o History) (rest History) {
+	for _, e := range h {
+		if !slices.Contains(o, e) {
+			rest = append(rest, e)
+		}
+	}
+	return rest
 }
 
 // with returns a copy of h with one more entry, trimmed.

@@ -3,6 +3,7 @@ package volume
 import (
 	"encoding/json"
 	"math"
+	"slices"
 	"testing"
 
 	"github.com/cstor-go/cstor/internal/block"
@@ -42,10 +43,50 @@ func TestCommonPoint(t *testing.T) {
 func TestHistoryFits(t *testing.T) {
 	var s State
 	for range 2 * maxHistory {
-		s.History = s.History.with(EpochStart{Epoch: math.MaxUint64, First: math.MaxUint64, Lossy: true})
+		s.History = s.History.with(EpochStart{Epoch: math.MaxUint64, First: math.MaxUint64, Lossy: true, Nonce: math.MaxUint64})
 	}
 	if b, err := json.Marshal(s); err != nil || len(b) > 32<<10 {
 		t.Errorf("%d bytes, %v", len(b), err)
+	}
+	s.Pulled = s.History
+	if b, err := json.Marshal(s); err != nil || len(b) > 54<<10 {
+		t.Errorf("%d bytes while it pulls, %v", len(b), err)
+	}
+}
+
+// TestHistoriesOfTwoTargets: an entry without nonce is as it was; one with and one without are of two targets.
+func TestHistoriesOfTwoTargets(t *testing.T) {
+	for _, tt := range []struct {
+		a, lastA, b, lastB, want string
+		contradicts              bool
+	}{
+		{"1@1/7,2@6/8", "2.9", "1@1/7,2@6/8", "2.7", "2.7", false},
+		{"1@1/7,2@6/8", "2.9", "1@1/7,2@6/9", "2.9", "1.5", true},
+		{"1@1/7,2@6/8", "2.9", "1@1/7,2@5/9,3@9/9", "3.9", "1.4", true},
+		{"1@1/7,2@6/8", "2.9", "1@1/7,3@6/9", "3.9", "1.5", false},
+		{"1@1,2@6", "2.9", "1@1,2@6", "2.7", "2.7", false},
+		{"1@1,2@6", "2.9", "1@1,2@6/9", "2.9", "1.5", true},
+		{"1@1,2@6/8", "2.9", "1@1,2@6/8,4@8/9", "4.9", "2.7", false},
+		{"1@1/7", "1.5", "1@1/8", "1.5", "0.0", true},
+	} {
+		a, b := parseHistory(tt.a), parseHistory(tt.b)
+		if got := CommonPoint(a, parseVersion(tt.lastA), b, parseVersion(tt.lastB)); got != parseVersion(tt.want) {
+			t.Errorf("%s and %s share %v, want %s", tt.a, tt.b, got, tt.want)
+		}
+		if got := a.contradicts(b); got != tt.contradicts || b.contradicts(a) != got {
+			t.Errorf("%s and %s contradict each other: %v, want %v", tt.a, tt.b, got, tt.contradicts)
+		}
+	}
+}
+
+// TestOldState: a state that a program wrote which knew no nonces is read.
+func TestOldState(t *testing.T) {
+	var s State
+	if err := json.Unmarshal([]byte(`{"promised":{"epoch":2,"nonce":9},"complete":true,"history":[{"epoch":1,"first":1},{"epoch":2,"first":6,"lossy":true}]}`), &s); err != nil {
+		t.Fatal(err)
+	}
+	if want := (History{{Epoch: 1, First: 1}, {Epoch: 2, First: 6, Lossy: true}}); !slices.Equal(s.History, want) {
+		t.Errorf("%+v, want %+v", s.History, want)
 	}
 }
 

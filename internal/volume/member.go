@@ -3,6 +3,7 @@ package volume
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/cstor-go/cstor/internal/block"
@@ -20,6 +21,8 @@ type Pull struct {
 	Base    block.Version // chunks whose newest version is above this, here or at the source, are candidates
 	Size    int64         // bytes of the volume
 	Stage   bool          // nothing changes before all that differs is here, for one moment: see Member.Staged
+	// Ambiguous: what is newer than Base has to be fetched even if the source has the same version of it.
+	Ambiguous bool
 }
 
 // MemberReady is what the shell must do, in this order.
@@ -196,6 +199,9 @@ func (m *Member) found(l List) MemberReady {
 // beginJoin makes the replica incomplete before the first byte comes out of order (replication rule 27). The history
 // and CompleteAt stay those of the time when it was complete: against them, and against base, every later source is
 // compared, and two sources share at least what each shares with us.
+//
+// Blocks are compared by version. If the source has an epoch of which the replica has, or may have pulled, operations of
+// another target, one version may stand for two contents: no version of its own above base is relied on, until it is promoted.
 func (m *Member) beginJoin(j Join) MemberReady {
 	rd := MemberReady{StopPull: m.phase != joinNone}
 	s := &m.report.State
@@ -206,6 +212,10 @@ func (m *Member) beginJoin(j Join) MemberReady {
 	} else if c := CommonPoint(s.History, s.CompleteAt, j.History, j.Last); c.Less(s.Base) {
 		s.Base = c
 	}
+	if j.History.contradicts(s.History) || j.History.contradicts(s.Pulled) {
+		s.Ambiguous = true
+	}
+	s.Pulled = append(slices.Clip(s.Pulled), j.History.without(slices.Concat(s.History, s.Pulled))...).trimmed()
 	m.report.Size = j.Size
 	m.phase, m.attempt, m.join = joinReady, j.Attempt, j
 	m.persist(&rd)
@@ -233,6 +243,8 @@ func (m *Member) stream(msg Stream) MemberReady {
 		From:    msg.From,
 		Base:    m.report.State.Base,
 		Size:    m.join.Size,
+
+		Ambiguous: m.report.State.Ambiguous,
 	}
 	return rd
 }
@@ -267,6 +279,7 @@ func (m *Member) promote(msg Promote) MemberReady {
 	s.Complete = true
 	s.CompleteAt = m.report.Last
 	s.Base = block.Version{}
+	s.Pulled, s.Ambiguous = nil, false
 	s.History = msg.History
 	m.endJoin()
 	var rd MemberReady
@@ -294,7 +307,7 @@ func (m *Member) setList(msg SetList) MemberReady {
 	s.Committed = msg.Committed
 	s.Pending = msg.Pending
 	if msg.Record != 0 {
-		s.RecordSeen = msg.Record
+		s.RecordSeen, s.RecordBy = msg.Record, s.Promised
 	}
 	var rd MemberReady
 	m.persist(&rd)
@@ -350,8 +363,8 @@ func (m *Member) Open(id SessionID, op *Op) MemberReady {
 		return MemberReady{Close: fmt.Sprintf("open %v: its session has no promise", op.Version)}
 	case op.Kind != OpOpen || op.Open == nil || op.Open.Epoch != op.Version.Epoch || op.Open.First != op.Version.N:
 		return MemberReady{Close: fmt.Sprintf("open %v: malformed", op.Version)}
-	case op.Version.Epoch != s.Promised.Epoch:
-		return MemberReady{Close: fmt.Sprintf("open %v: promised epoch %d", op.Version, s.Promised.Epoch)}
+	case op.Open.by() != s.Promised:
+		return MemberReady{Close: fmt.Sprintf("open %v: promised epoch %d, or another target", op.Version, s.Promised.Epoch)}
 	case op.Version.N != m.report.Last.N+1:
 		return MemberReady{Close: fmt.Sprintf("open %v: gap after %v", op.Version, m.report.Last)}
 	case !s.Complete || s.History.Epoch() >= op.Version.Epoch:

@@ -10,9 +10,11 @@ import (
 
 // past is what a target did and told its front end, over all its cores. It decides what its next core may do.
 type past struct {
-	history History  // of the order as it last opened it, or found that another target had: its epoch is the newest known
-	tried   []uint64 // epochs that it tried to open since, which a replica may have or not; the newest ones
-	stable  uint64   // operations of that order up to this one were reported stable
+	history History // of the order as it last opened it, or found that another target had: its epoch is the newest known
+	// tried is the epochs that it tried to open since, which a replica may have or not, and those for which it stood back
+	// already; the newest ones.
+	tried  []Promise
+	stable uint64 // operations of that order up to this one were reported stable
 	// completed is the number up to which operations of that order are completed, unless an earlier epoch was lossy; none
 	// is beyond it. It is unknown until this target has served.
 	completed uint64
@@ -29,8 +31,8 @@ type past struct {
 const maxTried = 64
 
 // try notes that an epoch is about to be opened.
-func (c *Core) try(epoch uint64) {
-	c.past.tried = append(c.past.tried, epoch)
+func (c *Core) try(p Promise) {
+	c.past.tried = append(c.past.tried, p)
 	c.past.tried = slices.Clone(c.past.tried[max(len(c.past.tried)-maxTried, 0):])
 }
 
@@ -46,18 +48,21 @@ func (c *Core) opened() {
 }
 
 // newer returns a replica that has an epoch which another target opened since this one last opened one, nil if none has:
-// the one with the newest.
+// the one with the newest. Of another one with the same number it is not known when it was opened, so that it counts as well.
 func (c *Core) newer() (newest *peer) {
-	known := c.past.history.Epoch()
-	if known == 0 {
+	if len(c.past.history) == 0 {
 		return nil // it never served, so that nobody has asked it for anything
+	}
+	known := c.past.history[len(c.past.history)-1]
+	foreign := func(e EpochStart) bool {
+		return e.Epoch >= known.Epoch && e != known && !slices.Contains(c.past.tried, e.by())
 	}
 	for _, p := range c.peers {
 		h := p.report.State.History
 		if p.state == gone || newest != nil && h.Epoch() <= newest.report.State.History.Epoch() {
 			continue
 		}
-		if slices.ContainsFunc(h, func(e EpochStart) bool { return e.Epoch > known && !slices.Contains(c.past.tried, e.Epoch) }) {
+		if slices.ContainsFunc(h, foreign) {
 			newest = p
 		}
 	}
@@ -83,6 +88,7 @@ func (c *Core) superseded() bool {
 		c.past.delay = min(max(2*c.past.delay, shortest*c.settings.Backoff), longest*c.settings.Backoff)
 		c.past.until = c.now + c.past.delay
 		if newer != nil {
+			c.try(c.past.history[len(c.past.history)-1].by()) // a replica may go on showing it
 			c.past.history, c.past.stable, c.past.completed = newer.report.State.History, 0, unknown
 		}
 		if claim {

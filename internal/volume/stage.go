@@ -82,6 +82,11 @@ func (m *Member) beginStage(msg Stage) MemberReady {
 	rd := MemberReady{StopPull: m.phase != joinNone}
 	m.endJoin()
 	m.phase, m.attempt, m.toStage = joinStage, msg.Attempt, msg
+	if msg.History.contradicts(s.History) {
+		failed := m.StageFailed(msg.Attempt, "an epoch was opened by two targets, and versions do not tell what differs", true)
+		rd.Messages = failed.Messages
+		return rd
+	}
 	rd.Pull = &Pull{
 		Attempt: msg.Attempt,
 		Source:  msg.Source,

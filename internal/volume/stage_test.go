@@ -169,10 +169,11 @@ func (e *stage) doPull(a *actor) bool {
 	all := maps.Clone(a.blocks)
 	maps.Copy(all, src.blocks)
 	for b := range all {
-		switch block.Resolve(a.blocks[b].version, src.blocks[b].version, scan) {
-		case block.Take:
+		local, listed := a.blocks[b].version, src.blocks[b].version
+		switch r := block.Resolve(local, listed, scan); {
+		case r == block.Take || p.Ambiguous && local == listed:
 			blocks[b] = src.blocks[b]
-		case block.Drop:
+		case r == block.Drop:
 			delete(blocks, b)
 		}
 	}

@@ -39,12 +39,17 @@ func (l List) Compare(o List) int {
 // founded reports whether l is a list at all.
 func (l List) founded() bool { return len(l.Members) > 0 }
 
-// EpochStart is an entry of a History: Epoch's first operation has number First.
+// EpochStart is an entry of a History: Epoch's first operation has number First. Epoch and Nonce say which target opened it:
+// after the volume's record went back two targets may have opened the same Epoch, each on replicas of its own.
 type EpochStart struct {
 	Epoch uint64 `json:"epoch"`
 	First uint64 `json:"first"`
 	Lossy bool   `json:"lossy,omitempty"` // opened without proof that nothing completed was lost with the power
+	Nonce uint64 `json:"nonce,omitempty"` // zero: written by a program that did not know of it
 }
+
+// by returns the promise under which the epoch was opened.
+func (e EpochStart) by() Promise { return Promise{Epoch: e.Epoch, Nonce: e.Nonce} }
 
 // History is the epochs that a replica's operations came from, oldest first; the newest maxHistory of them.
 type History []EpochStart
@@ -60,12 +65,18 @@ type State struct {
 	CompleteAt block.Version `json:"completeAt"` // last when it was complete, zero if it never was
 	Base       block.Version `json:"base"`       // while incomplete: what it has agreed on with every source so far; only ever lowered
 	History    History       `json:"history"`
+	Pulled     History       `json:"pulled,omitempty"`     // while incomplete: the epochs that sources had and History has not
+	Ambiguous  bool          `json:"ambiguous,omitempty"`  // while incomplete: equal versions do not mean equal blocks, see beginJoin
 	RecordSeen uint64        `json:"recordSeen,omitempty"` // the version of the volume's record that the target told last
+	RecordBy   Promise       `json:"recordBy,omitzero"`    // and the target, whose claim the record carried then
 	BootID     string        `json:"bootID,omitempty"`     // of the machine, when the replica was served last
 	Clean      bool          `json:"clean,omitempty"`      // that ended in good order
 	Suspect    bool          `json:"suspect,omitempty"`    // may lack what it acknowledged: see Started
 	Place      Place         `json:"place,omitzero"`
 }
+
+// noted returns what the replica knows of the volume's record.
+func (s State) noted() Noted { return Noted{Version: s.RecordSeen, By: s.RecordBy} }
 
 // Place is where a replica is served: what its pool has to know to serve it again before anybody tells it. It means nothing
 // to replication. The zero value: nobody wants it served.
@@ -92,6 +103,11 @@ func (r Report) Key() block.Version {
 		return r.Last
 	}
 	return r.State.CompleteAt
+}
+
+// has reports whether the replica, which is complete, has all that o had when that was complete.
+func (r Report) has(o Report) bool {
+	return CommonPoint(r.State.History, r.Last, o.State.History, o.Key()) == o.Key()
 }
 
 // fresh reports whether the replica is empty and was never founded nor rebuilt (replication rule 5).

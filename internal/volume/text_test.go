@@ -19,7 +19,11 @@ func (e *stage) describe(a *actor) {
 	if s.Suspect {
 		fmt.Fprintf(&e.out, " suspect")
 	}
-	fmt.Fprintf(&e.out, " history=%s list=%s", historyText(s.History), listText(s.Committed))
+	fmt.Fprintf(&e.out, " history=%s", historyText(s.History, e.nonces))
+	if s.Ambiguous {
+		fmt.Fprintf(&e.out, " ambiguous")
+	}
+	fmt.Fprintf(&e.out, " list=%s", listText(s.Committed))
 	if s.Pending != nil {
 		fmt.Fprintf(&e.out, " pending=%s", listText(*s.Pending))
 	}
@@ -48,6 +52,9 @@ func (e *stage) status() {
 	if st.Lacks != "" && e.core.witnessed() {
 		fmt.Fprintf(&e.out, "not redundant: %s\n", st.Lacks)
 	}
+	if st.WentBack != "" {
+		fmt.Fprintf(&e.out, "went back: %s; to accept: %v\n", st.WentBack, st.Accept)
+	}
 	if st.Removing != "" {
 		fmt.Fprintf(&e.out, "removing: %s\n", st.Removing)
 	}
@@ -71,7 +78,7 @@ func listText(l List) string {
 	return s + "}"
 }
 
-func historyText(h History) string {
+func historyText(h History, nonces bool) string {
 	var s []string
 	if n := len(h); n > 8 {
 		s = []string{fmt.Sprintf("%d entries,", n), fmt.Sprintf("%d@%d", h[0].Epoch, h[0].First), "..."}
@@ -79,6 +86,9 @@ func historyText(h History) string {
 	}
 	for _, e := range h {
 		t := fmt.Sprintf("%d@%d", e.Epoch, e.First)
+		if nonces {
+			t += fmt.Sprintf("/%d", e.Nonce)
+		}
 		if e.Lossy {
 			t += " lossy"
 		}
@@ -153,7 +163,7 @@ func parseVersion(s string) (v block.Version) {
 func parseHistory(s string) (h History) {
 	for _, x := range strings.Split(s, ",") {
 		var e EpochStart
-		if n, _ := fmt.Sscanf(strings.TrimSpace(x), "%d@%d", &e.Epoch, &e.First); n == 2 {
+		if n, _ := fmt.Sscanf(strings.TrimSpace(x), "%d@%d/%d", &e.Epoch, &e.First, &e.Nonce); n >= 2 {
 			h = append(h, e)
 		}
 	}

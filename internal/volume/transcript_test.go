@@ -38,6 +38,7 @@ import (
 //	expire                    all leases run out, before anybody does anything
 //	stop                      the target ends in good order
 //	pings                     tell of pings from now on
+//	nonces                    tell the nonces of histories from now on
 //	epochs a b n=300          these replicas were complete through that many epochs
 //	progress c chunks=1       c tells how far its pull is; hang, resume, damage, apart, space: see there
 //	write b content [fua]     propose; discard b; read b; flush
@@ -71,6 +72,7 @@ type stage struct {
 	nonce   uint64
 	mute    bool
 	pings   bool
+	nonces  bool
 	brief   bool
 }
 
@@ -132,6 +134,8 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 		e.expire()
 	case "pings":
 		e.pings = true
+	case "nonces":
+		e.nonces = true
 	case "kill":
 		for _, a := range e.members {
 			if a.core == e.core {
@@ -247,8 +251,13 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 		w := e.core.desired
 		w.Factor = num("factor")
 		w.Witness = slices.Contains(names, "witness")
-		if w.AcceptRecord = 0; opt["accept"] != "" {
-			w.AcceptRecord = uint64(num("accept")) + 1
+		w.AcceptRecord = nil
+		for _, s := range strings.FieldsFunc(opt["accept"], func(r rune) bool { return r == ',' }) {
+			n, err := ParseNoted(s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.AcceptRecord = append(w.AcceptRecord, n)
 		}
 		w.Remove = nil
 		if opt["remove"] != "" {
@@ -375,7 +384,11 @@ func (e *stage) print(rd MemberReady) {
 		e.printf("send %s", text(m))
 	}
 	if rd.Pull != nil {
-		e.printf("pull from %v base %v", rd.Pull.From, rd.Pull.Base)
+		ambiguous := ""
+		if rd.Pull.Ambiguous {
+			ambiguous = " ambiguous"
+		}
+		e.printf("pull from %v base %v%s", rd.Pull.From, rd.Pull.Base, ambiguous)
 	}
 	if rd.Close != "" {
 		e.printf("close: %s", rd.Close)

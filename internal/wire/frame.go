@@ -17,7 +17,7 @@ import (
 
 const (
 	// Version is the format's version, the first field of each frame.
-	Version = 2
+	Version = 3
 	// HeaderSize is the number of bytes of a frame's header.
 	HeaderSize = 48
 	// MaxBlocks is the number of blocks that one frame carries at most (4 MiB of data).
@@ -37,7 +37,7 @@ const (
 	TypeMessage   Type = iota + 1 // a volume.Message; Flags is its kind, the payload JSON
 	TypeWrite                     // N, Epoch, Block, Count; payload: sums, data
 	TypeDiscard                   // N, Epoch, Block, Count
-	TypeOpen                      // N, Epoch; Block: first number of the epoch
+	TypeOpen                      // N, Epoch; Block: nonce of the target
 	TypeFlush                     // N: an Ack whose stable number is at least this is wanted
 	TypeAck                       // N: applied; Epoch: stable (both are numbers)
 	TypeRead                      // Tag, Block, Count
@@ -134,7 +134,7 @@ func ParseHeader(b []byte) (h Header, err error) {
 	_ = b[HeaderSize-1]
 
 	if v := le.Uint16(b); v != Version {
-		return h, malformed("version %d, want %d", v, Version)
+		return h, malformed("the peer speaks version %d of the protocol, this program version %d: both have to be of one release", v, Version)
 	}
 	if sum := block.Sum(b[:44]); sum != le.Uint32(b[44:]) {
 		return h, malformed("header checksum %08x, computed %08x", le.Uint32(b[44:]), sum)

@@ -31,7 +31,7 @@ func PutOp(b []byte, op *volume.Op) {
 	case volume.OpDiscard:
 		h.Type = TypeDiscard
 	case volume.OpOpen:
-		h.Type, h.Block, h.Count = TypeOpen, op.Open.First, 0
+		h.Type, h.Block, h.Count = TypeOpen, op.Open.Nonce, 0
 		if op.Open.Lossy {
 			h.Flags |= FlagLossy
 		}
@@ -74,9 +74,9 @@ func (f *Frame) Op(op *volume.Op, sums []uint32) ([]uint32, error) {
 		}
 	case TypeOpen:
 		op.Kind, op.Block, op.Count = volume.OpOpen, 0, 0
-		op.Open = &volume.EpochStart{Epoch: f.Epoch, First: f.Block, Lossy: f.Flags&FlagLossy != 0}
-		if f.Length != 0 || f.Block != f.N {
-			return sums, malformed("open of epoch %d at %d", f.Epoch, f.Block)
+		op.Open = &volume.EpochStart{Epoch: f.Epoch, First: f.N, Lossy: f.Flags&FlagLossy != 0, Nonce: f.Block}
+		if f.Length != 0 {
+			return sums, malformed("open of epoch %d with a payload of %d bytes", f.Epoch, f.Length)
 		}
 	default:
 		return sums, malformed("%v is no operation", f.Type)

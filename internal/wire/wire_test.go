@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"reflect"
+	"strings"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -47,7 +48,7 @@ func TestOperations(t *testing.T) {
 	for _, want := range []volume.Op{
 		{Kind: volume.OpWrite, FUA: true, Block: 99, Count: 3, Version: v, Data: data, Sums: Sums(nil, data)},
 		{Kind: volume.OpDiscard, Block: 1 << 30, Count: 1 << 20, Version: v},
-		{Kind: volume.OpOpen, Version: v, Open: &volume.EpochStart{Epoch: 7, First: 1 << 40, Lossy: true}},
+		{Kind: volume.OpOpen, Version: v, Open: &volume.EpochStart{Epoch: 7, First: 1 << 40, Lossy: true, Nonce: 1<<64 - 3}},
 	} {
 		var got volume.Op
 		if _, err := parse(t, encodeOp(&want)).Op(&got, nil); err != nil {
@@ -55,6 +56,15 @@ func TestOperations(t *testing.T) {
 		} else if !reflect.DeepEqual(got, want) {
 			t.Errorf("got %+v, want %+v", got, want)
 		}
+	}
+}
+
+// TestAnotherVersionIsRefused has a peer of another release say something: the error is for people.
+func TestAnotherVersionIsRefused(t *testing.T) {
+	b := encodeOp(&volume.Op{Kind: volume.OpDiscard, Count: 1, Version: block.Version{Epoch: 1, N: 1}})
+	le.PutUint16(b, Version-1)
+	if _, err := ParseHeader(b); !errors.Is(err, ErrFormat) || !strings.Contains(err.Error(), "the peer speaks version 2 of the protocol, this program version 3") {
+		t.Error(err)
 	}
 }
 
