@@ -34,7 +34,7 @@ type replica struct {
 func (w *world) newReplica() *replica {
 	w.lastName++
 	r := &replica{w: w, name: fmt.Sprintf("r%d", w.lastName)}
-	s, err := newStore(w.seed, w.lastName, volume.Report{GUID: guid(w.lastName), Name: r.name, PullAddr: r.name, Stages: w.stages && w.staging.IntN(10) > 0})
+	s, err := newStore(w.seed, w.lastName, volume.Report{GUID: guid(w.lastName), Name: r.name, PullAddr: r.name, Stages: w.stages && w.staging.IntN(10) > 0, Paces: true})
 	r.must(err)
 	r.disk = s
 	w.replicas = append(w.replicas, r)

@@ -89,11 +89,11 @@ func isHeader(line string) bool { return header.MatchString(line) }
 var varying = map[string]string{
 	"AGE": "<age>", "Age": "<age>", "LAST SEEN": "<age>",
 	"ALLOCATED": "<size>", "FREE": "<size>", "USED": "<size>",
-	"PROGRESS": "<n>", "RATE": "<n>", "ETA": "<n>", "RESTARTS": "<n>",
+	"PROGRESS": "<n>", "RATE": "<n>", "ETA": "<n>", "WAITING FOR": "<n>", "RESTARTS": "<n>",
 }
 
-// late are columns that are filled a moment after the one before them.
-var late = []string{"RATE", "ETA"}
+// late are columns that are filled a moment after the one before them, or not always.
+var late = []string{"RATE", "ETA", "WAITING FOR"}
 
 func (t *Transcript) mask(text string) string {
 	// Longer names first, since one may begin with another.

@@ -63,15 +63,15 @@ func TestDiff(t *testing.T) {
 // What a rebuild has not said yet in one run it may have said in another.
 func TestRatesThatComeLate(t *testing.T) {
 	tr := &Transcript{}
-	tr.Command("kubectl get cvr", `NAME   STATUS                     AGE   PROGRESS   RATE     ETA
-a      ReconstructingNewReplica   3m    6%         98M/s    15s
+	tr.Command("kubectl get cvr", `NAME   STATUS                     AGE   PROGRESS   RATE     ETA   WAITING FOR
+a      ReconstructingNewReplica   3m    6%         98M/s    15s   the application, whose requests go first
 b      ReconstructingNewReplica   3m    0%                  
 c      Healthy                    3m                        
 `)
 	want := `$ kubectl get cvr
-NAME   STATUS                     AGE     PROGRESS   RATE   ETA
-a      ReconstructingNewReplica   <age>   <n>        <n>    <n>
-b      ReconstructingNewReplica   <age>   <n>        <n>    <n>
+NAME   STATUS                     AGE     PROGRESS   RATE   ETA   WAITING FOR
+a      ReconstructingNewReplica   <age>   <n>        <n>    <n>   <n>
+b      ReconstructingNewReplica   <age>   <n>        <n>    <n>   <n>
 c      Healthy                    <age>
 `
 	if got := tr.String(); got != want {

@@ -7,6 +7,9 @@ import (
 	"slices"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
 	cstorv1 "github.com/cstor-go/cstor/api/cstor/v1"
 	"github.com/cstor-go/cstor/demo/lab"
 	"github.com/cstor-go/cstor/demo/screen"
@@ -22,6 +25,7 @@ const allocatedSlack = 1 << 20
 const (
 	scaleLimit   = 30 * time.Second
 	rebuildLimit = 5 * time.Minute
+	toldLimit    = 30 * time.Second
 )
 
 // migration is what is known of the one that the walk makes.
@@ -180,7 +184,30 @@ func (w *walk) rebuild(ctx context.Context) error {
 	}
 	w.Screen.Moved(fmt.Sprintf("  rebuilt %s 100%% of %s in %.1f s", screen.Bar(1, 1, barWidth), cstorv1.FormatSize(m.bytes), time.Since(begin).Seconds()))
 	w.Screen.Note("")
-	return growing.err()
+	return errors.Join(growing.err(), w.told(ctx))
+}
+
+// told waits for the events of the rebuild: it began, went on, and ended.
+func (w *walk) told(ctx context.Context) error {
+	name := cstorv1.ReplicaName(w.volume, w.migration.joining.Name)
+	return lab.Until(ctx, toldLimit, "the events of the rebuild", func(ctx context.Context) (bool, string, error) {
+		list := &corev1.EventList{}
+		if err := w.lab.Client.List(ctx, list, client.InNamespace(lab.Namespace)); err != nil {
+			return false, "", err
+		}
+		var reasons []string
+		for _, e := range list.Items {
+			if e.InvolvedObject.Name == name && e.Type == corev1.EventTypeNormal && !slices.Contains(reasons, e.Reason) {
+				reasons = append(reasons, e.Reason)
+			}
+		}
+		for _, r := range []string{"RebuildStarted", "RebuildProgress", "RebuildCompleted"} {
+			if !slices.Contains(reasons, r) {
+				return false, fmt.Sprintf("%v", reasons), nil
+			}
+		}
+		return true, "", nil
+	})
 }
 
 func progressLine(p *cstorv1.RebuildProgress) string {

@@ -66,7 +66,7 @@ func (a *attached) asRecorded() error {
 	a.news = st.Started(a.server.cfg.BootID) || moved
 	a.member = volume.NewMember(a.server.now(), volume.Report{
 		GUID: a.r.GUID(), ReplicaID: a.spec.ReplicaID, Name: a.spec.Name, PullAddr: a.server.cfg.PullAddr,
-		State: st, Last: a.r.Applied(), Size: a.r.Size(), Stages: true,
+		State: st, Last: a.r.Applied(), Size: a.r.Size(), Stages: true, Paces: true,
 	}, volume.LeaseTime)
 	return nil
 }
@@ -214,6 +214,9 @@ func (a *attached) doBy(s *session, ready volume.MemberReady, put func(state []b
 	}
 	if ready.Pull != nil {
 		a.startPull(*ready.Pull)
+	}
+	if ready.Pace != nil && a.pull != nil {
+		a.pull.pace.set(*ready.Pace)
 	}
 	a.show()
 	if ready.Close != "" {

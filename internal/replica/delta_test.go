@@ -111,7 +111,7 @@ func TestDelta(t *testing.T) {
 	for _, r := range []*pool.Replica{source.r, a.r} {
 		streams.Go(func() { apply(r, live) })
 	}
-	p := &pull{a: a, s: a.session, what: volume.Pull{
+	p := &pull{a: a, s: a.session, pace: ours.paces.join(), what: volume.Pull{
 		Source: volume.Peer{Name: "r", GUID: source.r.GUID(), Addr: theirs.cfg.PullAddr}, Promise: promise, From: from, Base: base,
 	}}
 	if err := p.run(t.Context()); err != nil {

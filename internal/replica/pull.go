@@ -15,14 +15,12 @@ import (
 )
 
 const (
-	pullWindow  = 4                     // chunks asked for and not yet merged
-	pullWidest  = 32                    // the same while little of each differs
-	windowBytes = 1 << 20               // more than pullWindow chunks are asked for as long as all that comes is less, as far as one can tell
-	pieceBlocks = 64                    // of a chunk merged at once: live operations wait for no more than that
-	livePause   = 50 * time.Millisecond // the live stream counts as idle after that
-	mostPause   = 20 * time.Millisecond // between chunks
-	notYetLimit = 30 * time.Second      // for how long a source may not have applied the join point
-	staleLimit  = 100                   // how often one chunk is asked for again because live writes overtook it
+	pullWindow  = 4                // chunks asked for and not yet merged
+	pullWidest  = 32               // the same while little of each differs
+	windowBytes = 1 << 20          // more than pullWindow chunks are asked for as long as all that comes is less, as far as one can tell
+	pieceBlocks = 64               // of a chunk merged at once: live operations wait for no more than that
+	notYetLimit = 30 * time.Second // for how long a source may not have applied the join point
+	staleLimit  = 100              // how often one chunk is asked for again because live writes overtook it
 	roomLook    = 200 * time.Millisecond
 	roomRetry   = 30 * time.Second // without room one chunk is asked for again, which also keeps the source's connection
 	roomStalled = 5 * time.Second  // the same when there seems to be room and yet nothing could be merged
@@ -38,6 +36,7 @@ type pull struct {
 	what   volume.Pull
 	s      *session
 	cancel context.CancelFunc
+	pace   *pace         // nil: it is a stage, which is little
 	done   chan struct{} // when nothing touches the pool any more
 	piece  pool.Chunk    // scratch of merge
 }
@@ -47,12 +46,16 @@ func (a *attached) startPull(what volume.Pull) {
 	ctx, cancel := context.WithCancel(a.ctx)
 	p := &pull{a: a, what: what, s: a.session, cancel: cancel, done: make(chan struct{})}
 	a.pull = p
+	if !what.Stage {
+		p.pace = a.server.paces.join()
+	}
 	a.server.tasks.Go(func() {
 		defer cancel()
 		if what.Stage {
 			p.runStage(ctx)
 			return
 		}
+		defer p.pace.leave()
 		err := p.run(ctx)
 		close(p.done)
 		if err == nil {
@@ -146,7 +149,7 @@ func (p *pull) dial(ctx context.Context) (*peer, error) {
 		if !errors.As(err, &remote) || remote.Code != wire.CodeNotYet || time.Since(start) > notYetLimit {
 			return src, err
 		}
-		p.tell(progress{waitingFor: "the source to reach the point where this replica joined"}, 0)
+		p.tell(&progress{waitingFor: "the source to reach the point where this replica joined"})
 		if !pause(ctx, 100*time.Millisecond) {
 			return nil, ctx.Err()
 		}
@@ -161,9 +164,7 @@ func (p *pull) transfer(ctx context.Context, src *peer, chunks []uint64) error {
 		c       pool.Chunk
 		asked   []uint64 // in the order of requests
 		again   = map[uint64]int{}
-		count   = progress{chunks: len(chunks)}
-		started = time.Now()
-		told    = started
+		count   = progress{chunks: len(chunks), at: time.Now()}
 		todo    = chunks
 		waiting []uint64 // for room in the pool
 		merged  = -1     // count.done when that was waited for last
@@ -181,13 +182,13 @@ func (p *pull) transfer(ctx context.Context, src *peer, chunks []uint64) error {
 		src.ask(index, p.what.Base, &have)
 		return nil
 	}
-	p.tell(count, 0)
+	p.tell(&count)
 	for len(todo)+len(asked)+len(waiting) > 0 {
 		if err := p.a.server.mayStream(); err != nil {
 			return err
 		}
 		if len(todo)+len(asked) == 0 {
-			n, err := p.waitRoom(ctx, count, time.Since(started), merged == count.done)
+			n, err := p.waitRoom(ctx, &count, merged == count.done)
 			if err != nil {
 				return err
 			}
@@ -212,9 +213,11 @@ func (p *pull) transfer(ctx context.Context, src *peer, chunks []uint64) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		window = min(max(pullWindow, windowBytes/(len(c.Data)+1)), pullWidest)
-		began := time.Now()
-		got, err := p.merge(&c)
+		window = p.pace.window(min(max(pullWindow, windowBytes/(len(c.Data)+1)), pullWidest), chunkCost+len(c.Data))
+		if err := p.pace.take(ctx, chunkCost); err != nil {
+			return err
+		}
+		got, err := p.merge(ctx, &c)
 		count.bytes += uint64(got)
 		switch {
 		case errors.Is(err, pool.ErrStaleChunk) && again[index] < staleLimit:
@@ -230,23 +233,22 @@ func (p *pull) transfer(ctx context.Context, src *peer, chunks []uint64) error {
 			return fmt.Errorf("merge chunk %d: %w", index, err)
 		}
 		count.done++
-		p.yield(ctx, time.Since(began))
-		if now := time.Now(); now.Sub(told) >= time.Second {
-			told = now
-			p.tell(count, now.Sub(started))
+		if time.Since(count.at) >= time.Second {
+			p.tell(&count)
 		}
 	}
-	p.tell(count, time.Since(started))
+	p.tell(&count)
 	return nil
 }
 
 // waitRoom waits for room in the pool and returns how many chunks to ask for then. stalled says that none could be merged
 // since it was called last.
-func (p *pull) waitRoom(ctx context.Context, count progress, elapsed time.Duration, stalled bool) (chunks int, err error) {
+func (p *pull) waitRoom(ctx context.Context, count *progress, stalled bool) (chunks int, err error) {
 	count.waitingFor = "room in the pool, which is full or above its read-only limit"
+	defer func() { count.waitingFor = "" }()
 	for waited := time.Duration(0); waited < roomRetry; waited += roomLook {
 		if waited%time.Second == 0 {
-			p.tell(count, elapsed)
+			p.tell(count)
 		}
 		if !pause(ctx, roomLook) {
 			return 0, ctx.Err()
@@ -263,13 +265,16 @@ func (p *pull) waitRoom(ctx context.Context, count progress, elapsed time.Durati
 	return 1, nil
 }
 
-// merge makes the pool's chunk equal to the source's, piece by piece, and returns the bytes of data stored. While the pool
-// is full, pieces that bring data are left out, and the error wraps pool.ErrNoSpace; those that only remove something make
-// room.
-func (p *pull) merge(c *pool.Chunk) (stored int64, err error) {
+// merge makes the pool's chunk equal to the source's, piece by piece as the pace allows, and returns the bytes of data
+// stored. While the pool is full, pieces that bring data are left out, and the error wraps pool.ErrNoSpace; those that only
+// remove something make room.
+func (p *pull) merge(ctx context.Context, c *pool.Chunk) (stored int64, err error) {
 	var full error
 	for at := 0; at < block.ChunkBlocks; {
 		at = p.cut(c, at)
+		if err := p.pace.take(ctx, len(p.piece.Data)); err != nil {
+			return stored, err
+		}
 		n, err := p.mergePiece()
 		stored += n
 		switch {
@@ -315,34 +320,43 @@ func (p *pull) mergePiece() (stored int64, err error) {
 	return res.Bytes, err
 }
 
-// yield leaves about half of the time to live operations while there are some. busy is the time that a chunk took.
-func (p *pull) yield(ctx context.Context, busy time.Duration) {
-	if time.Since(time.Unix(0, p.s.lastApply.Load())) < livePause {
-		pause(ctx, min(busy, mostPause))
-	}
-}
-
 // progress is how far a pull is.
 type progress struct {
 	chunks, done int
 	bytes        uint64 // of data merged
 	waitingFor   string
+
+	at   time.Time // when it was told last, or the pull began
+	told uint64    // bytes, then
+	rate float64   // bytes/s of late, zero: not known yet
 }
+
+// rateWeight is that of the last second in the rate that is told.
+const rateWeight = 0.3
 
 // tell reports progress to the target and to Status. The total is extrapolated: what a chunk lacks is known when it has
 // come.
-func (p *pull) tell(c progress, elapsed time.Duration) {
+func (p *pull) tell(c *progress) {
+	now := time.Now()
+	if d := now.Sub(c.at).Seconds(); !c.at.IsZero() && d > 0 && (d >= 1 || c.rate == 0) {
+		rate := float64(c.bytes-c.told) / d
+		if c.rate > 0 {
+			rate = rateWeight*rate + (1-rateWeight)*c.rate
+		}
+		c.at, c.told, c.rate = now, c.bytes, rate
+	}
 	m := volume.Progress{
-		Attempt: p.what.Attempt, Done: c.bytes, ChunksDone: uint64(c.done), ChunksTotal: uint64(c.chunks), WaitingFor: c.waitingFor,
+		Attempt: p.what.Attempt, Done: c.bytes, ChunksDone: uint64(c.done), ChunksTotal: uint64(c.chunks),
+		BytesPerSec: uint64(c.rate), WaitingFor: c.waitingFor,
+	}
+	if m.WaitingFor == "" { // which is never so of a stage
+		m.WaitingFor = p.pace.waited()
 	}
 	perChunk := uint64(block.ChunkBlocks * block.Size)
 	if c.done > 0 {
 		perChunk = c.bytes / uint64(c.done)
 	}
 	m.Total = c.bytes + perChunk*uint64(c.chunks-c.done)
-	if s := elapsed.Seconds(); s > 0 {
-		m.BytesPerSec = uint64(float64(c.bytes) / s)
-	}
 	p.a.view.Lock()
 	p.a.progress = m
 	p.a.view.Unlock()

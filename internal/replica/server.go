@@ -67,6 +67,7 @@ type Server struct {
 	cfg     Config
 	log     *slog.Logger
 	flusher *flusher
+	paces   paces         // of the rebuilds
 	stages  chan struct{} // one for each replica that catches up at once
 	cuts    chan struct{} // and for each of a peer for which that is gathered
 	start   time.Time     // of the members' clock
@@ -104,6 +105,10 @@ func New(cfg Config) *Server {
 	s.tasks.Go(func() { s.flusher.run(s.ctx) })
 	return s
 }
+
+// SetRebuildLimit bounds what all rebuilds into the pool move together, in bytes/s of data; zero: they have no limit but what
+// their targets say.
+func (s *Server) SetRebuildLimit(bytesPerSec int64) { s.paces.setLimit(bytesPerSec) }
 
 // now is the members' clock.
 func (s *Server) now() time.Duration { return time.Since(s.start) }

@@ -36,9 +36,8 @@ type session struct {
 	applied atomic.Uint64 // number of the last operation applied
 	stable  atomic.Uint64 // number up to which everything is stable
 
-	waiting   atomic.Int64          // looks since it waits for the target to send or take something, plus one; 0: it does not
-	failed    atomic.Pointer[error] // why it was ended from elsewhere
-	lastApply atomic.Int64          // when operations were applied last, nanoseconds of the wall clock
+	waiting atomic.Int64          // looks since it waits for the target to send or take something, plus one; 0: it does not
+	failed  atomic.Pointer[error] // why it was ended from elsewhere
 
 	// The rest belongs to the goroutine of run.
 	ops    []volume.Op // decoded, not yet applied
@@ -303,7 +302,6 @@ func (s *session) applyBatch(first, last block.Version) error {
 	}
 	a.member.Applied(last)
 	s.applied.Store(last.N)
-	s.lastApply.Store(time.Now().UnixNano())
 	s.acked = true
 	return nil
 }

@@ -25,7 +25,7 @@ func (p *pull) runStage(ctx context.Context) {
 	select {
 	case slots <- struct{}{}:
 	default:
-		p.tell(progress{waitingFor: "other replicas of the pool to catch up"}, 0)
+		p.tell(&progress{waitingFor: "other replicas of the pool to catch up"})
 		select {
 		case slots <- struct{}{}:
 		case <-ctx.Done():

@@ -76,6 +76,7 @@ type Core struct {
 	turn      int       // spreads reads over equally loaded members
 
 	counters Counters
+	pace     pace   // of rebuilds
 	out      *Ready // being filled
 	outs     [2]Ready
 	dirty    bool // Sends may be due although out is empty
@@ -128,6 +129,7 @@ type peer struct {
 	tooMuch  bool  // it differs in too much to be staged
 	unstaged int   // stages that failed since it counted
 	progress Progress
+	paced    Pace          // as it was told last
 	pulled   time.Duration // when progress moved last
 	retryAt  time.Duration
 	backoff  time.Duration
@@ -211,6 +213,7 @@ func (c *Core) Successor(nonce uint64) *Core {
 	for _, f := range c.flushes {
 		s.flushes = append(s.flushes, flush{tag: f.tag, since: f.since})
 	}
+	s.pace = c.pace
 	return s
 }
 

@@ -40,6 +40,7 @@ func (c *Core) Tick(now time.Duration) {
 	c.shed()
 	c.answerHeld()
 	c.poke()
+	c.paceRebuilds()
 	c.checkStuck()
 }
 

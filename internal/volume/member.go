@@ -32,6 +32,7 @@ type MemberReady struct {
 	Messages []Message
 	Pull     *Pull         // start pulling; replaces any other pull
 	StopPull bool          // end the pull that runs, if any
+	Pace     *Pace         // how fast the pull that runs may go from now on
 	Close    string        // non-empty: close the session after Messages, this is why
 	After    time.Duration // call Wake when so much time has passed, if the session is still the current one; zero: no need
 }
@@ -142,6 +143,11 @@ func (m *Member) Step(now time.Duration, id SessionID, msg Message) (rd MemberRe
 		return MemberReady{}
 	case Counted:
 		return m.counted()
+	case Pace:
+		if m.phase != joinPull || msg.Attempt != m.attempt {
+			return MemberReady{} // of an attempt that is over
+		}
+		return MemberReady{Pace: &msg}
 	}
 	return MemberReady{Close: fmt.Sprintf("unexpected %T", msg)}
 }

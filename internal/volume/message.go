@@ -60,6 +60,13 @@ type (
 	}
 	// Release ends the lease: the target shows nothing any more.
 	Release struct{}
+	// Pace says how fast the rebuild of that attempt may go, and what it leaves the rest to. Sent to replicas that know it
+	// (Report.Paces), as soon as the rebuild has begun and whenever it changes.
+	Pace struct {
+		Attempt     uint64
+		BytesPerSec uint64 // zero: as fast as it can
+		For         string // what the rebuild waits for, for people
+	}
 	// Counted tells a suspect replica that it is in sync: it holds, and has made stable, whatever it may have lost.
 	Counted struct{}
 )
@@ -84,7 +91,7 @@ type (
 		BytesPerSec uint64
 		ChunksDone  uint64
 		ChunksTotal uint64
-		WaitingFor  string // why nothing moves, empty when it does
+		WaitingFor  string // what it waits for, all of the time or much of it; empty when nothing holds it up
 	}
 	// Rebuilt says that every chunk equals the source's, that the stream was contiguous, and that all of it is stable.
 	Rebuilt struct{ Attempt uint64 }
@@ -137,6 +144,7 @@ func (Drop) message()        {}
 func (Ping) message()        {}
 func (Release) message()     {}
 func (Counted) message()     {}
+func (Pace) message()        {}
 func (Register) message()    {}
 func (Promised) message()    {}
 func (Refused) message()     {}
@@ -270,6 +278,7 @@ type Desired struct {
 	// AcceptRecord is what replicas have noted of the record that does not count: it went back, and the volume goes on as it was
 	// found. Each is noted under one claim, so that nothing that is noted later is meant.
 	AcceptRecord []Noted
+	RebuildLimit int64 // bytes/s that the rebuilds of the volume move at most; zero: no limit
 }
 
 // Mode is a replica's state as the target sees it.

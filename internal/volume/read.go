@@ -95,7 +95,7 @@ func (c *Core) ReadReply(now time.Duration, id SessionID, r *ReadOp, err error) 
 		if r.after = c.overlap(r); r.after != 0 {
 			c.counters.HeldReads++
 		} else if c.mayShow(r) {
-			c.out.ReadsDone = append(c.out.ReadsDone, r)
+			c.show(r)
 			return
 		} else {
 			c.counters.LeaseWaits++
@@ -140,7 +140,13 @@ func (c *Core) showAnswered() {
 		if r.after > done || !c.mayShow(r) {
 			return false
 		}
-		c.out.ReadsDone = append(c.out.ReadsDone, r)
+		c.show(r)
 		return true
 	})
+}
+
+// show reports a read to the front end.
+func (c *Core) show(r *ReadOp) {
+	c.pace.answered(r.kind(), r.since, c.now)
+	c.out.ReadsDone = append(c.out.ReadsDone, r)
 }

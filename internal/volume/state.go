@@ -95,6 +95,7 @@ type Report struct {
 	Last      block.Version `json:"last"`             // version of the last applied operation
 	Size      int64         `json:"size"`             // bytes
 	Stages    bool          `json:"stages,omitempty"` // its program knows Stage, and can be the source of one
+	Paces     bool          `json:"paces,omitempty"`  // its program knows Pace
 }
 
 // Key is how far the replica is for the choice of the authoritative one: Last if complete, else where it last was.

@@ -132,6 +132,9 @@ func (c *Core) refuse(op *Op, err error) {
 func (c *Core) finish(op *Op, err error) {
 	if !op.completed && op.Kind != OpOpen {
 		op.completed, op.Err = true, err
+		if kind, ok := op.kind(); ok && err == nil {
+			c.pace.answered(kind, op.since, c.now)
+		}
 		c.out.Completed = append(c.out.Completed, op)
 	}
 }
@@ -253,6 +256,7 @@ func (c *Core) completeStable(stable uint64) {
 			break
 		}
 		c.out.Flushed = append(c.out.Flushed, f.tag)
+		c.pace.answered(paceSync, f.since, c.now)
 		told = max(told, f.n)
 		done++
 	}

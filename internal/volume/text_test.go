@@ -137,6 +137,10 @@ func text(m Message) string {
 		return name + ": " + m.Reason
 	case JoinFailed:
 		return name + ": " + m.Reason
+	case Pace:
+		if m.BytesPerSec > 0 {
+			return fmt.Sprintf("%s of %d MiB/s for %s", name, m.BytesPerSec>>20, m.For)
+		}
 	}
 	return name
 }

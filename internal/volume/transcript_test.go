@@ -16,7 +16,7 @@ import (
 
 // TestTranscripts runs the files of testdata. Each is the life of one volume: commands, and what they led to.
 //
-//	replicas a b c [stages]   make empty replicas; these know Stage
+//	replicas a b c [stages]   make empty replicas; these know Stage, or with paces Pace
 //	target founding=3 factor=3 start a target, when all leases of the one before have run out unless it is soon;
 //	                          the one before is dead, its connections are not yet noticed
 //	connect a b               these dial the target that is there
@@ -41,6 +41,7 @@ import (
 //	nonces                    tell the nonces of histories from now on
 //	epochs a b n=300          these replicas were complete through that many epochs
 //	progress c chunks=1       c tells how far its pull is; hang, resume, damage, apart, space: see there
+//	pace                      what the target told rebuilds how fast they may go
 //	write b content [fua]     propose; discard b; read b; flush
 //	want factor=2 remove=a    tick 1s; step a <message>; member a; members; status
 //	api down                  how requests for the volume's record fare: see setAPI; record
@@ -113,11 +114,11 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 	case "replicas":
 		stages := slices.Contains(names, "stages")
 		for _, n := range names {
-			if n == "stages" {
+			if n == "stages" || n == "paces" {
 				continue
 			}
 			a := &actor{name: n, blocks: map[uint64]content{}}
-			a.start(e, Report{GUID: e.guid(n), Name: n, PullAddr: n, Stages: stages})
+			a.start(e, Report{GUID: e.guid(n), Name: n, PullAddr: n, Stages: stages, Paces: slices.Contains(names, "paces")})
 			e.members[n] = a
 		}
 	case "target":
@@ -259,6 +260,7 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 			}
 			w.AcceptRecord = append(w.AcceptRecord, n)
 		}
+		w.RebuildLimit = int64(num("limit")) << 20
 		w.Remove = nil
 		if opt["remove"] != "" {
 			w.Remove = []block.GUID{e.guid(opt["remove"])}
@@ -317,12 +319,26 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 			m = Stream{Attempt: uint64(num("attempt")), From: v("from")}
 		case "stage":
 			m = Stage{Attempt: uint64(num("attempt")), Source: Peer{Name: opt["source"]}, History: parseHistory(opt["history"]), From: v("from")}
+		case "pace":
+			m = Pace{Attempt: uint64(num("attempt")), BytesPerSec: uint64(num("rate")) << 20, For: "somebody"}
 		case "promote":
 			m = Promote{Attempt: uint64(num("attempt")), History: parseHistory(opt["history"])}
 		default:
 			t.Fatalf("%s: unknown message", d.Pos)
 		}
 		e.print(a.m.Step(e.now, a.session, m))
+	case "pace":
+		for _, p := range e.core.peers {
+			switch {
+			case p.state != pulling:
+			case p.paced == (Pace{}):
+				fmt.Fprintf(&e.out, "%c was not told\n", p.guid[0])
+			case p.paced.BytesPerSec == 0:
+				fmt.Fprintf(&e.out, "%c: as fast as it can\n", p.guid[0])
+			default:
+				fmt.Fprintf(&e.out, "%c: %s\n", p.guid[0], text(p.paced))
+			}
+		}
 	case "rebuilt":
 		e.print(e.members[names[0]].m.Rebuilt(uint64(num("attempt"))))
 	case "staged":
@@ -389,6 +405,9 @@ func (e *stage) print(rd MemberReady) {
 			ambiguous = " ambiguous"
 		}
 		e.printf("pull from %v base %v%s", rd.Pull.From, rd.Pull.Base, ambiguous)
+	}
+	if rd.Pace != nil {
+		e.printf("take %s", text(*rd.Pace))
 	}
 	if rd.Close != "" {
 		e.printf("close: %s", rd.Close)

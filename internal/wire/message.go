@@ -17,7 +17,7 @@ var kinds = []volume.Message{
 	9: volume.Register{}, 10: volume.Promised{}, 11: volume.Refused{}, 12: volume.Founded{}, 13: volume.JoinReady{},
 	14: volume.Progress{}, 15: volume.Rebuilt{}, 16: volume.JoinFailed{}, 17: volume.Promoted{}, 18: volume.ListSet{},
 	19: volume.Space{}, 20: volume.Failed{}, 21: volume.Pong{}, 22: volume.Release{}, 23: volume.Counted{},
-	24: volume.Stage{}, 25: volume.Staged{}, 26: volume.StageFailed{},
+	24: volume.Stage{}, 25: volume.Staged{}, 26: volume.StageFailed{}, 27: volume.Pace{},
 }
 
 var kindOf = func() map[reflect.Type]uint8 {

@@ -102,6 +102,7 @@ func TestMessages(t *testing.T) {
 		volume.Pong{At: 1 << 60}, volume.Release{}, volume.Counted{},
 		volume.Register{Report: volume.Report{GUID: block.NewGUID(), Name: "a", State: volume.State{Committed: list, Pending: &list}, Size: 1 << 40}},
 		volume.SetList{Committed: list, Pending: &list}, volume.Progress{Attempt: 9, Done: 5, WaitingFor: "x"},
+		volume.Pace{Attempt: 9, BytesPerSec: 1 << 25, For: "x"},
 	} {
 		b, err := AppendMessage(nil, want)
 		if err != nil {

@@ -129,6 +129,11 @@ type PoolConfig struct {
 	// +optional
 	// +nullable
 	ROThresholdLimit *int `json:"roThresholdLimit,omitempty"`
+	// RebuildBandwidth is what all rebuilds into the pool together move at most, in bytes a second such as 100M, a power of
+	// 1024 as in the columns; less than 4M counts as 4M. Default: no limit; see also that of CStorVolumePolicies. Ours.
+	// +optional
+	// +kubebuilder:validation:Pattern=`^([0-9]+(\.[0-9]+)?[KMGT]?)?$`
+	RebuildBandwidth string `json:"rebuildBandwidth,omitempty"`
 }
 
 // CStorPoolClusterStatus counts the pools.

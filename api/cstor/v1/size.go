@@ -49,6 +49,24 @@ func ParseSize(s string) (int64, error) {
 	return int64(f * float64(int64(1)<<shift)), nil
 }
 
+// leastBandwidth is the lowest limit for rebuilds, bytes/s: with less a chunk of 2 MiB might take so long that it is given up.
+const leastBandwidth = 4 << 20
+
+// RebuildBandwidth reads one of the fields of that name, as bytes/s; zero: no limit.
+func RebuildBandwidth(s string) (int64, error) {
+	if s == "" {
+		return 0, nil
+	}
+	n, err := ParseSize(s)
+	switch {
+	case err != nil:
+		return 0, fmt.Errorf("rebuildBandwidth: %w", err)
+	case n <= 0:
+		return 0, nil
+	}
+	return max(n, leastBandwidth), nil
+}
+
 // PoolSize returns a number of bytes as a Quantity that prints in the style of `kubectl get cspi`: the digits that
 // FormatSize would show, normalised (230k, 9630M, 10G). As in zfs the unit is a power of 1024, though a Quantity's
 // suffix means a power of 1000; PoolBytes undoes that.

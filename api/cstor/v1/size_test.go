@@ -50,6 +50,17 @@ func near(t *testing.T, what string, got, want int64) {
 	}
 }
 
+func TestRebuildBandwidth(t *testing.T) {
+	for said, want := range map[string]int64{"": 0, "0": 0, "100M": 100 << 20, "1.5G": 3 << 29, "1": leastBandwidth} {
+		if n, err := RebuildBandwidth(said); n != want || err != nil {
+			t.Errorf("%q is %d, %v, want %d", said, n, err, want)
+		}
+	}
+	if _, err := RebuildBandwidth("much"); err == nil {
+		t.Error("no number")
+	}
+}
+
 func TestRebuildProgress(t *testing.T) {
 	p := NewRebuildProgress(43<<20, 100<<20, 19<<20, "")
 	if p.Done != "43%" || p.Rate != "19M/s" || p.ETA != "3s" || *p.SecondsLeft != 3 || p.Percent != 43 {

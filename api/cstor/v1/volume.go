@@ -76,6 +76,10 @@ type CStorVolumeSpec struct {
 	// +optional
 	// +kubebuilder:validation:Enum="";enabled;disabled
 	Witness string `json:"witness,omitempty"`
+	// RebuildBandwidth is that of the policy. Ours.
+	// +optional
+	// +kubebuilder:validation:Pattern=`^([0-9]+(\.[0-9]+)?[KMGT]?)?$`
+	RebuildBandwidth string `json:"rebuildBandwidth,omitempty"`
 	// ReplicaDetails is the members wanted. The target adds, the operator removes.
 	// +optional
 	ReplicaDetails CStorVolumeReplicaDetails `json:"replicaDetails,omitempty"`

@@ -87,6 +87,12 @@ type TargetSpec struct {
 	// +optional
 	// +kubebuilder:validation:Enum="";enabled;disabled
 	Witness string `json:"witness,omitempty"`
+	// RebuildBandwidth is what all rebuilds of the volume together move at most, in bytes a second such as 100M, a power of
+	// 1024 as in the columns; less than 4M counts as 4M. Default: no limit; in any case they leave the application what it
+	// needs. Ours.
+	// +optional
+	// +kubebuilder:validation:Pattern=`^([0-9]+(\.[0-9]+)?[KMGT]?)?$`
+	RebuildBandwidth string `json:"rebuildBandwidth,omitempty"`
 }
 
 // The values of witness.

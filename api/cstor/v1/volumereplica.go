@@ -37,6 +37,7 @@ const (
 // +kubebuilder:printcolumn:name="Progress",type=string,JSONPath=`.status.progress.done`,priority=1,description="How much of a rebuild is done"
 // +kubebuilder:printcolumn:name="Rate",type=string,JSONPath=`.status.progress.rate`,priority=1,description="How fast it goes"
 // +kubebuilder:printcolumn:name="ETA",type=string,JSONPath=`.status.progress.eta`,priority=1,description="Time left"
+// +kubebuilder:printcolumn:name="Waiting for",type=string,JSONPath=`.status.progress.waitingFor`,priority=1,description="What holds it up"
 type CStorVolumeReplica struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`
@@ -129,6 +130,7 @@ type RebuildProgress struct {
 	// BytesDone and BytesTotal count what the rebuild copies.
 	BytesDone  int64 `json:"bytesDone"`
 	BytesTotal int64 `json:"bytesTotal"`
+	// BytesPerSecond is what it did in the last seconds.
 	// +optional
 	BytesPerSecond int64 `json:"bytesPerSecond,omitempty"`
 	// Percent is bytesDone of bytesTotal; 100 only when it is all.
@@ -136,7 +138,7 @@ type RebuildProgress struct {
 	// SecondsLeft is unset while nothing moves.
 	// +optional
 	SecondsLeft *int64 `json:"secondsLeft,omitempty"`
-	// WaitingFor is why nothing moves, empty when it does.
+	// WaitingFor is what the rebuild waits for, all of the time or much of it; empty when nothing holds it up.
 	// +optional
 	WaitingFor string `json:"waitingFor,omitempty"`
 	// Done, Rate and ETA say the same in the style of the columns: 43%, 212M/s, 9s.

@@ -62,6 +62,7 @@ type Replicas interface {
 	Forget(name string)        // Detach, and nobody is to serve it unless told
 	Destroy(name string) error // no error if there is none
 	Status() []replica.Status
+	SetRebuildLimit(bytesPerSec int64)              // of all together; zero: none
 	Standing(name string) (replica.Standing, error) // attached or not
 	Changed() <-chan struct{}
 }

@@ -171,12 +171,16 @@ func TestSettingsOfThePool(t *testing.T) {
 	cr := w.instance()
 	limit := 70
 	cr.Spec.PoolConfig.ROThresholdLimit = &limit
+	cr.Spec.PoolConfig.RebuildBandwidth = "50M"
 	if err := w.client.Update(w.ctx, cr); err != nil {
 		t.Fatal(err)
 	}
 	w.pass()
 	if w.disks.pool.limit != 70 || w.disks.created != 1 {
 		t.Errorf("limit %d", w.disks.pool.limit)
+	}
+	if got := w.disks.pool.rebuilds; got != 50<<20 {
+		t.Errorf("rebuilds may move %d bytes/s", got)
 	}
 }
 

@@ -38,7 +38,9 @@ var (
 	replicaAllocated = prometheus.NewDesc("cstor_replica_allocated_bytes", "Space that the replica takes on the pool.", replicaLabels, nil)
 	rebuildDone      = prometheus.NewDesc("cstor_replica_rebuild_done_bytes", "Bytes copied by the rebuild under way.", replicaLabels, nil)
 	rebuildTotal     = prometheus.NewDesc("cstor_replica_rebuild_total_bytes", "Bytes that the rebuild under way has to copy.", replicaLabels, nil)
-	rebuildRate      = prometheus.NewDesc("cstor_replica_rebuild_bytes_per_second", "Speed of the rebuild under way.", replicaLabels, nil)
+	rebuildRate      = prometheus.NewDesc("cstor_replica_rebuild_bytes_per_second", "Speed of the rebuild under way in the last seconds.", replicaLabels, nil)
+	rebuildLeft      = prometheus.NewDesc("cstor_replica_rebuild_left_seconds", "What it takes to end at that speed.", replicaLabels, nil)
+	rebuildWaits     = prometheus.NewDesc("cstor_replica_rebuild_waits", "1 for what holds the rebuild under way up.", append(slices.Clone(replicaLabels), "for"), nil)
 )
 
 // Describe implements prometheus.Collector.
@@ -46,7 +48,7 @@ func (a *Agent) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		poolCapacity, poolAllocated, poolFree, poolUp, poolReadOnly, poolChecksums, poolState, deviceState, deviceErrors, deviceBehind,
 		activityDone, activityTotal, activityRate, activityRepaired, activityErrors, replicaConnected, replicaInSync,
-		replicaUsed, replicaAllocated, rebuildDone, rebuildTotal, rebuildRate,
+		replicaUsed, replicaAllocated, rebuildDone, rebuildTotal, rebuildRate, rebuildLeft, rebuildWaits,
 	} {
 		ch <- d
 	}
@@ -98,9 +100,16 @@ func (a *Agent) Collect(ch chan<- prometheus.Metric) {
 		gauge(replicaUsed, float64(s.Used), s.Name)
 		gauge(replicaAllocated, float64(s.Allocated), s.Name)
 		if s.Rebuilding {
-			gauge(rebuildDone, float64(s.Progress.Done), s.Name)
-			gauge(rebuildTotal, float64(s.Progress.Total), s.Name)
-			gauge(rebuildRate, float64(s.Progress.BytesPerSec), s.Name)
+			p := cstorv1.NewRebuildProgress(int64(s.Progress.Done), int64(s.Progress.Total), int64(s.Progress.BytesPerSec), s.Progress.WaitingFor)
+			gauge(rebuildDone, float64(p.BytesDone), s.Name)
+			gauge(rebuildTotal, float64(p.BytesTotal), s.Name)
+			gauge(rebuildRate, float64(p.BytesPerSecond), s.Name)
+			if p.SecondsLeft != nil {
+				gauge(rebuildLeft, float64(*p.SecondsLeft), s.Name)
+			}
+			if p.WaitingFor != "" {
+				gauge(rebuildWaits, 1, s.Name, p.WaitingFor)
+			}
 		}
 	}
 }

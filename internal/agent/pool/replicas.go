@@ -83,6 +83,9 @@ func (a *Agent) forget(name string) {
 
 // syncReplicas attaches, destroys and reports the replicas.
 func (a *Agent) syncReplicas(ctx context.Context, eng Engine, replicas Replicas) error {
+	if limit, err := cstorv1.RebuildBandwidth(a.instance.Spec.PoolConfig.RebuildBandwidth); err == nil { // else the operator refused it
+		replicas.SetRebuildLimit(limit)
+	}
 	present := map[string]bool{}
 	for _, n := range eng.Names() {
 		present[n] = true

@@ -114,6 +114,7 @@ type memPool struct {
 	scrub       Progress
 	damage      []engine.Damage
 	limit       int
+	rebuilds    int64    // their limit, bytes/s
 	calls       []string // Replace, Return, AddGroups, Expand
 	refuse      error    // of these
 	generation  uint64
@@ -159,6 +160,7 @@ func (p *memPool) SetScrub(every time.Duration, rate int64) {
 	p.called("scrub every %s at %d", every, rate)
 }
 func (p *memPool) SetReadOnlyPercent(n int)  { p.limit = n }
+func (p *memPool) SetRebuildLimit(n int64)   { p.rebuilds = n }
 func (p *memPool) called(f string, a ...any) { p.calls = append(p.calls, fmt.Sprintf(f, a...)) }
 func (p *memPool) state(path, state string)  { p.device(path).State = state }
 func (p *memPool) device(path string) *DeviceInfo {

@@ -227,7 +227,7 @@ func (a *Agent) Pass(ctx context.Context, reread bool) error {
 		return nil
 	}
 	if want := Desired(a.cv); !same(want, a.wanted) {
-		a.Log.Info("membership wanted", "replicas", want.Factor, "remove", want.Remove, "witness", want.Witness)
+		a.Log.Info("membership wanted", "replicas", want.Factor, "remove", want.Remove, "witness", want.Witness, "rebuildLimit", want.RebuildLimit)
 		a.target.Want(want)
 		a.wanted = want
 	}
@@ -253,7 +253,8 @@ func (a *Agent) noteContact(last time.Time) {
 
 // same reports whether two wishes mean the same to a volume that exists; it is founded once.
 func same(a, b volume.Desired) bool {
-	return a.Factor == b.Factor && a.Witness == b.Witness && slices.Equal(a.AcceptRecord, b.AcceptRecord) && slices.Equal(a.Remove, b.Remove)
+	return a.Factor == b.Factor && a.Witness == b.Witness && a.RebuildLimit == b.RebuildLimit &&
+		slices.Equal(a.AcceptRecord, b.AcceptRecord) && slices.Equal(a.Remove, b.Remove)
 }
 
 // hold returns the new members that are not shown yet: people expect to see a replica Healthy before the volume counts

@@ -108,3 +108,21 @@ func TestWitnessIsWanted(t *testing.T) {
 		t.Errorf("wanted %+v", w.target.wants)
 	}
 }
+
+func TestRebuildLimitIsWanted(t *testing.T) {
+	w := newWorld(t, 2)
+	if w.agent.wanted.RebuildLimit != 0 {
+		t.Error("there is one by default")
+	}
+	w.serve(1, 2)
+	for said, want := range map[string]int64{"100M": 100 << 20, "1K": 4 << 20, "": 0} {
+		w.agent.cv.Spec.RebuildBandwidth = said
+		if err := w.client.Update(w.ctx, w.agent.cv); err != nil {
+			t.Fatal(err)
+		}
+		w.pass()
+		if got := w.agent.wanted.RebuildLimit; got != want {
+			t.Errorf("%q: %d bytes/s, want %d", said, got, want)
+		}
+	}
+}

@@ -67,6 +67,9 @@ func Desired(cv *cstorv1.CStorVolume) volume.Desired {
 			d.AcceptRecord = append(d.AcceptRecord, n)
 		}
 	}
+	if limit, err := cstorv1.RebuildBandwidth(cv.Spec.RebuildBandwidth); err == nil { // else the API server would have refused it
+		d.RebuildLimit = limit
+	}
 	for _, id := range slices.Sorted(maps.Keys(known)) {
 		if _, stays := cv.Spec.ReplicaDetails.KnownReplicas[id]; stays || len(known)-len(d.Remove) <= d.Factor {
 			continue

@@ -25,6 +25,9 @@ func raidProblem(entry *cstorv1.PoolSpec) error {
 	if l := cfg.ROThresholdLimit; l != nil && (*l < 0 || *l > 100) {
 		return fmt.Errorf("roThresholdLimit %d is not between 0 and 100", *l)
 	}
+	if _, err := cstorv1.RebuildBandwidth(cfg.RebuildBandwidth); err != nil {
+		return err
+	}
 	if len(entry.DataRaidGroups) == 0 {
 		return errors.New("at least one raid group should be present on dataRaidGroups")
 	}

@@ -265,6 +265,7 @@ func (s *scene) specify(d *datadriven.TestData) {
 	d.MaybeScanArgs(s.t, "type", &cfg.DataRaidGroupType)
 	d.MaybeScanArgs(s.t, "cachetype", &cfg.WriteCacheGroupType)
 	d.MaybeScanArgs(s.t, "compression", &cfg.Compression)
+	d.MaybeScanArgs(s.t, "rebuild", &cfg.RebuildBandwidth)
 	if d.HasArg("ro") {
 		cfg.ROThresholdLimit = new(int)
 		d.ScanArgs(s.t, "ro", cfg.ROThresholdLimit)
@@ -278,7 +279,7 @@ func (s *scene) specify(d *datadriven.TestData) {
 			c.Annotations[cstorv1.AnnotationExistingPool] = a.Vals[0]
 		case a.Key == "disabled":
 			c.Annotations[cstorv1.AnnotationDisable] = "true"
-		case slices.Contains([]string{"type", "cachetype", "compression", "ro"}, a.Key):
+		case slices.Contains([]string{"type", "cachetype", "compression", "ro", "rebuild"}, a.Key):
 		case cache:
 			c.Spec.Pools[len(c.Spec.Pools)-1].WriteCacheRaidGroups = groups(a.Vals)
 		default:

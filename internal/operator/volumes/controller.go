@@ -179,7 +179,7 @@ func (r *Reconciler) reconcile(ctx context.Context, config *cstorv1.CStorVolumeC
 		return 0, err
 	}
 	r.refuseResize(config)
-	if err := r.setWitness(ctx, config); err != nil {
+	if err := r.setTarget(ctx, config); err != nil {
 		return 0, err
 	}
 	if err := r.setService(ctx, config); err != nil {
@@ -210,17 +210,21 @@ func (r *Reconciler) refuseResize(config *cstorv1.CStorVolumeConfig) {
 	}
 }
 
-// setWitness hands the policy's witness on to the target.
-func (r *Reconciler) setWitness(ctx context.Context, config *cstorv1.CStorVolumeConfig) error {
+// setTarget hands on to the target what the policy says about its work.
+func (r *Reconciler) setTarget(ctx context.Context, config *cstorv1.CStorVolumeConfig) error {
 	v := &cstorv1.CStorVolume{}
 	if err := r.Get(ctx, client.ObjectKey{Namespace: config.Namespace, Name: volumeOf(config)}, v); err != nil {
 		return client.IgnoreNotFound(err)
 	}
-	witness := config.Spec.Policy.Target.Witness
-	if v.DeletionTimestamp != nil || v.Spec.Witness == witness {
+	if v.DeletionTimestamp != nil {
 		return nil
 	}
-	return object.Update(ctx, r.Client, v, func(v *cstorv1.CStorVolume) { v.Spec.Witness = witness })
+	return object.Update(ctx, r.Client, v, func(v *cstorv1.CStorVolume) { follow(v, &config.Spec.Policy) })
+}
+
+// follow makes a volume say what its policy says about its target's work.
+func follow(v *cstorv1.CStorVolume, policy *cstorv1.CStorVolumePolicySpec) {
+	v.Spec.Witness, v.Spec.RebuildBandwidth = policy.Target.Witness, policy.Target.RebuildBandwidth
 }
 
 // setService makes the Service lead where newService says, if an earlier release or somebody made it otherwise.

@@ -46,7 +46,7 @@ func (r *Reconciler) provision(ctx context.Context, config *cstorv1.CStorVolumeC
 		return err
 	}
 	volume := newVolume(config, service.Spec.ClusterIP, metav1.NewTime(r.Now()))
-	volume.Spec.Witness = policy.Target.Witness
+	follow(volume, policy)
 	if _, err := object.Ensure(ctx, r.Client, r.Live, config, volume); err != nil {
 		return err
 	}
