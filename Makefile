@@ -83,9 +83,13 @@ test-devcluster: ## Run the tests of the control plane and the process runtime
 	@cd devcluster && nice go test -timeout 20m $(TESTFLAGS) ./...
 
 .PHONY: test-e2e
-test-e2e: build ## Run the walk-through, the kill tests and the disk tests
+test-e2e: build ## Run the walk-through, the kill tests, the disk tests and a little chaos
 	@echo "== go test ./e2e"
 	@go test -v -count=1 -timeout 45m $(TESTFLAGS) ./e2e
+
+.PHONY: chaos
+chaos: build ## Kill and freeze what serves a volume in use, for CHAOS (10m), while its data moves
+	@go test -v -count=1 -timeout 0 $(TESTFLAGS) ./e2e -run TestChaos -chaos $(or $(CHAOS),10m)
 
 .PHONY: bench
 bench: build ## Measure, side by side: raw file, network, one and three replicas, rebuild

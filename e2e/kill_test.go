@@ -20,6 +20,9 @@ const (
 	extentBytes = 240 << 20
 )
 
+// load is what an application does meanwhile.
+var load = workload.Load{Depth: 8, Rate: 300}
+
 // rebuildLimit is how long a reconstruction may take, the restart of a process in its middle included.
 const rebuildLimit = 3 * time.Minute
 
@@ -100,7 +103,7 @@ func serve(ctx context.Context, t *testing.T, l *lab.Lab, bytes int64, phase str
 	}()
 	check(t, m.app.Fill(ctx, nil))
 	m.app.Phase(phase)
-	m.load = m.app.Start(ctx, workload.Load{Depth: 8, Rate: 300})
+	m.load = m.app.Start(ctx, load)
 	return m
 }
 

@@ -105,6 +105,10 @@ func (m *migration) awaitHealthy(t *testing.T, above int64) *cstorv1.CStorVolume
 		}
 		good := v.Status.Phase == cstorv1.VolumeHealthy && v.Status.Epoch > above
 		state := fmt.Sprintf("volume %s in epoch %d", v.Status.Phase, v.Status.Epoch)
+		config := &cstorv1.CStorVolumeConfig{}
+		if err := m.lab.Get(ctx, m.volume, config); err != nil {
+			return false, err.Error(), nil
+		}
 		replicas, err := m.lab.Replicas(ctx, m.volume)
 		if err != nil {
 			return false, err.Error(), nil
@@ -117,7 +121,7 @@ func (m *migration) awaitHealthy(t *testing.T, above int64) *cstorv1.CStorVolume
 			good = good && r.Status.Phase == cstorv1.ReplicaHealthy && in.Status.Phase == cstorv1.PoolOnline
 			state += fmt.Sprintf(", %s %s on a pool %s", r.Name, r.Status.Phase, in.Status.Phase)
 		}
-		return good && len(replicas) == 2, state, nil
+		return good && len(replicas) == len(lab.PoolsOf(config)), state, nil
 	}))
 	return v
 }

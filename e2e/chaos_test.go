@@ -1,0 +1,243 @@
+package e2e
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	cstorv1 "github.com/cstor-go/cstor/api/cstor/v1"
+	"github.com/cstor-go/cstor/demo/lab"
+)
+
+var (
+	chaosFor  = flag.Duration("chaos", time.Minute, "how long TestChaos goes on after it has done everything once")
+	chaosSeed = flag.Uint64("chaos-seed", 0, "the `seed` of what TestChaos does; 0 takes a new one")
+)
+
+// restEvery is after how many faults TestChaos lets everything come to rest, and compares.
+const restEvery = 8
+
+// TestChaos kills and freezes processes, alone and together, in an order that a seed gives, while an application checks
+// what it reads and the volume's data moves from pool to pool. The application sees pauses, and nothing else; when the
+// faults stop everything becomes good, and the replicas are equal.
+func TestChaos(t *testing.T) {
+	seed := *chaosSeed
+	if seed == 0 {
+		seed = rand.Uint64()
+	}
+	t.Logf("-chaos-seed %d", seed)
+	ctx := interruptible(t)
+	l := newLab(ctx, t)
+	c := &chaos{
+		migration: serve(ctx, t, l, 16<<20, "quiet"),
+		random:    rand.New(rand.NewPCG(seed, 0)),
+	}
+	c.awaitHealthy(t, 0)
+
+	deck := c.everything()
+	for n, begin := 0, time.Now(); n < len(deck) || time.Since(begin) < *chaosFor; n++ {
+		faults := []fault{c.any()}
+		if n < len(deck) {
+			faults[0] = deck[n]
+		} else if c.random.IntN(2) == 0 {
+			faults = append(faults, c.any())
+		}
+		c.disturb(t, n+1, faults)
+		if n%3 == 0 {
+			c.move(t)
+		}
+		if (n+1)%restEvery == 0 {
+			c.rest(t)
+		}
+	}
+	c.rest(t)
+}
+
+// chaos is a volume to which everything happens.
+type chaos struct {
+	*migration
+	random *rand.Rand
+}
+
+// A fault is something that happens to processes at once.
+type fault struct {
+	whom string
+	kill bool // or else they are frozen for a time
+}
+
+func (f fault) String() string {
+	if f.kill {
+		return "kill " + f.whom
+	}
+	return "freeze " + f.whom
+}
+
+// whom is to whom something happens.
+var whom = []string{"target", "pool", "all pools", "operator", "API server", "node", "everything"}
+
+// everything returns each fault once, in any order.
+func (c *chaos) everything() (deck []fault) {
+	for _, w := range whom {
+		deck = append(deck, fault{w, true}, fault{w, false})
+	}
+	c.random.Shuffle(len(deck), func(i, j int) { deck[i], deck[j] = deck[j], deck[i] })
+	return deck
+}
+
+func (c *chaos) any() fault { return fault{whom[c.random.IntN(len(whom))], c.random.IntN(2) == 0} }
+
+// disturb lets faults happen one soon after the other, and waits until the application goes on.
+func (c *chaos) disturb(t *testing.T, n int, faults []fault) {
+	t.Helper()
+	phase := fmt.Sprintf("%d %v", n, faults)
+	c.app.Phase(phase)
+	begin := time.Now()
+	var frozen []lab.Process
+	thaw := func() {
+		for _, p := range frozen {
+			_ = p.Thaw() // it may have been killed meanwhile, also since it did not answer
+		}
+		frozen = nil
+	}
+	defer thaw()
+	for _, f := range faults {
+		for _, p := range c.victims(t, f.whom) {
+			act := p.Freeze
+			if f.kill {
+				act = p.Kill
+			}
+			if err := act(); err != nil {
+				t.Logf("%s: %v", f, err) // it has just ended by itself, as those do that were killed before
+			} else if !f.kill {
+				frozen = append(frozen, p)
+			}
+		}
+		c.sleep(t, time.Duration(c.random.Int64N(int64(time.Second))))
+	}
+	if len(frozen) > 0 {
+		c.sleep(t, time.Duration(c.random.Int64N(int64(6*time.Second))))
+	}
+	thaw()
+	check(t, c.goesOn(outageLimit))
+	t.Logf("%s: %.1f s, longest stall %v", phase, time.Since(begin).Seconds(), c.app.Report().Phase(phase).Stall)
+}
+
+// victims returns the processes that run now.
+func (c *chaos) victims(t *testing.T, whom string) []lab.Process {
+	t.Helper()
+	all, err := c.lab.Processes(c.ctx)
+	check(t, err)
+	all = slices.DeleteFunc(all, func(p lab.Process) bool { return p.PID == 0 })
+	slices.SortFunc(all, func(a, b lab.Process) int { return strings.Compare(a.Pod, b.Pod) })
+	named := func(prefix string) (some []lab.Process) {
+		for _, p := range all {
+			if strings.HasPrefix(p.Pod, prefix) {
+				some = append(some, p)
+			}
+		}
+		return some
+	}
+	pools := slices.DeleteFunc(slices.Clone(all), func(p lab.Process) bool { return p.Container != cstorv1.AppPool })
+	switch whom {
+	case "target":
+		return named(cstorv1.TargetDeployment(c.volume) + "-")
+	case "pool":
+		if len(pools) == 0 {
+			return nil
+		}
+		return []lab.Process{pools[c.random.IntN(len(pools))]}
+	case "all pools":
+		return pools
+	case "operator":
+		return named("cstor-operator-")
+	case "API server":
+		p, err := c.lab.APIServer(c.ctx)
+		if err != nil || p.PID == 0 {
+			return nil // it was killed a moment ago
+		}
+		return []lab.Process{p}
+	case "node":
+		if len(all) == 0 {
+			return nil
+		}
+		node := all[c.random.IntN(len(all))].Node
+		return slices.DeleteFunc(all, func(p lab.Process) bool { return p.Node != node })
+	}
+	if p, err := c.lab.APIServer(c.ctx); err == nil && p.PID != 0 {
+		all = append(all, p)
+	}
+	return all
+}
+
+// sleep is a pause in which things happen.
+func (c *chaos) sleep(t *testing.T, d time.Duration) {
+	t.Helper()
+	select {
+	case <-time.After(d):
+	case <-c.ctx.Done():
+		t.Fatal(context.Cause(c.ctx))
+	}
+}
+
+// move asks for a replica more or for one less, whatever is under way: the one less may be the one that is being made.
+func (c *chaos) move(t *testing.T) {
+	t.Helper()
+	check(t, lab.Until(c.ctx, outageLimit, "the API server to take a change of the volume's pools", func(ctx context.Context) (bool, string, error) {
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		config := &cstorv1.CStorVolumeConfig{}
+		if err := c.lab.Get(ctx, c.volume, config); err != nil {
+			return false, err.Error(), nil
+		}
+		pools, err := c.lab.Pools(ctx, config.Labels[cstorv1.LabelPoolCluster])
+		if err != nil {
+			return false, err.Error(), nil
+		}
+		want := lab.PoolsOf(config)
+		free := slices.DeleteFunc(pools, func(p cstorv1.CStorPoolInstance) bool { return slices.Contains(want, p.Name) })
+		if len(free) > 0 {
+			want = append(want, free[c.random.IntN(len(free))].Name)
+		} else {
+			i := c.random.IntN(len(want))
+			want = slices.Delete(want, i, i+1)
+		}
+		if err := c.lab.EditPools(ctx, c.volume, want); err != nil {
+			return false, err.Error(), nil
+		}
+		t.Logf("wanted are replicas on %v", want)
+		return true, "", nil
+	}))
+}
+
+// rest waits until everything is good, and checks everything.
+func (c *chaos) rest(t *testing.T) {
+	t.Helper()
+	begin := time.Now()
+	check(t, lab.Until(c.ctx, rebuildLimit, "the volume to be where it is wanted", func(ctx context.Context) (bool, string, error) {
+		config := &cstorv1.CStorVolumeConfig{}
+		if err := c.lab.Get(ctx, c.volume, config); err != nil {
+			return false, err.Error(), nil
+		}
+		want, have := lab.PoolsOf(config), slices.Clone(config.Status.PoolInfo)
+		slices.Sort(want)
+		slices.Sort(have)
+		return slices.Equal(want, have), fmt.Sprintf("wanted are %v, it is on %v", want, have), nil
+	}))
+	c.awaitHealthy(t, 0)
+	c.load.Stop()
+	check(t, c.app.Err())
+	check(t, c.app.Verify(c.ctx, nil))
+	pools, err := c.lab.Placement(c.ctx, c.volume)
+	check(t, err)
+	for _, other := range pools.Used[1:] {
+		equal, err := c.lab.CompareReplicas(c.ctx, c.volume, pools.Used[0].Name, other.Name)
+		check(t, err)
+		t.Logf("at rest after %.1f s; replicas on %s and %s: %s", time.Since(begin).Seconds(), pools.Used[0].Spec.HostName, other.Spec.HostName, equal)
+	}
+	c.load = c.app.Start(c.ctx, load)
+}
