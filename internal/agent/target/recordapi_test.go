@@ -69,7 +69,7 @@ func (a *api) record() *Record {
 		a.t.Fatal(err)
 	}
 	owner := &cstorv1.CStorVolume{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: pv, UID: "u"}}
-	return &Record{Client: c, Owner: owner, attempt: 30 * time.Millisecond, pauseMin: time.Millisecond}
+	return &Record{Client: c, Owner: owner, attempt: 100 * time.Millisecond, pauseMin: time.Millisecond}
 }
 
 // next makes the next requests meet faults, reads and writes each their own; later ones work.
