@@ -129,10 +129,10 @@ func TestReplayEndsAtTheFirstTornBatch(t *testing.T) {
 	r, err := p.CreateReplica("v", batches*32*block.Size)
 	must(t, err)
 	must(t, p.Sync())
-	var at []uint64
+	var parts []part // the first one of each, where a segment ends within it
 	for i := range uint64(batches) {
 		must(t, r.Apply([]Op{write(i*32, 32, i+1)}))
-		at = append(at, uint64(p.log.parts[0].area.Raw))
+		parts = append(parts, p.log.parts[0])
 	}
 	image := make([]byte, m.Size())
 	must(t, m.ReadAt(image, 0))
@@ -142,7 +142,7 @@ func TestReplayEndsAtTheFirstTornBatch(t *testing.T) {
 		k := disk.NewMem("mem0", int64(len(image)))
 		must(t, k.WritevAt([][]byte{image}, 0))
 		for _, i := range []int{first, min(first+1+rng.IntN(2), batches-1)} {
-			_, off := p.where(at[i] + uint64(rng.IntN(33)-1)*block.Size) // one of the blocks, or the header in front of them
+			_, off := p.where(parts[i].area.Raw + uint64(rng.IntN(parts[i].count+1)-1)*block.Size) // one of the blocks, or the header in front of them
 			k.FlipBit(off+int64(rng.IntN(90)), uint(rng.IntN(8)))
 		}
 		q, err := Open([]disk.Device{k}, Options{})

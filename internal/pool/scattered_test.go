@@ -1,0 +1,53 @@
+package pool
+
+import (
+	"testing"
+
+	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/disk"
+)
+
+// TestScatteredIndexIsBroughtTogether has the index in more than twice as many segments as it takes, and so few others free
+// that it has to be brought together: what is to be gained with as many is gained in one cycle. The pages that move do not
+// become longer, and are not priced as if they did, or the walk would end before it has paid for itself.
+func TestScatteredIndexIsBroughtTogether(t *testing.T) {
+	const chunks = 12000
+	opt := Options{SegmentBytes: 256 << 10, DeltaEntries: 16384, Manual: true}
+	p, m := newMemPool(t, 64<<20, opt)
+	r, err := p.CreateReplica("v", chunks*block.ChunkBlocks*block.Size)
+	must(t, err)
+	zero, n := make([]byte, block.Size), uint64(0)
+	put := func(first, step uint64) {
+		for c := first; c < chunks; c += step {
+			n++
+			must(t, r.Apply([]Op{{Kind: OpWrite, Block: c * block.ChunkBlocks, Count: 1, Version: ver(n), Data: zero}})) // index only
+		}
+		must(t, p.cycle())
+	}
+	put(0, 1)
+	for k := range uint64(4) { // of the pages of the first time one in five is left
+		put(k, 5)
+	}
+	walks := 0
+	for more := range 12 {
+		p, err := Open([]disk.Device{m.Clone()}, opt)
+		must(t, err)
+		updates, _ := p.indexNeed()
+		if _, ok := p.seg.alloc(nil, p.seg.freeCount()-updates-more, segLog, 0); !ok {
+			t.Fatal("fewer segments are free")
+		}
+		victims, gain, _ := p.sparseIndex()
+		if gain < p.seg.bytes() {
+			continue
+		}
+		walks++
+		before := kinds(p)[segIndex]
+		must(t, p.cycle())
+		if after := kinds(p)[segIndex]; int64(before-after) < gain/p.seg.bytes() {
+			t.Errorf("%d segments are free, and by emptying %d of %d there are %d KiB to be gained: %d remain", updates+more, len(victims), before, gain>>10, after)
+		}
+	}
+	if walks < 4 {
+		t.Errorf("with %d numbers of free segments something was to be gained", walks)
+	}
+}
