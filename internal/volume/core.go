@@ -128,7 +128,7 @@ type peer struct {
 	tooMuch  bool  // it differs in too much to be staged
 	unstaged int   // stages that failed since it counted
 	progress Progress
-	pulled   time.Duration // when progress moved last
+	pulled   time.Duration // when progress moved last, or it said that it has to wait before it catches up at once
 	retryAt  time.Duration
 	backoff  time.Duration
 
@@ -294,7 +294,7 @@ func (c *Core) Step(now time.Duration, id SessionID, m Message) {
 		c.joinReady(p, m.Attempt)
 	case Progress:
 		if m.Attempt == p.attempt && (p.state >= pulling || p.state == staging) {
-			if m.Done != p.progress.Done || m.ChunksDone != p.progress.ChunksDone {
+			if m.Done != p.progress.Done || m.ChunksDone != p.progress.ChunksDone || p.state == staging && m.WaitingFor != "" {
 				p.pulled = now
 			}
 			p.progress = m
