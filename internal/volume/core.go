@@ -48,6 +48,7 @@ type Core struct {
 	next        *List // the pending list as it is being committed: the record may hold it, or else members
 	history     History
 	inherited   bool // the pending list is an earlier target's
+	withdrawn   List // no pending list up to this one is finished: the core before could not
 	removing    string
 	before      block.Version // the authority's last operation before the epoch was opened
 	authority   *peer
@@ -183,7 +184,7 @@ func (c *Core) Successor(nonce uint64) *Core {
 	s := NewCore(nonce, c.size, c.settings, c.desired)
 	s.now, s.ticked = c.now, c.ticked
 	s.floor, s.cutOff = max(c.floor, c.promise.Epoch), c.cutOff
-	s.recorded, s.rec, s.past = c.recorded, c.rec.carried(), c.past
+	s.recorded, s.withdrawn, s.rec, s.past = c.recorded, c.withdrawn, c.rec.carried(), c.past
 	for n := c.ring.low; n < c.ring.next; n++ {
 		switch op := c.ring.at(n); {
 		case op.Kind == OpOpen:
