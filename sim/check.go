@@ -37,7 +37,7 @@ func (w *world) settled() bool {
 		}
 	}
 	st := t.core.Status()
-	if !st.Serving || st.Pending != nil || len(st.Committed.Members) != w.operator.want.Factor {
+	if !st.Serving || st.Pending != nil || len(st.Committed.Members) != w.operator.want.Factor || st.Committed.Witness != w.operator.want.Witness {
 		return false
 	}
 	for _, r := range st.Replicas {

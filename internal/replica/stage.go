@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"time"
 
 	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool"
@@ -21,22 +22,37 @@ var errNotStaged = errors.New("not applied")
 
 // runStage fetches all that the replica lacks, as of one moment, and applies it.
 func (p *pull) runStage(ctx context.Context) {
-	slots := p.a.server.stages
-	select {
-	case slots <- struct{}{}:
-	default:
-		p.tell(&progress{waitingFor: "other replicas of the pool to catch up"})
-		select {
-		case slots <- struct{}{}:
-		case <-ctx.Done():
-			close(p.done)
-			return
-		}
+	if !p.awaitSlot(ctx) {
+		close(p.done)
+		return
 	}
-	defer func() { <-slots }()
+	defer func() { <-p.a.server.stages }()
 	blocks, scan, err := p.fetchStage(ctx)
 	close(p.done)
 	p.finishStage(blocks, scan, err)
+}
+
+// awaitSlot reports whether the stage may begin now; it may not when it is over. It says once a second that it waits, since that
+// does not count as time that the stage takes.
+func (p *pull) awaitSlot(ctx context.Context) bool {
+	slots := p.a.server.stages
+	select {
+	case slots <- struct{}{}:
+		return true
+	default:
+	}
+	again := time.NewTicker(time.Second)
+	defer again.Stop()
+	for {
+		p.tell(&progress{waitingFor: "other replicas of the pool to catch up"})
+		select {
+		case slots <- struct{}{}:
+			return true
+		case <-ctx.Done():
+			return false
+		case <-again.C:
+		}
+	}
 }
 
 func (p *pull) fetchStage(ctx context.Context) (blocks []block.Staged, scan block.Version, err error) {

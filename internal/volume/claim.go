@@ -373,8 +373,8 @@ func (c *Core) stamped(l List) List {
 }
 
 // openEpoch makes the first operation of this target, and sends it to the authority alone: nobody can be rebuilt, and
-// nothing be read, before it is stable there. A pending list is finished in this epoch if its members are here; if not, it is
-// withdrawn: the committed list, under this epoch, outranks it, for everybody who sees a quorum of that.
+// nothing be read, before it is stable there. A pending list is finished in this epoch if its members are here; if not, or if
+// that took too long before, it is withdrawn: the committed list, under this epoch, outranks it, for everybody who sees a quorum of that.
 func (c *Core) openEpoch(auth *peer, lossy bool) {
 	c.phase, c.authority = opening, auth
 	c.rec.need = c.rec.known.Version
@@ -389,7 +389,7 @@ func (c *Core) openEpoch(auth *peer, lossy bool) {
 	c.committed = c.stamped(c.committed)
 	switch promises := func(p *peer) bool { return p.state == promised }; {
 	case c.pending == nil:
-	case c.countOf(*c.pending, promises) < c.pending.Quorum():
+	case c.countOf(*c.pending, promises) < c.pending.Quorum() || c.pending.Compare(c.withdrawn) <= 0:
 		c.pending = nil
 		c.counters.Withdrawn++
 	default:

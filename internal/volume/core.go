@@ -48,6 +48,7 @@ type Core struct {
 	next        *List // the pending list as it is being committed: the record may hold it, or else members
 	history     History
 	inherited   bool // the pending list is an earlier target's
+	withdrawn   List // no pending list up to this one is finished: the core before could not
 	removing    string
 	before      block.Version // the authority's last operation before the epoch was opened
 	authority   *peer
@@ -130,7 +131,7 @@ type peer struct {
 	unstaged int   // stages that failed since it counted
 	progress Progress
 	paced    Pace          // as it was told last
-	pulled   time.Duration // when progress moved last
+	pulled   time.Duration // when progress moved last, or it said that it has to wait before it catches up at once
 	retryAt  time.Duration
 	backoff  time.Duration
 
@@ -185,7 +186,7 @@ func (c *Core) Successor(nonce uint64) *Core {
 	s := NewCore(nonce, c.size, c.settings, c.desired)
 	s.now, s.ticked = c.now, c.ticked
 	s.floor, s.cutOff = max(c.floor, c.promise.Epoch), c.cutOff
-	s.recorded, s.rec, s.past = c.recorded, c.rec.carried(), c.past
+	s.recorded, s.withdrawn, s.rec, s.past = c.recorded, c.withdrawn, c.rec.carried(), c.past
 	for n := c.ring.low; n < c.ring.next; n++ {
 		switch op := c.ring.at(n); {
 		case op.Kind == OpOpen:
@@ -297,7 +298,7 @@ func (c *Core) Step(now time.Duration, id SessionID, m Message) {
 		c.joinReady(p, m.Attempt)
 	case Progress:
 		if m.Attempt == p.attempt && (p.state >= pulling || p.state == staging) {
-			if m.Done != p.progress.Done || m.ChunksDone != p.progress.ChunksDone {
+			if m.Done != p.progress.Done || m.ChunksDone != p.progress.ChunksDone || p.state == staging && m.WaitingFor != "" {
 				p.pulled = now
 			}
 			p.progress = m

@@ -167,7 +167,7 @@ func (c *Core) learn(is Record) {
 	if is.List != nil {
 		c.noteList(*is.List)
 	}
-	if c.phase != open || !c.claimed() {
+	if c.phase < opening || !c.claimed() {
 		return
 	}
 	if smaller := slices.ContainsFunc(was.Set, func(g block.GUID) bool { return !slices.Contains(is.Set, g) }); smaller || len(was.Set) == 0 || was.Epoch != is.Epoch {

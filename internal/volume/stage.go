@@ -15,7 +15,7 @@ import (
 // mostStages is how often in a row a replica may fail to catch up so before it is rebuilt, if it may become incomplete.
 const mostStages = 2
 
-// mostStaged is for how many times Settings.Deadline it may take.
+// mostStaged is for how many times Settings.Deadline it may take, after it waited for other replicas of its pool.
 const mostStaged = 10
 
 // mayStage reports whether p is to catch up with source that way.
@@ -30,7 +30,7 @@ func (c *Core) stage(p, source *peer) {
 	from := block.Version{Epoch: c.promise.Epoch, N: source.acked}
 	c.noteDivergent(p, from)
 	p.attempt, p.source, p.progress = c.attempt, source, Progress{}
-	p.acked = from.N
+	p.acked, p.pulled = from.N, c.now
 	c.become(p, staging)
 	c.send(p, Stage{Attempt: p.attempt, Source: source.peer(), History: c.history, From: from})
 }
@@ -68,7 +68,7 @@ func (c *Core) stageFailed(p *peer, m StageFailed) {
 
 // checkStaging ends what takes too long.
 func (c *Core) checkStaging(p *peer) {
-	if p.state == staging && c.now-p.since > mostStaged*c.settings.Deadline {
+	if p.state == staging && c.now-p.pulled > mostStaged*c.settings.Deadline {
 		c.giveUpJoin(p, "it takes too long")
 	}
 }

@@ -40,7 +40,7 @@ import (
 //	pings                     tell of pings from now on
 //	nonces                    tell the nonces of histories from now on
 //	epochs a b n=300          these replicas were complete through that many epochs
-//	progress c chunks=1       c tells how far its pull is; hang, resume, damage, apart, space: see there
+//	progress c chunks=1       c tells how far its pull is, or for what it is waiting=; hang, resume, damage, apart, space: see there
 //	pace                      what the target told rebuilds how fast they may go
 //	write b content [fua]     propose; discard b; read b; flush
 //	want factor=2 remove=a    tick 1s; step a <message>; member a; members; status
@@ -298,7 +298,7 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 		}
 	case "progress": // of a pull
 		a := e.members[names[0]]
-		e.core.Step(e.now, a.session, Progress{Attempt: a.pull.Attempt, ChunksDone: uint64(num("chunks"))})
+		e.core.Step(e.now, a.session, Progress{Attempt: a.pull.Attempt, ChunksDone: uint64(num("chunks")), WaitingFor: opt["waiting"]})
 		e.ready()
 	case "space":
 		e.core.Step(e.now, e.members[names[0]].session, Space{Full: slices.Contains(names, "full")})
