@@ -51,6 +51,9 @@ func (w *world) settled() bool {
 // finalCheck is made when everything was answered.
 func (w *world) finalCheck() {
 	st := w.target.core.Status()
+	if st.WentBack != "" && st.Redundant {
+		w.fail("the record is what it ever was, and does not look so: %s", st.WentBack)
+	}
 	for _, g := range st.Committed.Members {
 		r := w.replica(g)
 		if !r.disk.report.State.Complete || r.disk.report.Last.N != st.Last {

@@ -107,9 +107,8 @@ func (c *Core) knowsRecord(here func(*peer) bool) bool {
 	case c.now-c.rec.asked >= recordEvery:
 		c.readRecord() // another target may have claimed it, or what was read was old
 	}
-	if c.wentBack() {
-		c.holding = fmt.Sprintf("the volume's record has version %d, and %s has noted version %d: it was restored from an old copy, and may name replicas that lack completed writes; "+
-			"waiting for it to be accepted", c.rec.known.Version, c.name(c.rec.seenBy), c.rec.seen)
+	if back := c.wentBack(); back != nil {
+		c.holding = c.backText(*back) + "; waiting for it to be accepted"
 		return false
 	}
 	c.bare = c.rec.unwritten && !c.rec.restored && c.everyMember(here)
@@ -142,11 +141,9 @@ func (c *Core) claimRecord(epoch uint64) {
 	if r.busy {
 		return
 	}
-	want := r.known
-	want.Epoch, want.Nonce = epoch, c.nonce
 	c.past.claimed = Promise{Epoch: max(c.past.claimed.Epoch, epoch), Nonce: c.nonce}
-	r.restored = r.restored || r.seen > r.known.Version
-	c.writeRecord(want)
+	r.restored = r.restored || len(c.contradictions()) > 0
+	c.writeRecord(r.known.claimedBy(Promise{Epoch: epoch, Nonce: c.nonce}))
 }
 
 // askRecord asks for a new volume's list to be written once enough replicas wait for it (replication rule 5).

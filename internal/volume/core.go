@@ -232,7 +232,7 @@ func (c *Core) Connect(now time.Duration, id SessionID, r Register) {
 		avoid: p.avoid, tooMuch: p.tooMuch, unstaged: p.unstaged, retryAt: p.retryAt, backoff: p.backoff, patience: p.patience, reads: p.reads[:0], heard: now, moved: now, readMoved: now}
 	c.out.Status = true
 	c.noteList(r.Report.State.Committed)
-	c.noteSeen(r.Report)
+	c.noteSeen(p.guid, r.Report.State.noted())
 	if c.phase == claiming {
 		c.committed, c.pending = c.known() // it may be a member by a list that only it shows
 	}
@@ -278,7 +278,7 @@ func (c *Core) Step(now time.Duration, id SessionID, m Message) {
 			p.owes = 0 // a claim that had to wait is not answered when another one comes
 			p.report = m.Report
 			c.noteList(m.Report.State.Committed)
-			c.noteSeen(m.Report)
+			c.noteSeen(p.guid, m.Report.State.noted())
 			c.become(p, promised)
 			c.sendPing(p)
 		}

@@ -26,7 +26,9 @@ func (c *Core) admit(p *peer) {
 		if c.now < p.retryAt {
 			return
 		}
-		if c.resendable(p) {
+		if c.heldBack(p) {
+			p.error = "it shows that the volume's record went back, and is not rebuilt before that is accepted"
+		} else if c.resendable(p) {
 			c.counters.Resends++
 			c.resend(p)
 		} else if source := c.pickSource(p); source == nil {
@@ -90,7 +92,7 @@ func (c *Core) mayJoin(p *peer) bool {
 	behind := func(q *peer) bool {
 		return (c.waitsComplete(q) || q.state == staging && c.listMember(q.guid)) && q.report.Key().Less(p.report.Key())
 	}
-	if slices.ContainsFunc(c.peers, func(q *peer) bool { return behind(q) && c.now >= q.retryAt }) {
+	if slices.ContainsFunc(c.peers, func(q *peer) bool { return behind(q) && c.now >= q.retryAt && !c.heldBack(q) }) {
 		return false // that one goes first
 	}
 	stays := func(q *peer) bool { return q != p && (q.state >= catching || q.state == staging || c.waitsComplete(q)) }

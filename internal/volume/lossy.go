@@ -37,13 +37,13 @@ const unknown = math.MaxUint64
 // lossless reports whether auth is known to hold everything that was ever completed, or what of it an earlier lossy epoch
 // left. This target knows, if nobody else has opened the volume since it did. Else it is so if those who promised and cannot
 // have lost anything are enough for a claim: one of them holds it, and auth is as far (replication rules 12 and 42). If the
-// record is one that was restored, nobody knows who is enough but all.
+// record is one that was restored, nobody knows who is enough but all, and a higher key does not mean more: two targets may have
+// gone on from one point.
 func (c *Core) lossless(auth *peer) bool {
 	if c.past.completed == unknown {
 		sure := func(p *peer) bool { return p.state == promised && !p.report.State.Suspect }
 		if c.rec.restored {
-			top, _ := c.furthestOf(func(p *peer) bool { return c.listMember(p.guid) })
-			return c.everyMember(sure) && !auth.report.Last.Less(top.report.Key())
+			return c.everyMember(func(p *peer) bool { return sure(p) && auth.report.has(p.report) })
 		}
 		return c.lacking(sure) == ""
 	}

@@ -307,7 +307,7 @@ func (m *Member) setList(msg SetList) MemberReady {
 	s.Committed = msg.Committed
 	s.Pending = msg.Pending
 	if msg.Record != 0 {
-		s.RecordSeen = msg.Record
+		s.RecordSeen, s.RecordBy = msg.Record, s.Promised
 	}
 	var rd MemberReady
 	m.persist(&rd)

@@ -113,6 +113,9 @@ func (c *Core) sendLists(p *peer) { c.send(p, c.lists()) }
 // listSet notes which lists are stable at p.
 func (c *Core) listSet(p *peer, m ListSet) {
 	p.lists, p.noted = m, max(p.noted, m.Record)
+	if m.Record != 0 {
+		c.noteSeen(p.guid, Noted{Version: m.Record, By: c.promise})
+	}
 	p.listed = m.Committed.Epoch == c.promise.Epoch
 	if p.state == catching {
 		c.count(p)
@@ -286,6 +289,7 @@ func (c *Core) commitChange() {
 			continue
 		}
 		c.counters.Removed++
+		c.noteSeen(g, Noted{})
 		if p := c.find(g); p != nil && p.state != gone {
 			p.state = promised // it leaves without being missed
 			p.required = false

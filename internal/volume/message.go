@@ -267,9 +267,9 @@ type Desired struct {
 	Factor   int          // most replicas that may be connected, members or not
 	Remove   []block.GUID // members to remove, one after the other, when that is safe
 	Witness  bool         // with it fewer members than a quorum may serve, when the record names them
-	// AcceptRecord is one more than the version from which on the record is believed although a replica has noted a later one;
-	// zero: never. A record that was deleted has version 0.
-	AcceptRecord uint64
+	// AcceptRecord is what replicas have noted of the record that does not count: it went back, and the volume goes on as it was
+	// found. Each is noted under one claim, so that nothing that is noted later is meant.
+	AcceptRecord []Noted
 }
 
 // Mode is a replica's state as the target sees it.
@@ -308,8 +308,9 @@ type Status struct {
 	Pending   *List
 	Desired   Desired // as adopted: what it refuses by this can no longer happen
 	Replicas  []Replica
-	Removing  string // what a removal waits for, empty when none is wanted
-	Redundant bool   // every member has everything, and any one may be lost
-	Lacks     string // why not; empty until the volume is open
-	WentBack  bool   // the record was restored from an old copy: see Desired.AcceptRecord
+	Removing  string  // what a removal waits for, empty when none is wanted
+	Redundant bool    // every member has everything, and any one may be lost
+	Lacks     string  // why not; empty until the volume is open
+	WentBack  string  // how it is known that the record was restored from an old copy, which nobody has accepted; empty if it is not
+	Accept    []Noted // what Desired.AcceptRecord has to have to go on all the same
 }

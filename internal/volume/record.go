@@ -2,6 +2,7 @@ package volume
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -24,6 +25,51 @@ type Record struct {
 	Set          []block.GUID // without all of these nothing is completed; empty: a quorum of every list is enough
 	Cfg          ListID       // the list that Set was chosen from
 	List         *List        // the founding one, or the latest that was committed
+	Claims       []Noted      // the latest ones, from which version on each of them was in the record; the newest is Epoch and Nonce
+}
+
+// maxClaims bounds Record.Claims.
+const maxClaims = 64
+
+// Noted is a version of the record, and the claim that it carried. When the record has gone back the same versions come once
+// more, with other claims: the two together tell what the record was from what it would have been.
+type Noted struct {
+	Version uint64
+	By      Promise // zero: not known, it was noted under an older program
+}
+
+// String returns n as people name it, to accept that it does not count: version, epoch and nonce.
+func (n Noted) String() string {
+	return fmt.Sprintf("%d.%d.%x", n.Version, n.By.Epoch, n.By.Nonce)
+}
+
+// ParseNoted reads what String returns.
+func ParseNoted(s string) (n Noted, err error) {
+	if _, err = fmt.Sscanf(s, "%d.%d.%x", &n.Version, &n.By.Epoch, &n.By.Nonce); err == nil && n.String() != s {
+		err = fmt.Errorf("%q is not version.epoch.nonce", s)
+	}
+	return n, err
+}
+
+// has reports whether the record was n when it had that version, as far as it knows: claims of long ago are forgotten.
+func (r Record) has(n Noted) bool {
+	if n.Version > r.Version {
+		return false
+	}
+	for _, c := range slices.Backward(r.Claims) {
+		if c.Version <= n.Version {
+			return c.By == n.By || n.By == Promise{}
+		}
+	}
+	return true
+}
+
+// claimedBy returns what the next write of the record makes of it when it is p's claim.
+func (r Record) claimedBy(p Promise) Record {
+	r.Epoch, r.Nonce = p.Epoch, p.Nonce
+	r.Claims = append(slices.Clip(r.Claims), Noted{Version: r.Version + 1, By: p})
+	r.Claims = r.Claims[max(len(r.Claims)-maxClaims, 0):]
+	return r
 }
 
 // ListID names a member list.
@@ -37,7 +83,7 @@ func (r Record) Equal(o Record) bool {
 		}
 		return a.Compare(*b) == 0 && a.Witness == b.Witness && slices.Equal(a.Members, b.Members)
 	}
-	return r.Version == o.Version && r.Epoch == o.Epoch && r.Nonce == o.Nonce && r.Cfg == o.Cfg && slices.Equal(r.Set, o.Set) && same(r.List, o.List)
+	return r.Version == o.Version && r.Epoch == o.Epoch && r.Nonce == o.Nonce && r.Cfg == o.Cfg && slices.Equal(r.Set, o.Set) && same(r.List, o.List) && slices.Equal(r.Claims, o.Claims)
 }
 
 // RecordOp asks for the record to be read, or to be changed from what it was last found to hold to Want. The shell tells
@@ -71,11 +117,17 @@ type record struct {
 	heard     time.Duration // when it was last told what it holds
 	wrote     time.Duration // when the last write began
 	need      uint64        // members that are fewer than a quorum serve only if they have noted this version
-	seen      uint64        // the highest version that a replica has noted
-	seenBy    block.GUID
+	seen      []seen        // what replicas have noted, as each showed it last
+	newest    uint64        // the highest version that one has ever noted
 	// restored says that it had gone back when it was claimed, and was accepted: whom it names is not to be relied on, until
 	// these are all in sync.
 	restored bool
+}
+
+// seen is what a replica has noted of the record.
+type seen struct {
+	guid block.GUID
+	Noted
 }
 
 // doubt is a Set that a write may have led to, or may yet lead to.
@@ -187,7 +239,7 @@ func (c *Core) recordOp(want *Record) {
 
 // carried is what the next core of the same process knows of the record: what was written may still happen.
 func (r *record) carried() record {
-	return record{known: r.known, doubts: r.doubts, id: r.id, seen: r.seen, seenBy: r.seenBy, restored: r.restored, failed: r.failed, error: r.error}
+	return record{known: r.known, doubts: r.doubts, id: r.id, seen: r.seen, newest: r.newest, restored: r.restored, failed: r.failed, error: r.error}
 }
 
 // witnessed reports whether a list in force wants the record to be claimed before the members are.
@@ -262,9 +314,9 @@ func (c *Core) named() []block.GUID {
 }
 
 // believed returns the members of which the record says that they have everything that is completed. One that went back, and
-// was accepted, says nothing.
+// was accepted, says nothing. What a target itself wrote since it serves is so, whatever comes to light.
 func (c *Core) believed() []block.GUID {
-	if c.rec.restored || c.rec.seen > c.rec.known.Version {
+	if c.rec.restored || c.phase != open && len(c.contradictions()) > 0 {
 		return nil
 	}
 	return c.named()
@@ -283,7 +335,7 @@ func (c *Core) advanceRecord() {
 	if c.phase != open || !c.witnessed() && !c.desired.Witness || r.busy {
 		return
 	}
-	if old := c.wentBack(); !r.read || old && c.now-r.asked >= recordEvery {
+	if old := !c.claimed() && c.wentBack() != nil; !r.read || old && c.now-r.asked >= recordEvery {
 		c.readRecord()
 		return
 	} else if old {
@@ -293,10 +345,9 @@ func (c *Core) advanceRecord() {
 	if !c.claimed() {
 		switch {
 		case want.Epoch < c.promise.Epoch:
-			want.Epoch, want.Nonce = c.promise.Epoch, c.promise.Nonce
 			if !r.busy {
 				c.past.claimed = c.promise
-				c.writeRecord(want)
+				c.writeRecord(want.claimedBy(c.promise))
 			}
 		case c.witnessed():
 			c.restart("another target has claimed the volume's record")
@@ -311,7 +362,8 @@ func (c *Core) advanceRecord() {
 		want.List = &l
 	}
 	if c.serving { // one that went back, and was accepted, is from now on like any other: whom it names have everything
-		want.Version, r.restored = max(want.Version, r.seen), false
+		want.Version, r.restored = max(want.Version, r.newest), false
+		c.settle()
 	}
 	if want.Version == r.known.Version && slices.Equal(set, want.Set) && sameList(want.List, r.known.List) && len(r.doubts) == 0 {
 		return
@@ -390,16 +442,60 @@ func (c *Core) almostCounts(p *peer) bool {
 // mayRecord reports whether the members in sync may be written into the record soon, so that they go on without others.
 func (c *Core) mayRecord() bool { return c.mayReduce() && c.rec.read && !c.rec.failed }
 
-// noteSeen remembers the highest version of the record that any replica has noted.
-func (c *Core) noteSeen(r Report) {
-	if r.State.RecordSeen > c.rec.seen {
-		c.rec.seen, c.rec.seenBy = r.State.RecordSeen, r.GUID
+// noteSeen remembers what a replica has noted of the record.
+func (c *Core) noteSeen(g block.GUID, n Noted) {
+	r := &c.rec
+	r.seen = slices.DeleteFunc(r.seen, func(s seen) bool { return s.guid == g })
+	if n.Version > 0 {
+		r.seen, r.newest = append(r.seen, seen{g, n}), max(r.newest, n.Version)
 	}
 }
 
-// wentBack reports whether a replica has noted a later version of the record than the one that was found: it was restored
-// from an old copy, and what it says of the members is not true (history H22).
-func (c *Core) wentBack() bool {
-	r := &c.rec
-	return r.seen > r.known.Version && (r.known.Version+1 < c.desired.AcceptRecord || c.desired.AcceptRecord == 0)
+// contradictions returns what replicas have noted that is no version of the record as it was found: it was restored from an
+// old copy, and what it says of the members is not true (history H22).
+func (c *Core) contradictions() (all []seen) {
+	for _, s := range c.rec.seen {
+		if !c.rec.known.has(s.Noted) {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+// wentBack returns one of these that nobody has accepted, nil if there is none.
+func (c *Core) wentBack() *seen {
+	all := c.contradictions()
+	if i := slices.IndexFunc(all, func(s seen) bool { return !c.accepts(s.Noted) }); i >= 0 {
+		return &all[i]
+	}
+	return nil
+}
+
+// accepts reports whether somebody has said that what was noted as n is given up.
+func (c *Core) accepts(n Noted) bool { return slices.Contains(c.desired.AcceptRecord, n) }
+
+// settle forgets the contradictions that were accepted when the volume is served without them, by a record that is later. They
+// come up again with a replica that shows them.
+func (c *Core) settle() {
+	c.rec.seen = slices.DeleteFunc(c.rec.seen, func(s seen) bool {
+		return s.Version < c.rec.known.Version && c.accepts(s.Noted) && !c.rec.known.has(s.Noted)
+	})
+}
+
+// heldBack reports whether p is not to catch up, since it shows that the record went back before this target claimed it: p may
+// hold what was completed, and nobody has said that it is to be given up.
+func (c *Core) heldBack(p *peer) bool {
+	n := p.report.State.noted()
+	return n.Version > 0 && c.witnessed() && c.claimed() && !c.rec.known.has(n) && !c.accepts(n)
+}
+
+// backText says for people by what the record is known to have gone back.
+func (c *Core) backText(s seen) string {
+	known := c.rec.known
+	if s.Version > known.Version {
+		return fmt.Sprintf("the volume's record has version %d, and %s has noted version %d: it was restored from an old copy, and may name replicas that lack completed writes",
+			known.Version, c.name(s.guid), s.Version)
+	}
+	return fmt.Sprintf("the volume's record has version %d, and %s has noted a version %d, of epoch %d, that it never was: it was restored from an old copy, and %s may have completed writes that others lack",
+		known.Version, c.name(s.guid), s.Version, s.By.Epoch, c.name(s.guid))
 }

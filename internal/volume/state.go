@@ -68,11 +68,15 @@ type State struct {
 	Pulled     History       `json:"pulled,omitempty"`     // while incomplete: the epochs that sources had and History has not
 	Ambiguous  bool          `json:"ambiguous,omitempty"`  // while incomplete: equal versions do not mean equal blocks, see beginJoin
 	RecordSeen uint64        `json:"recordSeen,omitempty"` // the version of the volume's record that the target told last
+	RecordBy   Promise       `json:"recordBy,omitzero"`    // and the target, whose claim the record carried then
 	BootID     string        `json:"bootID,omitempty"`     // of the machine, when the replica was served last
 	Clean      bool          `json:"clean,omitempty"`      // that ended in good order
 	Suspect    bool          `json:"suspect,omitempty"`    // may lack what it acknowledged: see Started
 	Place      Place         `json:"place,omitzero"`
 }
+
+// noted returns what the replica knows of the volume's record.
+func (s State) noted() Noted { return Noted{Version: s.RecordSeen, By: s.RecordBy} }
 
 // Place is where a replica is served: what its pool has to know to serve it again before anybody tells it. It means nothing
 // to replication. The zero value: nobody wants it served.
@@ -99,6 +103,11 @@ func (r Report) Key() block.Version {
 		return r.Last
 	}
 	return r.State.CompleteAt
+}
+
+// has reports whether the replica, which is complete, has all that o had when that was complete.
+func (r Report) has(o Report) bool {
+	return CommonPoint(r.State.History, r.Last, o.State.History, o.Key()) == o.Key()
 }
 
 // fresh reports whether the replica is empty and was never founded nor rebuilt (replication rule 5).

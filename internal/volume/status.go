@@ -66,7 +66,14 @@ func (c *Core) Status() Status {
 		s.Redundant, s.Lacks = c.redundant()
 		s.Lossy = c.history.lossy()
 	}
-	s.WentBack = c.phase != over && c.unclaimed() && c.rec.read && c.wentBack()
+	if back := c.wentBack(); back != nil && c.phase != over && c.witnessed() && (c.rec.read || c.claimed()) {
+		s.WentBack = c.backText(*back)
+		for _, x := range c.contradictions() {
+			if !slices.Contains(s.Accept, x.Noted) {
+				s.Accept = append(s.Accept, x.Noted)
+			}
+		}
+	}
 	seen := func(g [16]byte) bool { return c.find(g) != nil }
 	for _, p := range c.peers {
 		m := mode(p.state)

@@ -52,6 +52,9 @@ func (e *stage) status() {
 	if st.Lacks != "" && e.core.witnessed() {
 		fmt.Fprintf(&e.out, "not redundant: %s\n", st.Lacks)
 	}
+	if st.WentBack != "" {
+		fmt.Fprintf(&e.out, "went back: %s; to accept: %v\n", st.WentBack, st.Accept)
+	}
 	if st.Removing != "" {
 		fmt.Fprintf(&e.out, "removing: %s\n", st.Removing)
 	}

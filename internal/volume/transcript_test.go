@@ -250,8 +250,13 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 		w := e.core.desired
 		w.Factor = num("factor")
 		w.Witness = slices.Contains(names, "witness")
-		if w.AcceptRecord = 0; opt["accept"] != "" {
-			w.AcceptRecord = uint64(num("accept")) + 1
+		w.AcceptRecord = nil
+		for _, s := range strings.FieldsFunc(opt["accept"], func(r rune) bool { return r == ',' }) {
+			n, err := ParseNoted(s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.AcceptRecord = append(w.AcceptRecord, n)
 		}
 		w.Remove = nil
 		if opt["remove"] != "" {

@@ -47,8 +47,9 @@ const (
 	AnnotationExistingPool = "import.cspi.cstor.openebs.io/existing-pool-name"
 
 	// Ours, on a CStorPoolInstance; the last two also on a CStorPoolCluster, for all its pools.
-	// AnnotationAcceptRecord, on a CStorVolume, is the version from which on its CStorVolumeRecord is believed although a
-	// replica has noted a later one, because it was restored from an old copy. What was completed since may be lost.
+	// AnnotationAcceptRecord, on a CStorVolume, names what replicas have noted of its CStorVolumeRecord that is given up, since the
+	// record was restored from an old copy; what was completed since may be lost. The condition RecordWentBack says what to
+	// write: version.epoch.nonce, several with commas between. None of it can mean what is noted later.
 	AnnotationAcceptRecord = "cstor.openebs.io/accept-record"
 
 	AnnotationScrub      = "cstor.openebs.io/scrub"       // start, pause, resume or stop; taken away when it is done

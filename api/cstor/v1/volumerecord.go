@@ -25,6 +25,11 @@ type CStorVolumeRecord struct {
 	// +optional
 	// +kubebuilder:validation:Pattern=`^[0-9a-f]{16}$`
 	Nonce string `json:"nonce,omitempty"`
+	// Claims are the latest claims of targets, the oldest first, the last one of Epoch and Nonce: they tell whether what a replica
+	// has noted of the record is a version of this one, or of one that was lost when this was restored from a backup.
+	// +optional
+	// +kubebuilder:validation:MaxItems=64
+	Claims []RecordedClaim `json:"claims,omitempty"`
 	// Set is the members without which nothing is completed, by GUID. Empty: a quorum of the list is enough.
 	// +optional
 	// +kubebuilder:validation:items:Pattern=`^[0-9a-f]{32}$`
@@ -44,6 +49,14 @@ type CStorVolumeRecordList struct {
 	metav1.TypeMeta `json:",inline"`
 	metav1.ListMeta `json:"metadata,omitempty"`
 	Items           []CStorVolumeRecord `json:"items"`
+}
+
+// RecordedClaim is a claim of a target, and the version that the record had from then on.
+type RecordedClaim struct {
+	Version int64 `json:"version"`
+	Epoch   int64 `json:"epoch"`
+	// +kubebuilder:validation:Pattern=`^[0-9a-f]{16}$`
+	Nonce string `json:"nonce"`
 }
 
 // RecordedListID names a member list. Lists order by (epoch, generation).

@@ -253,7 +253,7 @@ func (a *Agent) noteContact(last time.Time) {
 
 // same reports whether two wishes mean the same to a volume that exists; it is founded once.
 func same(a, b volume.Desired) bool {
-	return a.Factor == b.Factor && a.Witness == b.Witness && a.AcceptRecord == b.AcceptRecord && slices.Equal(a.Remove, b.Remove)
+	return a.Factor == b.Factor && a.Witness == b.Witness && slices.Equal(a.AcceptRecord, b.AcceptRecord) && slices.Equal(a.Remove, b.Remove)
 }
 
 // hold returns the new members that are not shown yet: people expect to see a replica Healthy before the volume counts

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -67,13 +68,21 @@ func (a *Agent) conditions(ctx context.Context, st volume.Status) []cstorv1.CSto
 		set(cstorv1.VolumeRedundant, st.Redundant, reason, a.named(ctx, message))
 	}
 	back := func(c cstorv1.CStorVolumeCondition) bool { return c.Type == cstorv1.VolumeRecordWentBack }
-	if st.WentBack {
-		set(cstorv1.VolumeRecordWentBack, true, "RestoredFromOldCopy", fmt.Sprintf("%s; to believe it all the same set annotation %s to its version: what was completed since may be lost",
-			a.named(ctx, st.Holding), cstorv1.AnnotationAcceptRecord))
+	if st.WentBack != "" {
+		set(cstorv1.VolumeRecordWentBack, true, "RestoredFromOldCopy", fmt.Sprintf("%s. To go on with the record as it is, though what was completed since may be lost: %s", a.named(ctx, st.WentBack), a.acceptance(st)))
 	} else if slices.ContainsFunc(list, back) {
 		set(cstorv1.VolumeRecordWentBack, false, "RecordIsCurrent", "")
 	}
 	return list
+}
+
+// acceptance is the command by which somebody accepts that the record went back, this once.
+func (a *Agent) acceptance(st volume.Status) string {
+	var noted []string
+	for _, n := range st.Accept {
+		noted = append(noted, n.String())
+	}
+	return fmt.Sprintf("kubectl -n %s annotate --overwrite cstorvolumes.cstor.openebs.io %s %s=%s", a.cv.Namespace, a.cv.Name, cstorv1.AnnotationAcceptRecord, strings.Join(noted, ","))
 }
 
 // conditionEvents tells of conditions that have changed.

@@ -50,24 +50,29 @@ func TestRedundancyIsShown(t *testing.T) {
 	w.pass()
 	expect("False NoRedundancy since 60: runs without redundancy: only a has everything")
 
-	w.target.st = volume.Status{Holding: "the record is an old copy", WentBack: true, Desired: st.Desired}
+	w.target.st = volume.Status{
+		Holding: "waiting", WentBack: guid(1).String() + " has noted version 5", Desired: st.Desired,
+		Accept: []volume.Noted{{Version: 5, By: volume.Promise{Epoch: 3, Nonce: 0xab}}, {Version: 4}},
+	}
 	w.pass()
 	back := func() string {
 		i := slices.IndexFunc(w.agent.cv.Status.Conditions, func(c cstorv1.CStorVolumeCondition) bool { return c.Type == cstorv1.VolumeRecordWentBack })
 		if i < 0 {
 			return ""
 		}
-		return w.agent.cv.Status.Conditions[i].Status
+		return w.agent.cv.Status.Conditions[i].Status + " " + w.agent.cv.Status.Conditions[i].Message
 	}
-	if back() != "True" {
-		t.Error("not told that the record went back")
+	const message = " has noted version 5. To go on with the record as it is, though what was completed since may be lost: kubectl -n " + ns +
+		" annotate --overwrite cstorvolumes.cstor.openebs.io " + pv + " cstor.openebs.io/accept-record=5.3.ab,4.0.0"
+	if got := back(); !strings.HasPrefix(got, "True ") || !strings.HasSuffix(got, message) {
+		t.Errorf("of the record it is said: %s", got)
 	}
 	w.now = w.now.Add(time.Minute)
 	w.serve(1, 2)
-	w.target.st.Redundant, w.target.st.Lacks, w.target.st.WentBack = true, "", false
+	w.target.st.Redundant, w.target.st.Lacks, w.target.st.WentBack = true, "", ""
 	w.pass()
 	expect("True AllReplicasInSync since 180: 2 replicas are in sync")
-	if back() != "False" {
+	if back() != "False " {
 		t.Error("not told that the record is right again")
 	}
 
@@ -94,12 +99,12 @@ func TestWitnessIsWanted(t *testing.T) {
 	}
 	w.serve(1, 2)
 	w.agent.cv.Spec.Witness = cstorv1.WitnessDisabled
-	w.agent.cv.Annotations = map[string]string{cstorv1.AnnotationAcceptRecord: "7"}
+	w.agent.cv.Annotations = map[string]string{cstorv1.AnnotationAcceptRecord: "5.3.ab, 7, 4.0.0"}
 	if err := w.client.Update(w.ctx, w.agent.cv); err != nil {
 		t.Fatal(err)
 	}
 	w.pass()
-	if len(w.target.wants) != 1 || w.target.wants[0].Witness || w.target.wants[0].AcceptRecord != 8 {
+	if len(w.target.wants) != 1 || w.target.wants[0].Witness || !slices.Equal(w.target.wants[0].AcceptRecord, []volume.Noted{{Version: 5, By: volume.Promise{Epoch: 3, Nonce: 0xab}}, {Version: 4}}) {
 		t.Errorf("wanted %+v", w.target.wants)
 	}
 }

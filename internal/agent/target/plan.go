@@ -62,8 +62,10 @@ func Desired(cv *cstorv1.CStorVolume) volume.Desired {
 		Founding: cv.Spec.ReplicationFactor, Factor: cv.Spec.DesiredReplicationFactor,
 		Witness: cv.Spec.Witness != cstorv1.WitnessDisabled,
 	}
-	if v, err := strconv.ParseUint(cv.Annotations[cstorv1.AnnotationAcceptRecord], 10, 63); err == nil {
-		d.AcceptRecord = v + 1
+	for s := range strings.SplitSeq(cv.Annotations[cstorv1.AnnotationAcceptRecord], ",") {
+		if n, err := volume.ParseNoted(strings.TrimSpace(s)); err == nil {
+			d.AcceptRecord = append(d.AcceptRecord, n)
+		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(known)) {
 		if _, stays := cv.Spec.ReplicaDetails.KnownReplicas[id]; stays || len(known)-len(d.Remove) <= d.Factor {

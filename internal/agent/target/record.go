@@ -176,6 +176,10 @@ func put(c volume.Record, cr *cstorv1.CStorVolumeRecord) {
 	if c.Nonce != 0 {
 		cr.Nonce = fmt.Sprintf("%016x", c.Nonce)
 	}
+	cr.Claims = nil
+	for _, n := range c.Claims {
+		cr.Claims = append(cr.Claims, cstorv1.RecordedClaim{Version: int64(n.Version), Epoch: int64(n.By.Epoch), Nonce: fmt.Sprintf("%016x", n.By.Nonce)})
+	}
 	cr.Set = digits(c.Set)
 	cr.Cfg = nil
 	if c.Cfg != (volume.ListID{}) {
@@ -197,6 +201,13 @@ func contentOf(cr *cstorv1.CStorVolumeRecord) (c volume.Record, err error) {
 		if c.Nonce, err = strconv.ParseUint(cr.Nonce, 16, 64); err != nil {
 			return c, fmt.Errorf("nonce: %w", err)
 		}
+	}
+	for _, x := range cr.Claims {
+		n := volume.Noted{Version: uint64(x.Version), By: volume.Promise{Epoch: uint64(x.Epoch)}}
+		if n.By.Nonce, err = strconv.ParseUint(x.Nonce, 16, 64); err != nil {
+			return c, fmt.Errorf("nonce of a claim: %w", err)
+		}
+		c.Claims = append(c.Claims, n)
 	}
 	if c.Set, err = guidsOf(cr.Set); err != nil {
 		return c, err

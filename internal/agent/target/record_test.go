@@ -79,6 +79,7 @@ func TestRecordIsFoundedOnce(t *testing.T) {
 			}
 			next := first
 			next.Version, next.Epoch, next.Nonce, next.Set = 2, 7, 8, first.List.Members[:1]
+			next.Claims = []volume.Noted{{Version: 1, By: volume.Promise{Epoch: 6, Nonce: 1<<64 - 1}}, {Version: 2, By: volume.Promise{Epoch: 7, Nonce: 8}}}
 			if got, err := other.Write(t.Context(), 1, next); err != nil || !got.Equal(next) {
 				t.Fatalf("the next by another: %+v %v", got, err)
 			}
