@@ -16,6 +16,7 @@ const (
 	claimedBySix  = "epoch: 6\nnonce: '00000000000000aa'\n"
 	claimedBySix2 = "epoch: 6\nnonce: '00000000000000bb'\n"
 	claimedBy7    = "epoch: 7\nnonce: '00000000000000bb'\n"
+	claims        = "claims: [{version: 4, epoch: 7, nonce: '00000000000000bb'}]\n"
 )
 
 // TestVolumeRecordPolicy writes CStorVolumeRecords under deploy/admission.yaml: as the volume's target, and as others.
@@ -79,12 +80,14 @@ func TestVolumeRecordPolicy(t *testing.T) {
 		{"the set", target, pod, "version: 3\n" + claimedBySix + firstMembers + onlyTheFirst + ofTheFirst, ""},
 		{"the same epoch of another target", target, pod, "version: 4\n" + claimedBySix2 + firstMembers + onlyTheFirst + ofTheFirst, "another target has claimed"},
 		{"another target's claim that clears the set", target, pod, "version: 4\n" + claimedBy7 + firstMembers, "set and cfg are changed only"},
-		{"another target's claim", target, pod, "version: 4\n" + claimedBy7 + firstMembers + onlyTheFirst + ofTheFirst, ""},
+		{"a claim that nobody made", target, pod, "version: 4\n" + claimedBySix + firstMembers + onlyTheFirst + ofTheFirst + claims, "claims are changed only"},
+		{"another target's claim", target, pod, "version: 4\n" + claimedBy7 + firstMembers + onlyTheFirst + ofTheFirst + claims, ""},
 		{"what the first target has under way", target, pod, "version: 5\n" + claimedBySix + firstMembers, "another target has claimed"},
 		{"a list of the past", target, pod, "version: 5\n" + claimedBy7 + earlyMembers + onlyTheFirst + ofTheFirst, "the list is written once"},
-		{"a later list", target, pod, "version: 5\n" + claimedBy7 + laterMembers + onlyTheFirst + "cfg: {epoch: 7, generation: 3}\n", ""},
-		{"clearing, above a version that a replica has noted", target, pod, "version: 60\n" + claimedBy7 + laterMembers, ""},
-		{"what is no GUID", target, pod, "version: 61\n" + claimedBy7 + laterMembers + "set: [x]\n", "set[0]"},
+		{"a claim that is forgotten", target, pod, "version: 5\n" + claimedBy7 + firstMembers + onlyTheFirst + ofTheFirst, "claims are changed only"},
+		{"a later list", target, pod, "version: 5\n" + claimedBy7 + laterMembers + onlyTheFirst + "cfg: {epoch: 7, generation: 3}\n" + claims, ""},
+		{"clearing, above a version that a replica has noted", target, pod, "version: 60\n" + claimedBy7 + laterMembers + claims, ""},
+		{"what is no GUID", target, pod, "version: 61\n" + claimedBy7 + laterMembers + claims + "set: [x]\n", "set[0]"},
 	} {
 		before := revision()
 		said := put(s.user, s.pod, s.content)
