@@ -117,17 +117,7 @@ func TestRebuildAtLimit(t *testing.T) {
 	c.limit = 2
 	c.target.Want(volume.Desired{Founding: 2, Factor: 3})
 	c.addPool()
-	added := func() volume.Replica {
-		for _, r := range c.target.Status().Replicas {
-			if r.Name == "v-"+c.pools[2].name {
-				return r
-			}
-		}
-		return volume.Replica{}
-	}
-	c.must(harness.Eventually(patience, func() (bool, error) {
-		return strings.Contains(added().Progress.WaitingFor, "room"), fmt.Errorf("%+v", added())
-	}))
+	added := c.waits("room")
 	since := added().Since
 	if refused := c.fill(n/2, n/2+16); len(refused) > 0 {
 		t.Fatalf("%d writes were refused", len(refused))
@@ -138,5 +128,43 @@ func TestRebuildAtLimit(t *testing.T) {
 	c.pools[2].pool.SetReadOnlyPercent(100)
 	c.waitHealthy(3)
 	c.check(n/2+16, nil)
+	c.compareAll()
+}
+
+// waits waits until the last pool's replica says that its rebuild waits for that, and returns what tells how it is.
+func (c *memCluster) waits(why string) func() volume.Replica {
+	c.t.Helper()
+	last := func() volume.Replica {
+		for _, r := range c.target.Status().Replicas {
+			if r.Name == "v-"+c.pools[len(c.pools)-1].name {
+				return r
+			}
+		}
+		return volume.Replica{}
+	}
+	c.must(harness.Eventually(patience, func() (bool, error) {
+		return strings.Contains(last().Progress.WaitingFor, why), fmt.Errorf("%+v", last())
+	}))
+	return last
+}
+
+// TestRebuildLimit has a rebuild go on as slowly as the volume's limit wants, then the pool's, and as fast as it can when there
+// is none any more.
+func TestRebuildLimit(t *testing.T) {
+	c := newMemCluster(t, 2)
+	const n = volumeSize / limitWrite
+	if refused := c.fill(0, n); len(refused) > 0 {
+		t.Fatalf("%d writes were refused", len(refused))
+	}
+	const slow = 4 << 20 // bytes/s
+	c.target.Want(volume.Desired{Founding: 2, Factor: 3, RebuildLimit: slow})
+	c.addPool()
+	c.waits("the volume has a limit")
+	c.pools[2].srv.SetRebuildLimit(slow / 2)
+	c.target.Want(volume.Desired{Founding: 2, Factor: 3})
+	c.waits("the pool has a limit")
+	c.pools[2].srv.SetRebuildLimit(0)
+	c.waitHealthy(3)
+	c.check(n, nil)
 	c.compareAll()
 }

@@ -24,7 +24,7 @@ const (
 	paceLook   = 100 * time.Millisecond // between two looks, if so many requests were answered:
 	paceEnough = 20
 	paceLate   = 500 * time.Millisecond // between two looks if they were not
-	paceIdle   = time.Second            // without a request for so long rebuilds take everything
+	paceIdle   = 500 * time.Millisecond // without a request for so long rebuilds take everything
 	paceDoubt  = 10 * time.Second       // slow at the least rate for so long: it is the load
 	paceAge    = 300                    // looks after which what was usual counts 1/e
 	paceKnown  = 50                     // answers that say what is usual,

@@ -172,7 +172,7 @@ func TestPaceOfAnOverload(t *testing.T) {
 	})
 }
 
-// TestPaceWhenIdle ends the load and begins it again: the rebuild takes everything a second later, and gives way at once.
+// TestPaceWhenIdle ends the load and begins it again: the rebuild takes everything soon, and gives way at once.
 func TestPaceWhenIdle(t *testing.T) {
 	overSeeds(t, func(t *testing.T, m *paceModel) {
 		m.run(20*time.Second, halfLoad, false)
