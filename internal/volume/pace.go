@@ -29,6 +29,7 @@ const (
 	paceAge    = 300                    // looks after which what was usual counts 1/e
 	paceKnown  = 50                     // answers that say what is usual,
 	paceLooks  = 20                     // of so many looks
+	paceFaster = 1.25                   // so many times faster than usual for as long, it is not usual any more
 )
 
 // pace decides how fast the rebuilds of a volume may go. The zero value knows nothing yet. It has no clock: times are those of
@@ -61,9 +62,15 @@ const paceSmall = 16
 type paceTimes struct {
 	answered int
 	now      [paceSteps]uint32
-	learned  int // how often usual was added to
-	total    float64
-	usual    [paceSteps]float32 // ages; total is the sum
+	usual    paceSum
+	late     paceSum // of late, whether or not there are rebuilds
+}
+
+// paceSum is how long requests took in several looks.
+type paceSum struct {
+	looks int
+	total float64
+	count [paceSteps]float32 // total is the sum
 }
 
 // Times are counted in steps of a sixteenth of a power of two, from 8 µs on; the last ones take what is longer than 17 s.
@@ -135,10 +142,8 @@ func (p *pace) look(now, asked time.Duration, rebuilds, busy, held bool) {
 		}
 		known = false
 	}
-	if !p.rebuilds || p.rate == paceLeast && !known {
-		for k := range p.kinds {
-			p.kinds[k].learn()
-		}
+	for k := range p.kinds {
+		p.kinds[k].learn(!p.rebuilds || p.rate == paceLeast && !known)
 	}
 	was := p.rate
 	switch {
@@ -166,12 +171,15 @@ func (p *pace) restart(now time.Duration, rebuilds bool) {
 	}
 }
 
-func (t *paceTimes) known() bool { return t.learned >= paceLooks && t.total >= paceKnown }
+func (t *paceTimes) known() bool { return t.usual.known() }
+
+// known reports whether s is enough to say something.
+func (s *paceSum) known() bool { return s.looks >= paceLooks && s.total >= paceKnown }
 
 // slow reports whether more requests took long than can be chance.
 func (t *paceTimes) slow() bool {
 	for _, m := range paceMarks {
-		mark := paceStep(time.Duration(float64(t.quantile(m.quantile)) * m.factor))
+		mark := paceStep(time.Duration(float64(t.usual.quantile(m.quantile)) * m.factor))
 		over := 0
 		for _, n := range t.now[mark+1:] {
 			over += int(n)
@@ -184,11 +192,11 @@ func (t *paceTimes) slow() bool {
 	return false
 }
 
-// quantile returns what a share q of the requests take at most, usually.
-func (t *paceTimes) quantile(q float64) time.Duration {
-	left := t.total * (1 - q)
+// quantile returns what a share q of the requests take at most.
+func (s *paceSum) quantile(q float64) time.Duration {
+	left := s.total * (1 - q)
 	for i := paceSteps - 1; i > 0; i-- {
-		if left -= float64(t.usual[i]); left < 0 {
+		if left -= float64(s.count[i]); left < 0 {
 			return paceTime(i + 1)
 		}
 	}
@@ -196,21 +204,34 @@ func (t *paceTimes) quantile(q float64) time.Duration {
 }
 
 // forget makes nothing usual.
-func (t *paceTimes) forget() {
-	t.learned, t.total = 0, 0
-	clear(t.usual[:])
-}
+func (t *paceTimes) forget() { t.usual = paceSum{} }
 
-// learn adds what was answered since the last look to what is usual.
-func (t *paceTimes) learn() {
+// learn adds what was answered since the last look to what is usual, if it is. Requests are not faster beside a rebuild than by
+// themselves: when they were much faster for a while, that is usual, with or without one.
+func (t *paceTimes) learn(usual bool) {
 	if t.answered == 0 {
 		return
 	}
-	t.learned++
-	t.total = 0
-	for i, n := range t.now {
-		t.usual[i] = t.usual[i]*(1-1./paceAge) + float32(n)
-		t.total += float64(t.usual[i])
+	if usual {
+		t.usual.add(&t.now, 1-1./paceAge)
+	}
+	if t.late.add(&t.now, 1); !t.late.known() {
+		return
+	}
+	const tail = 0.99
+	if t.known() && paceFaster*float64(t.late.quantile(tail)) < float64(t.usual.quantile(tail)) {
+		t.usual = t.late
+	}
+	t.late = paceSum{}
+}
+
+// add adds a look to what was there, which counts only keep of what it did.
+func (s *paceSum) add(look *[paceSteps]uint32, keep float32) {
+	s.looks++
+	s.total = 0
+	for i, n := range look {
+		s.count[i] = s.count[i]*keep + float32(n)
+		s.total += float64(s.count[i])
 	}
 }
 

@@ -140,6 +140,21 @@ func TestPaceConverges(t *testing.T) {
 	})
 }
 
+// TestPaceAfterAPeak has a rebuild begin soon after requests took much longer than they do now, as many at a time were under
+// way: what is usual is what they take now. As usual as at the peak they would take 1.2 times as long.
+func TestPaceAfterAPeak(t *testing.T) {
+	overSeeds(t, func(t *testing.T, m *paceModel) {
+		peak, _ := m.run(20*time.Second, 1.9*halfLoad, false)
+		before, _ := m.run(6*time.Second, halfLoad, false)
+		m.run(20*time.Second, halfLoad, true)
+		during, rate := m.run(20*time.Second, halfLoad, true)
+		t.Logf("p99 %v at the peak, %v before, %v during, %.2f; %.0f MB/s", peak, before, during, float64(during)/float64(before), rate/1e6)
+		if float64(during) > 1.12*float64(before) {
+			t.Errorf("p99 is %v, before the rebuild %v", during, before)
+		}
+	})
+}
+
 // TestPaceBacksOff has requests take three times as long all of a sudden while a rebuild has much: within a second it has the
 // least. When that lasts, it is what is usual, and the rebuild has more again.
 func TestPaceBacksOff(t *testing.T) {
@@ -218,7 +233,7 @@ func TestPaceOfFew(t *testing.T) {
 func TestPaceOfHeldRequests(t *testing.T) {
 	m := newPaceModel(1)
 	m.run(20*time.Second, halfLoad, false)
-	usual := m.pace.kinds[paceWrite].quantile(0.99)
+	usual := m.pace.kinds[paceWrite].usual.quantile(0.99)
 	held := m.now
 	for range 1000 {
 		m.now += 10 * time.Millisecond
@@ -232,7 +247,7 @@ func TestPaceOfHeldRequests(t *testing.T) {
 	}
 	m.pace.look(m.now+paceLook, m.now, false, true, false)
 	m.pace.look(m.now+2*paceLook, m.now, false, true, false)
-	if now := m.pace.kinds[paceWrite].quantile(0.99); now != usual {
+	if now := m.pace.kinds[paceWrite].usual.quantile(0.99); now != usual {
 		t.Errorf("what is usual was %v and is %v", usual, now)
 	}
 }
