@@ -13,14 +13,27 @@ import (
 	"github.com/cstor-go/cstor/internal/pool/disk"
 )
 
-// slowDevice lets others come while it is written to.
-type slowDevice struct{ disk.Device }
+// slowDevice lets others come while it is written to: until one waits for the log, if there is anybody who may.
+type slowDevice struct {
+	disk.Device
+	pool *atomic.Pointer[Pool]
+}
 
 func (d slowDevice) WritevAt(bufs [][]byte, off int64) error {
-	for range 20 {
+	for i := 0; i < 200000 && !d.awaited(); i++ {
 		runtime.Gosched()
 	}
 	return d.Device.WritevAt(bufs, off)
+}
+
+func (d slowDevice) awaited() bool {
+	p := d.pool.Load()
+	if p == nil {
+		return true
+	}
+	p.joint.mu.Lock()
+	defer p.joint.mu.Unlock()
+	return len(p.joint.waiting) > 0
 }
 
 // togetherBlocks is the size of a replica of manyWriters.
@@ -51,9 +64,10 @@ func recordWriters(t *testing.T, l layout, seed uint64) *manyWriters {
 	w := &manyWriters{l: l, seed: seed, opt: Options{SegmentBytes: 256 << 10, DeltaEntries: 4096, PageCacheBytes: 64 << 10}}
 	mems := l.blank(12 << 20)
 	groups := l.arrange(mems)
+	var pool atomic.Pointer[Pool] // once there are writers
 	for _, g := range groups {
 		for i := range g.Devices {
-			g.Devices[i] = slowDevice{g.Devices[i]}
+			g.Devices[i] = slowDevice{g.Devices[i], &pool}
 		}
 	}
 	w.rec = disk.Record(mems...)
@@ -68,12 +82,14 @@ func recordWriters(t *testing.T, l layout, seed uint64) *manyWriters {
 	}
 	must(t, p.Sync())
 	w.created = w.rec.Len()
+	pool.Store(p)
 	var clock atomic.Int64
 	var all sync.WaitGroup
 	for i, x := range w.writers {
 		all.Go(func() { x.write(t, p, replicas[i], rand.New(rand.NewPCG(seed, uint64(i))), w.rec, &clock) })
 	}
 	all.Wait()
+	pool.Store(nil)
 	w.stats = p.Stats()
 	must(t, p.Check())
 	must(t, p.Close())
