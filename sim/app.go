@@ -52,6 +52,8 @@ type request struct {
 	fua     bool // stable as soon as it succeeds
 	durable bool // must not get lost, whatever happens
 	gone    bool // got lost with the power, after it had succeeded
+	given   bool // given up: see giveUp
+	opening volume.EpochStart
 	refused bool // was never executed
 	again   bool // proposed to a successor: what is answered with an error may have been executed before
 	got     []uint64

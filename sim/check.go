@@ -13,6 +13,9 @@ func (w *world) checkDisks() {
 			if !x.State.Complete || !y.State.Complete || x.Last != y.Last || r.disk.pool == nil || o.disk.pool == nil {
 				continue
 			}
+			if h, k := x.State.History, y.State.History; len(h) > 0 && len(k) > 0 && h[len(h)-1] != k[len(k)-1] {
+				continue // of two targets, since the record went back
+			}
 			here, err := r.disk.list()
 			r.must(err)
 			there, err := o.disk.list()

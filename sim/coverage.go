@@ -57,6 +57,8 @@ type Coverage struct {
 	ByRecord        uint64 // takeovers for which those counted that the record names
 	Bare            uint64 // takeovers without the record
 	Restores        uint64 // times that the record went back
+	LostRecords     uint64 // times that it stayed so
+	Accepted        uint64 // times that somebody accepted that
 }
 
 // Add adds another run's counts.

@@ -22,10 +22,10 @@ type loss struct {
 func (a *app) keep(r *request) {
 	switch r.kind {
 	case block.Write, block.Discard:
-		if !retains(a.w.order, r.version) {
+		r.durable, r.opening = r.fua, a.w.opens[r.version.Epoch]
+		if !retains(a.w.order, r.version.N, r.opening) {
 			a.w.fail("%v succeeded after epoch %d had begun without it", r.version, a.w.epoch)
 		}
-		r.durable = r.fua
 		a.changes = append(a.changes, r)
 	case block.Flush:
 		for _, x := range a.changes {
@@ -39,7 +39,7 @@ func (a *app) keep(r *request) {
 // opened is called when a replica is about to take the operation that opens an epoch. The first one that does has all that
 // the volume goes on with, unless a later epoch began before.
 func (w *world) opened(r *replica, e volume.EpochStart) {
-	if was, ok := w.opens[e.Epoch]; ok && was != e {
+	if was, ok := w.opens[e.Epoch]; ok && was != e && !w.record.lost {
 		w.fail("epoch %d is opened as %+v on %s, and was as %+v", e.Epoch, e, r.name, was)
 	}
 	w.opens[e.Epoch] = e
@@ -54,7 +54,7 @@ func (w *world) opened(r *replica, e volume.EpochStart) {
 	h := r.member.Report().State.History
 	w.order = h
 	for _, x := range w.app.changes {
-		gone := !retains(h, x.version)
+		gone := !retains(h, x.version.N, x.opening)
 		if gone == x.gone {
 			continue
 		}
@@ -62,6 +62,7 @@ func (w *world) opened(r *replica, e volume.EpochStart) {
 		why := ""
 		switch {
 		case !gone: // on a member that was not there
+		case x.given:
 		case x.durable:
 			why = "was flushed"
 		case w.app.cuts < x.begun:
@@ -70,7 +71,7 @@ func (w *world) opened(r *replica, e volume.EpochStart) {
 			why = "had succeeded, no epoch since is marked"
 		}
 		if why != "" {
-			w.fail("%v %s, and it is gone: epoch %d begins on %s, which has %v; %s", x.version, why, e.Epoch, r.name, r.disk.report.Last, w.holders(x.version))
+			w.fail("%v %s, and it is gone: epoch %d begins on %s, which has %v; %s", x.version, why, e.Epoch, r.name, r.disk.report.Last, w.holders(x))
 		}
 	}
 	if !news {
@@ -86,10 +87,10 @@ func (w *world) opened(r *replica, e volume.EpochStart) {
 }
 
 // holders names the replicas that have an operation.
-func (w *world) holders(v block.Version) string {
+func (w *world) holders(x *request) string {
 	s := ""
 	for _, r := range w.replicas {
-		if p := r.disk.report; p.State.Complete && p.Last.N >= v.N && retains(p.State.History, v) && !r.dark {
+		if p := r.disk.report; p.State.Complete && p.Last.N >= x.version.N && retains(p.State.History, x.version.N, x.opening) && !r.dark {
 			s += fmt.Sprintf("%s at %v, alive %v; ", r.name, p.Last, r.alive)
 		}
 	}
@@ -99,11 +100,11 @@ func (w *world) holders(v block.Version) string {
 	return "these have it: " + s
 }
 
-// retains reports whether operations with history h have v among them, if they reach that far.
-func retains(h volume.History, v block.Version) bool {
+// retains reports whether operations with history h have the n-th of that epoch among them, if they reach that far.
+func retains(h volume.History, n uint64, epoch volume.EpochStart) bool {
 	for i := len(h) - 1; i >= 0; i-- {
-		if h[i].First <= v.N {
-			return h[i].Epoch == v.Epoch
+		if h[i].First <= n {
+			return h[i] == epoch
 		}
 	}
 	return true

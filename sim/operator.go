@@ -72,6 +72,9 @@ func (w *world) reconcile() {
 		return
 	}
 	st := t.status
+	if len(st.Accept) > 0 && w.record.lost && w.now >= w.record.back && !slices.Equal(st.Accept, o.want.AcceptRecord) && w.chance(0.02) {
+		w.accept(st.Accept)
+	}
 	if r := o.adding; r != nil && st.Committed.Has(r.disk.report.GUID) && st.Pending == nil {
 		w.logf("operator: %s is a member", r.name)
 		w.cover.ScaleUps++

@@ -17,6 +17,7 @@ type recordStore struct {
 	unsure   time.Duration   // answers may be lost, late or old until then
 	restores int
 	back     time.Duration // it is an old copy until then
+	lost     bool          // it went back for good
 }
 
 func (s *recordStore) is() volume.Record {
@@ -73,14 +74,19 @@ func (t *target) serveRecord(op volume.RecordOp) {
 	}
 }
 
-// restore makes the record what it was before, until somebody notices, and ends the targets, whose process would know. It is
-// done only when every member knows better, so that nobody may write it: otherwise nobody could know (history H22).
+// restore makes the record what it was before and ends the targets, whose process would know. It is put right after a while,
+// which is done only when every member knows better, so that nobody may write it meanwhile (history H22); or it stays so,
+// whoever knows.
 func (w *world) restore() {
 	s := &w.record
 	if len(s.history) < 2 || w.calm || s.back > w.now {
 		return
 	}
 	keep := 1 + w.rng.IntN(len(s.history)-1)
+	if l := s.history[keep-1].List; w.chance(0.3) && !w.two && w.operator.idle() && l != nil && l.Compare(*s.is().List) == 0 {
+		w.loseRecord(keep)
+		return
+	}
 	members := s.is().List.Members
 	for _, r := range w.replicas {
 		st := r.disk.report.State
@@ -90,7 +96,9 @@ func (w *world) restore() {
 		}
 	}
 	for _, r := range w.replicas {
-		if slices.Contains(members, r.disk.report.GUID) && r.disk.report.State.RecordSeen <= s.history[keep-1].Version {
+		st := r.disk.report.State
+		accepted := slices.Contains(w.operator.want.AcceptRecord, volume.Noted{Version: st.RecordSeen, By: st.RecordBy})
+		if slices.Contains(members, r.disk.report.GUID) && (st.RecordSeen <= s.history[keep-1].Version || accepted) {
 			return
 		}
 	}
@@ -114,4 +122,43 @@ func (w *world) restore() {
 		s.history = right
 		s.restores++
 	})
+}
+
+// loseRecord makes the record what it was before, for good. What was completed may be lost from now on, until then: where nobody
+// knows of it at once, and where somebody accepts it.
+func (w *world) loseRecord(keep int) {
+	s := &w.record
+	if w.target != nil {
+		w.target.kill()
+	}
+	for _, r := range w.replicas {
+		if r.conn != nil {
+			r.conn.lose()
+		}
+	}
+	s.history = slices.Clip(s.history[:keep])
+	s.restores++
+	s.lost = true
+	w.cover.LostRecords++
+	w.logf("record: restored to version %d, for good", s.is().Version)
+	w.giveUp()
+	w.after(w.between(0, 60*ms), nil, w.startTarget)
+}
+
+// giveUp lets anything get lost that was completed so far.
+func (w *world) giveUp() {
+	w.epoch = 0 // another one may begin below
+	w.app.cuts = w.app.tick()
+	for _, x := range w.app.changes {
+		x.durable, x.given = false, true
+	}
+}
+
+// accept lets the targets go on with a record that went back, in spite of what the replicas have noted.
+func (w *world) accept(noted []volume.Noted) {
+	w.logf("operator accepts %v", noted)
+	w.cover.Accepted++
+	w.giveUp()
+	w.operator.want.AcceptRecord = slices.Clone(noted)
+	w.tell()
 }

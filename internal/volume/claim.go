@@ -142,7 +142,7 @@ func (c *Core) claimRecord(epoch uint64) {
 		return
 	}
 	c.past.claimed = Promise{Epoch: max(c.past.claimed.Epoch, epoch), Nonce: c.nonce}
-	r.restored = r.restored || len(c.contradictions()) > 0
+	r.restored = r.restored || r.newest > r.known.Version
 	c.writeRecord(r.known.claimedBy(Promise{Epoch: epoch, Nonce: c.nonce}))
 }
 

@@ -3,6 +3,7 @@ package volume
 import (
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/cstor-go/cstor/internal/block"
 )
@@ -42,6 +43,9 @@ const unknown = math.MaxUint64
 func (c *Core) lossless(auth *peer) bool {
 	if c.past.completed == unknown {
 		sure := func(p *peer) bool { return p.state == promised && !p.report.State.Suspect }
+		if c.givesUp(auth) {
+			return false
+		}
 		if c.rec.restored {
 			return c.everyMember(func(p *peer) bool { return sure(p) && auth.report.has(p.report) })
 		}
@@ -49,6 +53,14 @@ func (c *Core) lossless(auth *peer) bool {
 	}
 	told := block.Version{Epoch: c.past.history.Epoch(), N: c.past.completed}
 	return CommonPoint(c.past.history, told, auth.report.State.History, auth.report.Last).N >= told.N
+}
+
+// givesUp reports whether a replica that contradicts the record, as somebody has accepted, has what auth lacks.
+func (c *Core) givesUp(auth *peer) bool {
+	return slices.ContainsFunc(c.contradictions(), func(s seen) bool {
+		p := c.find(s.guid)
+		return p != nil && p.state != gone && c.accepts(s.Noted) && !auth.report.has(p.report)
+	})
 }
 
 // awaitsOthers reports whether an epoch that may lack what was completed is not opened yet, since somebody is away that may

@@ -317,9 +317,9 @@ func (c *Core) named() []block.GUID {
 }
 
 // believed returns the members of which the record says that they have everything that is completed. One that went back, and
-// was accepted, says nothing. What a target itself wrote since it serves is so, whatever comes to light.
+// was accepted, says nothing, as long as it is below what was noted. Above, it is what became of that, and binds.
 func (c *Core) believed() []block.GUID {
-	if c.rec.restored || c.phase != open && len(c.contradictions()) > 0 {
+	if c.rec.restored || c.rec.newest > c.rec.known.Version {
 		return nil
 	}
 	return c.named()
@@ -367,7 +367,6 @@ func (c *Core) advanceRecord() {
 	}
 	if c.serving { // one that went back, and was accepted, is from now on like any other: whom it names have everything
 		want.Version, r.restored = max(want.Version, r.newest), false
-		c.settle()
 	}
 	if want.Version == r.known.Version && slices.Equal(set, want.Set) && sameList(want.List, r.known.List) && len(r.doubts) == 0 {
 		return
@@ -488,14 +487,6 @@ func (c *Core) wentBack() *seen {
 
 // accepts reports whether somebody has said that what was noted as n is given up.
 func (c *Core) accepts(n Noted) bool { return slices.Contains(c.desired.AcceptRecord, n) }
-
-// settle forgets the contradictions that were accepted when the volume is served without them, by a record that is later. They
-// come up again with a replica that shows them.
-func (c *Core) settle() {
-	c.rec.seen = slices.DeleteFunc(c.rec.seen, func(s seen) bool {
-		return s.Version < c.rec.known.Version && c.accepts(s.Noted) && !c.rec.known.has(s.Noted)
-	})
-}
 
 // heldBack reports whether p is not to catch up, since it shows that the record went back before this target claimed it: p may
 // hold what was completed, and nobody has said that it is to be given up.
