@@ -151,7 +151,7 @@ func TestAmbiguous(t *testing.T) {
 		t.Fatal(err)
 	}
 	source.member.Applied(source.r.Applied())
-	p := &pull{a: a, s: a.session, what: volume.Pull{
+	p := &pull{a: a, s: a.session, pace: ours.paces.join(), what: volume.Pull{
 		Source:  volume.Peer{Name: "r", GUID: source.r.GUID(), Addr: theirs.cfg.PullAddr},
 		Promise: promise, From: source.r.Applied(), Base: block.Version{Epoch: 1, N: 1}, Ambiguous: true,
 	}}
