@@ -83,7 +83,7 @@ func TestVolumeRecordPolicy(t *testing.T) {
 		{"a claim that nobody made", target, pod, "version: 4\n" + claimedBySix + firstMembers + onlyTheFirst + ofTheFirst + claims, "claims are changed only"},
 		{"another target's claim", target, pod, "version: 4\n" + claimedBy7 + firstMembers + onlyTheFirst + ofTheFirst + claims, ""},
 		{"what the first target has under way", target, pod, "version: 5\n" + claimedBySix + firstMembers, "another target has claimed"},
-		{"a list of the past", target, pod, "version: 5\n" + claimedBy7 + earlyMembers + onlyTheFirst + ofTheFirst, "the list is written once"},
+		{"a list of the past", target, pod, "version: 5\n" + claimedBy7 + earlyMembers + onlyTheFirst + ofTheFirst + claims, "the list is written once"},
 		{"a claim that is forgotten", target, pod, "version: 5\n" + claimedBy7 + firstMembers + onlyTheFirst + ofTheFirst, "claims are changed only"},
 		{"a later list", target, pod, "version: 5\n" + claimedBy7 + laterMembers + onlyTheFirst + "cfg: {epoch: 7, generation: 3}\n" + claims, ""},
 		{"clearing, above a version that a replica has noted", target, pod, "version: 60\n" + claimedBy7 + laterMembers + claims, ""},
