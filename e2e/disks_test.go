@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -24,8 +25,8 @@ import (
 const diskLimit = 2 * time.Minute
 
 // TestDisks takes disks away from pools of each type that has some to spare, brings one back, and replaces another, or two
-// that go at once where a group can spare two, while an application works on a volume of two replicas. The pools of mirrors have a write cache, with which the same is done,
-// and one of them is carried to another node.
+// that go at once where a group can spare two, while an application works on a volume of two replicas, and has a scrub mend what is
+// wrong on one. The pools of mirrors have a write cache, with which the same is done, and one of them is carried to another node.
 func TestDisks(t *testing.T) {
 	for _, kind := range lab.RaidTypes[1:] {
 		t.Run(kind, func(t *testing.T) {
@@ -35,11 +36,15 @@ func TestDisks(t *testing.T) {
 			}
 			d := newDisks(interruptible(t), t, opts)
 			d.application(t)
-			ok := t.Run("goes and comes back", d.goesAndComesBack) && t.Run("is replaced", d.isReplaced) && t.Run("pool grows", d.grows)
+			ok := t.Run("goes and comes back", d.goesAndComesBack) && t.Run("is replaced", d.isReplaced)
+			if ok && !mirror { // there the data is in the write cache
+				ok = t.Run("is mended", d.isMended)
+			}
+			ok = ok && t.Run("pool grows", d.grows)
 			if ok && mirror {
 				d.lookAt(t, true)
 				ok = t.Run("of the write cache goes and comes back", d.goesAndComesBack) && t.Run("of the write cache is replaced", d.isReplaced) &&
-					t.Run("pool is carried to another node", d.isCarried)
+					t.Run("of the write cache is mended", d.isMended) && t.Run("pool is carried to another node", d.isCarried)
 			}
 			if ok {
 				d.verify(t)
@@ -208,6 +213,36 @@ func (d *disks) replace(t *testing.T, old string, phase cstorv1.PoolPhase) {
 	check(t, d.lab.Get(d.ctx, now.Spec.ClaimRef.Name, bdc))
 	if old := bdc.Annotations[cstorv1.AnnotationPredecessor]; old != "" {
 		t.Errorf("claim %s still says that it replaces %s", bdc.Name, old)
+	}
+}
+
+// isMended has a disk lie about some of what it holds. A scrub, which is paused meanwhile, repairs that.
+func (d *disks) isMended(t *testing.T) {
+	f, err := os.OpenFile(d.lab.Disk(d.node, d.names[len(d.names)-1]), os.O_WRONLY, 0)
+	check(t, err)
+	defer f.Close()
+	for at := int64(2 << 20); at < 60<<20; at += 1 << 20 { // each disk has a quarter of the application's data at least
+		_, err := f.WriteAt(bytes.Repeat([]byte("a lie. "), 1000), at)
+		check(t, err)
+	}
+	annotate := func(annotations ...string) {
+		t.Helper()
+		_, err := d.lab.Kubectl(d.ctx, append([]string{"annotate", "cspi", "-n", lab.Namespace, d.pool}, annotations...)...)
+		check(t, err)
+	}
+	annotate(cstorv1.AnnotationScrubRate+"=1M", cstorv1.AnnotationScrub+"=start")
+	d.await(t, cstorv1.PoolOnline, cstorv1.PoolScrub, corev1.ConditionTrue, cstorv1.ReasonScrubInProgress)
+	annotate(cstorv1.AnnotationScrub + "=pause")
+	d.await(t, cstorv1.PoolOnline, cstorv1.PoolScrub, corev1.ConditionTrue, cstorv1.ReasonScrubPaused)
+	annotate(cstorv1.AnnotationScrubRate+"-", cstorv1.AnnotationScrub+"=resume")
+	d.await(t, cstorv1.PoolOnline, cstorv1.PoolScrub, corev1.ConditionFalse, cstorv1.ReasonScrubCompleted)
+	for _, c := range d.instance(t).Status.Conditions {
+		if c.Type == cstorv1.PoolScrub {
+			if !strings.HasSuffix(c.Message, " blocks repaired") {
+				t.Error(c.Message)
+			}
+			d.event(t, corev1.EventTypeWarning, "Scrub", c.Message)
+		}
 	}
 }
 

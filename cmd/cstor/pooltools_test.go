@@ -61,7 +61,7 @@ func makePool(t *testing.T, dir string) {
 		must(err)
 		devs = append(devs, d)
 	}
-	p, err = engine.Open(devs, engine.Options{})
+	p, err = engine.Open(devs, engine.Options{Manual: true}) // nothing is written but by the calls
 	must(err)
 	must(p.Replica("pvc-1").Apply([]engine.Op{
 		{Kind: engine.OpWrite, Block: 600, Count: 2, Version: v(3), Data: data[:2*block.Size]},

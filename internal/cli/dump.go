@@ -75,7 +75,7 @@ func Checkpoint(w io.Writer, c *pool.CheckpointDump) error {
 			notes = append(notes, "destroyed")
 		}
 		if r.Origin != "" {
-			notes = append(notes, "clone of "+r.Origin)
+			notes = append(notes, "clone of slot "+r.Origin)
 		}
 		if r.Purge {
 			notes = append(notes, "versions of deleted snapshots are to be given back")
