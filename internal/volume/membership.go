@@ -173,10 +173,11 @@ func (c *Core) due() *List {
 
 // withdraw asks for a restart when the pending list has lacked members for long, and the committed one has enough: the next
 // claim is by that, and gives the pending one up, even if its members are back by then, since they may have much to catch up
-// with: see openEpoch. A claim needs the record, so that is asked first whether it is there.
+// with: see openEpoch. A claim needs the record, so that is asked first whether it is there; and it would wait for somebody to accept
+// that the record went back.
 func (c *Core) withdraw() bool {
 	live := func(p *peer) bool { return p.state == insync && !c.silent(p) }
-	if c.pending == nil || c.next != nil || c.unclaimed() || c.countOf(*c.pending, live) >= c.pending.Quorum() || c.lacking(live) != "" {
+	if c.pending == nil || c.next != nil || c.unclaimed() || c.witnessed() && c.wentBack() != nil || c.countOf(*c.pending, live) >= c.pending.Quorum() || c.lacking(live) != "" {
 		c.unfinished = 0
 		return false
 	}

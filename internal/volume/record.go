@@ -43,9 +43,12 @@ func (n Noted) String() string {
 	return fmt.Sprintf("%d.%d.%x", n.Version, n.By.Epoch, n.By.Nonce)
 }
 
+// maxVersion is far above what a record comes to, and far below what overflows: versions that are accepted come from people.
+const maxVersion = 1 << 62
+
 // ParseNoted reads what String returns.
 func ParseNoted(s string) (n Noted, err error) {
-	if _, err = fmt.Sscanf(s, "%d.%d.%x", &n.Version, &n.By.Epoch, &n.By.Nonce); err == nil && n.String() != s {
+	if _, err = fmt.Sscanf(s, "%d.%d.%x", &n.Version, &n.By.Epoch, &n.By.Nonce); err == nil && (n.String() != s || n.Version > maxVersion) {
 		err = fmt.Errorf("%q is not version.epoch.nonce", s)
 	}
 	return n, err
@@ -367,6 +370,9 @@ func (c *Core) advanceRecord() {
 	}
 	if c.serving { // one that went back, and was accepted, is from now on like any other: whom it names have everything
 		want.Version, r.restored = max(want.Version, r.newest), false
+		for _, n := range c.desired.AcceptRecord { // another target was shown these
+			want.Version = max(want.Version, n.Version)
+		}
 	}
 	if want.Version == r.known.Version && slices.Equal(set, want.Set) && sameList(want.List, r.known.List) && len(r.doubts) == 0 {
 		return
@@ -456,9 +462,13 @@ func (c *Core) almostCounts(p *peer) bool {
 // mayRecord reports whether the members in sync may be written into the record soon, so that they go on without others.
 func (c *Core) mayRecord() bool { return c.mayReduce() && c.rec.read && !c.rec.failed }
 
-// noteSeen remembers what a replica has noted of the record.
+// noteSeen remembers what a replica has noted of the record. One that is no member of a volume that is open has noted nothing that
+// counts: it may have been removed because of that.
 func (c *Core) noteSeen(g block.GUID, n Noted) {
 	r := &c.rec
+	if c.phase == open && !c.listMember(g) {
+		n = Noted{}
+	}
 	r.seen = slices.DeleteFunc(r.seen, func(s seen) bool { return s.guid == g })
 	if n.Version > 0 {
 		r.seen, r.newest = append(r.seen, seen{g, n}), max(r.newest, n.Version)

@@ -99,7 +99,7 @@ func TestWitnessIsWanted(t *testing.T) {
 	}
 	w.serve(1, 2)
 	w.agent.cv.Spec.Witness = cstorv1.WitnessDisabled
-	w.agent.cv.Annotations = map[string]string{cstorv1.AnnotationAcceptRecord: "5.3.ab, 7, 4.0.0"}
+	w.agent.cv.Annotations = map[string]string{cstorv1.AnnotationAcceptRecord: "5.3.ab, 7, 9223372036854775807.1.1, 4.0.0"}
 	if err := w.client.Update(w.ctx, w.agent.cv); err != nil {
 		t.Fatal(err)
 	}
