@@ -414,8 +414,6 @@ func (c *Core) wantedSet() (set []block.GUID, urgent bool) {
 	live := func(p *peer) bool { return p.state == insync && !c.silent(p) }
 	urgent = !c.ok(live)
 	switch {
-	case !c.mayReduce():
-		return known, urgent
 	case c.everyMember(live):
 		current := func(p *peer) bool {
 			return sameList(p.lists.Pending, c.pending) && p.lists.Committed.Compare(c.committed) == 0
@@ -423,6 +421,8 @@ func (c *Core) wantedSet() (set []block.GUID, urgent bool) {
 		if c.everyMember(current) {
 			return nil, urgent
 		}
+		return known, urgent
+	case !c.mayReduce():
 		return known, urgent
 	}
 	set = c.nameable()

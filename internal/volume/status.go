@@ -67,7 +67,7 @@ func (c *Core) Status() Status {
 		s.Redundant, s.Lacks = c.redundant()
 		s.Lossy = c.history.lossy()
 	}
-	if back := c.wentBack(); back != nil && c.phase != over && c.witnessed() && (c.rec.read || c.claimed()) {
+	if back := c.wentBack(); back != nil && c.phase != over && (c.witnessed() || c.desired.Witness) && (c.rec.read || c.claimed()) {
 		s.WentBack = c.backText(*back)
 		for _, x := range c.contradictions() {
 			if !slices.Contains(s.Accept, x.Noted) {
