@@ -414,14 +414,14 @@ func TestVerifyAfterPowerCut(t *testing.T) {
 }
 
 // TestVerifyFirstAnnouncement leaves the head of one of two devices without any announcement: the first one on it may have
-// been interrupted there, and been made again by Open on the other device only. When there were others on it, or another
+// been interrupted there, and been made again by Open, on the other device only or interrupted there as well. When another
 // checkpoint was announced since, it was there.
 func TestVerifyFirstAnnouncement(t *testing.T) {
 	for _, x := range []struct {
 		name   string
 		cycles int
 		first  bool // the tail has the first one only
-	}{{"first", 0, true}, {"one of another checkpoint since", 2, true}, {"several", 2, false}} {
+	}{{"first", 0, true}, {"first, and again", 0, false}, {"one of another checkpoint since", 2, true}, {"several", 2, false}} {
 		p, mems := stripeOf(t, 2, Options{SegmentBytes: 256 << 10, DeltaEntries: 4096})
 		mems = disk.KillAll(mems)
 		p.Close()

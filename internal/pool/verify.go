@@ -177,19 +177,20 @@ func allBlank(end []label.Slot) bool {
 	return !slices.ContainsFunc(end, func(s label.Slot) bool { return !isBlank(s) })
 }
 
-// announcedOnce reports whether an end of a device has its first announcement and no other, of the checkpoint that newest
-// announces: the device is new in the pool, and at most Open has announced that once more. Another checkpoint is announced
-// only after a flush of the device.
-func announcedOnce(end []label.Slot, newest *label.Ring) bool {
-	i := slices.IndexFunc(end, func(s label.Slot) bool { return !isBlank(s) })
-	return i >= 0 && end[i].Ring != nil && slices.Equal(end[i].Ring.Root, newest.Root) && allBlank(end[i+1:])
+// announcesOnly reports whether an end of a device announces the checkpoint that newest does, and no other: the device is new
+// in the pool, and Open has announced that again, each time power was lost meanwhile. Another checkpoint is announced only
+// after a flush of the device.
+func announcesOnly(end []label.Slot, newest *label.Ring) bool {
+	return !allBlank(end) && !slices.ContainsFunc(end, func(s label.Slot) bool {
+		return !isBlank(s) && (s.Ring == nil || !slices.Equal(s.Ring.Root, newest.Root))
+	})
 }
 
 // ring verifies the announcements of checkpoints on a device. out says that it may lack some.
 func (r *Report) ring(d disk.Device, l *label.Label, newest *label.Ring, out bool) {
 	slots := label.Slots(d, l.Size, l.Pool)
 	head, tail := slots[:label.RingSlots], slots[label.RingSlots:]
-	if allBlank(head) && announcedOnce(tail, newest) {
+	if allBlank(head) && announcesOnly(tail, newest) {
 		r.note("device %s offset %d: the ring at the head of the device is blank: the first announcement on it was interrupted", d.Name(), head[0].Off)
 	} else {
 		r.ringEnd(d, "head", head, tail, newest, out)
