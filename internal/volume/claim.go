@@ -85,7 +85,7 @@ func (c *Core) claim() {
 		c.holding = "waiting a moment for the remaining replicas"
 		return
 	}
-	if auth := c.chooseAuthority(); auth != nil && c.holdsStable(auth) {
+	if auth := c.chooseAuthority(); auth != nil && c.holdsStable(auth) && c.oneLine(auth) {
 		if lossy := !c.lossless(auth); !lossy || !c.awaitsOthers() {
 			c.openEpoch(auth, lossy)
 		}
@@ -112,6 +112,25 @@ func (c *Core) knowsRecord(here func(*peer) bool) bool {
 		return false
 	}
 	c.bare = c.rec.unwritten && !c.rec.restored && c.everyMember(here)
+	return true
+}
+
+// oneLine reports whether the record, if it cannot be read, is not known to have gone back by the replicas alone: each has noted it last in
+// an epoch that auth has. Otherwise auth may lack what was completed in that one, and only the record tells.
+func (c *Core) oneLine(auth *peer) bool {
+	if !c.bare || c.rec.read {
+		return true
+	}
+	h := auth.report.State.History
+	for _, p := range c.peers {
+		by := p.report.State.RecordBy
+		has := func(e EpochStart) bool { return e.by() == by }
+		if p.state == promised && len(h) > 0 && by.Epoch >= h[0].Epoch && !slices.ContainsFunc(h, has) {
+			c.holding = fmt.Sprintf("%s was told of the volume's record in epoch %d, which %s, the furthest replica, has not; waiting for the record: %s",
+				c.name(p.guid), by.Epoch, c.name(auth.guid), c.rec.error)
+			return false
+		}
+	}
 	return true
 }
 
