@@ -368,11 +368,13 @@ func (c *Core) advanceRecord() {
 		l := c.committed // a replica showed it, and whoever began it ended before it was recorded
 		want.List = &l
 	}
-	if c.serving { // one that went back, and was accepted, is from now on like any other: whom it names have everything
-		want.Version, r.restored = max(want.Version, r.newest), false
+	r.restored = r.restored && !c.serving
+	if c.serving || !slices.Equal(set, want.Set) { // one that went back, and was accepted, is from now on like any other: whom it names have everything
+		want.Version = max(want.Version, r.newest)
 		for _, n := range c.desired.AcceptRecord { // another target was shown these
 			want.Version = max(want.Version, n.Version)
 		}
+		urgent = urgent || want.Version > r.known.Version // until then the next target does not rely on it
 	}
 	if want.Version == r.known.Version && slices.Equal(set, want.Set) && sameList(want.List, r.known.List) && len(r.doubts) == 0 {
 		return
