@@ -260,23 +260,29 @@ func (a *assembly) devices() (members []*member, devs []*raid.Device) {
 	return members, devs
 }
 
-// readRing returns the newest announcement of a checkpoint on devices that missed nothing.
-func (p *Pool) readRing(a *assembly) (best *label.Ring, err error) {
+// readRing returns the newest announcement of a checkpoint on devices that missed nothing, and the highest generation that
+// any device announces: none is used twice.
+func (p *Pool) readRing(a *assembly) (best *label.Ring, highest uint64, err error) {
 	var mu sync.Mutex
 	var sources []*member
+	counts := map[*member]bool{}
 	for _, m := range p.members() {
-		if x := a.label.Members[a.label.Index(m.guid)]; m.online() && (!x.Out || a.torn[x.Group]) {
-			sources = append(sources, m)
+		if x := a.label.Members[a.label.Index(m.guid)]; m.online() {
+			sources, counts[m] = append(sources, m), !x.Out || a.torn[x.Group]
 		}
 	}
 	p.onDevices("ring", sources, func(m *member) error {
 		r, e := label.ReadRing(m.dev.Disk(), m.size.Load(), a.label.Pool)
 		mu.Lock()
 		defer mu.Unlock()
-		if e != nil {
+		if e != nil && counts[m] {
 			err = e
 		}
-		if r != nil && (best == nil || r.Generation > best.Generation) {
+		if r == nil {
+			return nil
+		}
+		highest = max(highest, r.Generation)
+		if counts[m] && (best == nil || r.Generation > best.Generation) {
 			best = r
 		}
 		return nil
@@ -286,5 +292,5 @@ func (p *Pool) readRing(a *assembly) (best *label.Ring, err error) {
 	if best == nil && err == nil {
 		err = fmt.Errorf("no checkpoint on any device; its creation was interrupted: %w", ErrDamaged)
 	}
-	return best, err
+	return best, highest, err
 }

@@ -3,9 +3,11 @@ package pool
 import (
 	"bytes"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/cstor-go/cstor/internal/block"
 	"github.com/cstor-go/cstor/internal/pool/compress"
 	"github.com/cstor-go/cstor/internal/pool/disk"
 	"github.com/cstor-go/cstor/internal/pool/label"
@@ -86,6 +88,27 @@ func returnedPool(t *testing.T, l layout) (*Pool, []*disk.Mem) {
 	must(t, p.Sync())
 	mems = disk.PowerCutAll(mems, func(int) disk.Fate { return disk.Lost }, nil)
 	return openIdle(t, devicesOf(mems), Options{DeltaEntries: 4096}), mems
+}
+
+// TestGenerationIsUsedOnce: a device that is out may have announced a checkpoint that no other one knows of, when the power was
+// lost. What Open announces is not taken for that.
+func TestGenerationIsUsedOnce(t *testing.T) {
+	q, mems := returnedPool(t, layouts[2])
+	mems = disk.KillAll(mems)
+	last := q.generation
+	_ = closeIdle(q)
+	other := &label.Ring{Pool: q.cfg.GUID, Generation: last + 1, Root: []label.Extent{{Addr: 1 << 20, Len: block.Size}}}
+	must(t, label.WriteRing(mems[0], mems[0].Size(), other))
+	q = openIdle(t, devicesOf(mems), Options{DeltaEntries: 4096})
+	if q.generation <= other.Generation {
+		t.Errorf("checkpoint %d is announced, and the device that is out announces another one as %d", q.generation, other.Generation)
+	}
+	for _, m := range mems {
+		if r, err := label.ReadRing(m, m.Size(), q.cfg.GUID); err != nil || r.Generation != q.generation || !slices.Equal(r.Root, q.root) {
+			t.Errorf("device %s announces %+v (%v), not %d", m.Name(), r, err, q.generation)
+		}
+	}
+	must(t, closeIdle(q))
 }
 
 // TestReturnedStaysOut: a device that came back is called out until a checkpoint lists what it lacks, whatever else

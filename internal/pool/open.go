@@ -65,7 +65,7 @@ func openFor(devs []disk.Device, opt Options, look *offline) (*Pool, error) {
 			p.opt.Log.Warn("the devices of a raid group have each missed something else; all copies are tried, scrub the pool", "pool", l.Name, "group", p.seg.where.Load().groups[i].name())
 		}
 	}
-	ring, err := p.readRing(a)
+	ring, highest, err := p.readRing(a)
 	if ring == nil {
 		return nil, fmt.Errorf("pool %s: %w", l.Name, err)
 	}
@@ -77,6 +77,7 @@ func openFor(devs []disk.Device, opt Options, look *offline) (*Pool, error) {
 	if err := p.load(ring); err != nil {
 		return nil, fmt.Errorf("pool %s: checkpoint %d: %w", l.Name, ring.Generation, err)
 	}
+	p.generation = highest
 	if err := p.replay(); err != nil {
 		return nil, fmt.Errorf("pool %s: replay: %w", l.Name, err)
 	}
@@ -112,7 +113,7 @@ func (p *Pool) load(ring *label.Ring) error {
 	if err := p.loadMembers(m.members); err != nil {
 		return err
 	}
-	p.generation, p.root, p.upkeep.scrub = ring.Generation, ring.Root, m.scrub
+	p.root, p.upkeep.scrub = ring.Root, m.scrub
 	if p.offline != nil {
 		p.offline.root = m
 	}
