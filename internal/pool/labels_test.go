@@ -111,6 +111,24 @@ func TestGenerationIsUsedOnce(t *testing.T) {
 	must(t, closeIdle(q))
 }
 
+// TestHealedIsFlushed: what a device that came back was found to have already, so that nothing is written to it, may be in its
+// cache only. The next flush is of that, too, before any checkpoint says that the device has it.
+func TestHealedIsFlushed(t *testing.T) {
+	q, mems := returnedPool(t, layouts[2])
+	must(t, q.Sync())
+	m := q.members()[0]
+	unit := m.dev.StaleUnits().Next(0)
+	w := q.seg.where.Load()
+	seg, _ := w.segment(m.group, unit)
+	before := mems[0].Flushes()
+	q.healed(seg, []lagging{{m: m, moment: m.dev.Moment()}}, false)
+	must(t, q.flushDevices())
+	if m.dev.IsStale(unit) || mems[0].Flushes() == before {
+		t.Errorf("stale: %v, flushed %d times", m.dev.IsStale(unit), mems[0].Flushes()-before)
+	}
+	must(t, closeIdle(q))
+}
+
 // TestReturnedStaysOut: a device that came back is called out until a checkpoint lists what it lacks, whatever else
 // happens to the labels.
 func TestReturnedStaysOut(t *testing.T) {

@@ -154,6 +154,7 @@ func (p *Pool) healed(seg uint32, late []lagging, lost bool) bool {
 	if lost {
 		return false
 	}
+	sp.group.dirty.Store(true) // what a device had already may be in its cache only: it is flushed before a checkpoint calls it healed
 	ok := true
 	for i := range late {
 		if l := &late[i]; l.m.group == sp.group.index {
