@@ -184,7 +184,8 @@ func (c *chaos) sleep(t *testing.T, d time.Duration) {
 	}
 }
 
-// move asks for a replica more or for one less, whatever is under way: the one less may be the one that is being made.
+// move asks for a replica more or for one less, whatever is under way: the one less may be the one that is being made. It is
+// that one when the operator has not seen yet that it is wanted: another one instead would be a move in one step, which is refused.
 func (c *chaos) move(t *testing.T) {
 	t.Helper()
 	check(t, lab.Until(c.ctx, outageLimit, "the API server to take a change of the volume's pools", func(ctx context.Context) (bool, string, error) {
@@ -203,7 +204,11 @@ func (c *chaos) move(t *testing.T) {
 		if len(free) > 0 {
 			want = append(want, free[c.random.IntN(len(free))].Name)
 		} else {
-			i := c.random.IntN(len(want))
+			less := slices.DeleteFunc(slices.Clone(want), func(p string) bool { return slices.Contains(config.Status.PoolInfo, p) })
+			if len(less) == 0 {
+				less = want
+			}
+			i := slices.Index(want, less[c.random.IntN(len(less))])
 			want = slices.Delete(want, i, i+1)
 		}
 		if err := c.lab.EditPools(ctx, c.volume, want); err != nil {
