@@ -43,7 +43,7 @@ func (p *Pool) found(d Damage) (news bool) {
 }
 
 // sound returns those of some pieces, in blocks counted from an address that could not be healed or elsewhere, which
-// are not damaged themselves. It reports those that are and that something refers to.
+// are not damaged themselves. It reports those that are and that something refers to, but a destroyed replica.
 func (w *walk) sound(pieces []piece, from uint64, lost []int) (kept []piece) {
 	asked := 0
 	w.chunk.r = nil
@@ -60,7 +60,7 @@ func (w *walk) sound(pieces []piece, from uint64, lost []int) (kept []piece) {
 			continue // nobody needs it
 		}
 		if x.kind == pieceBlock {
-			if refers, sure := w.indexed(x, &asked); sure && !refers {
+			if refers, sure := w.indexed(x, &asked); sure && (!refers || w.chunk.r.isDestroyed()) {
 				continue
 			}
 		}

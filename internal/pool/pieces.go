@@ -36,7 +36,8 @@ func (c *chunkPieces) piece(x *blockAt) piece {
 }
 
 // eachChunk calls f, without locks, for every chunk of every replica that has data, with all that its page and the
-// tables refer to. What f gets is valid during the call.
+// tables refer to. What is destroyed counts until it is taken apart: a checkpoint refers to it as long, and who takes it
+// apart, maybe after a restart, reads it. What f gets is valid during the call.
 func (p *Pool) eachChunk(f func(c *chunkPieces) error) error {
 	c := new(chunkPieces)
 	for slot := 0; ; slot++ {
@@ -97,7 +98,7 @@ func (p *Pool) fillChunk(c *chunkPieces) error {
 	if err != nil {
 		return err
 	}
-	if c.r.destroyed || d == nil {
+	if d == nil {
 		p.idx.mu.RUnlock()
 		return nil
 	}
@@ -167,7 +168,7 @@ func (p *Pool) histories(r *Replica, number uint64) ([]index.HistRef, error) {
 	if err != nil {
 		return nil, err
 	}
-	if r.destroyed || d == nil || d.page == 0 {
+	if d == nil || d.page == 0 {
 		p.idx.mu.RUnlock()
 		return nil, nil
 	}

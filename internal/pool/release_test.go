@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/cstor-go/cstor/internal/block"
@@ -133,4 +134,51 @@ func TestReleaseDamaged(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestDestroyedIsResilvered resilvers a device while a replica that it lacks parts of is taken apart, and restarts: what a
+// checkpoint still refers to is on that device, which is enough to go on.
+func TestDestroyedIsResilvered(t *testing.T) {
+	defer func(n int) { releaseStep = n }(releaseStep)
+	releaseStep = 1
+	const chunks = 6
+	opt := Options{SegmentBytes: 256 << 10, DeltaEntries: 4096, inlineBytes: 200, historyBytes: 600}
+	p, mems := newLayoutPool(t, layouts[2], 24<<20, opt)
+	fresh := p.Stats()
+	r, err := p.CreateReplica("v", chunks*block.ChunkBlocks*block.Size)
+	must(t, err)
+	mems[0].Disappear()
+	for v := uint64(1); v < 4; v++ {
+		for i := range uint64(chunks) {
+			must(t, r.Apply([]Op{write(i*block.ChunkBlocks, 20, 10*v+i)}))
+		}
+		must(t, r.Apply([]Op{snap(fmt.Sprint(v), 10*v+chunks)}))
+	}
+	must(t, p.cycle())
+	if d := refOf(t, r, chunks-1); !d.deep {
+		t.Error("there are no history pages")
+	}
+	must(t, p.Close())
+	reopenAll(mems)
+	mems[0].Reappear()
+
+	p = openIdle(t, devicesOf(mems), opt)
+	must(t, p.DestroyReplica("v"))
+	p.resilver()
+	must(t, p.cycle())
+	if m := p.members()[0]; m.dev.Stale() || p.idx.bySlot[0] == nil {
+		t.Errorf("%d units are stale, the replica is %v", m.dev.StaleCount(), p.idx.bySlot[0])
+	}
+	must(t, closeIdle(p))
+	reopenAll(mems)
+	verified(devicesOf(mems), t.Errorf)
+
+	p = openIdle(t, devicesOf(mems[:1]), opt)
+	for range chunks {
+		must(t, p.cycle())
+	}
+	if s := p.Stats(); p.idx.bySlot[0] != nil || s.ChecksumErrors > 0 || s.FreeSegments < fresh.FreeSegments-4 {
+		t.Errorf("the replica was not taken apart: %+v", s)
+	}
+	must(t, closeIdle(p))
 }
