@@ -77,13 +77,10 @@ func (p *Pool) intact(l *logReader, pos logPos) (bool, error) {
 	if g.Redundant() {
 		n := int64(padded(&h, g.row)) << block.Shift
 		_, err := g.Settle(off, n, func(data []byte) []int { return badBlocks(&h, b, data) })
-		switch {
-		case errors.Is(err, raid.ErrUnrecoverable):
+		if errors.Is(err, raid.ErrUnrecoverable) {
 			return false, nil
-		case err != nil && p.lost() == nil && !errors.Is(err, raid.ErrLost):
-			return true, nil // a device failed while it was written, and is out
 		}
-		return err == nil, err
+		return err == nil, err // of a device that lacks it and cannot be spared: one that can is out, which is no error
 	}
 	if h.DataBlocks == 0 { // a link in the last row of the last segment has no address behind it
 		return true, nil
