@@ -52,6 +52,7 @@ type request struct {
 	fua     bool // stable as soon as it succeeds
 	durable bool // must not get lost, whatever happens
 	gone    bool // got lost with the power, after it had succeeded
+	told    bool // the application knows by a flush that failed
 	given   bool // given up: see giveUp
 	opening volume.EpochStart
 	refused bool // was never executed

@@ -18,6 +18,7 @@ type Coverage struct {
 	Reboots         uint64 // of machines in good order
 	LossyEpochs     uint64 // opened without proof that nothing was lost
 	Losses          uint64 // times that the volume went back to what was flushed, or somewhat later
+	FailedFlushes   uint64 // since something may be lost
 	Cycles          uint64 // and other steps of what pools do in the background
 	Takeovers       uint64 // times that a target began to serve
 	Restarts        uint64

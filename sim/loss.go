@@ -29,11 +29,39 @@ func (a *app) keep(r *request) {
 		a.changes = append(a.changes, r)
 	case block.Flush:
 		for _, x := range a.changes {
-			if x.ended < r.begun && !x.gone {
+			switch {
+			case x.ended > r.begun:
+			case !x.gone:
 				x.durable = true
+			case !x.told && !x.given:
+				a.w.fail("flush %d succeeded, %v had succeeded before, is gone, and no flush has failed since", r.id, x.version)
 			}
 		}
 	}
+}
+
+// failed takes the answer of a flush that something may be lost, unless that gets lost with the session. Some time later the
+// target knows that it has come.
+func (a *app) failed(r *request, lost volume.Promise) {
+	w := a.w
+	if r.state == reqLost {
+		return
+	}
+	if e := w.opens[lost.Epoch]; e.Nonce != lost.Nonce || !e.Lossy {
+		w.fail("flush %d fails for epoch %d, which began as %+v", r.id, lost.Epoch, e)
+	}
+	a.finish(r)
+	if w.chance(0.2) {
+		return
+	}
+	w.cover.FailedFlushes++
+	for _, x := range a.changes {
+		x.told = x.told || x.gone
+	}
+	w.after(w.between(0, 30*ms), &r.t.process, func() {
+		r.t.core.Told(r.t.clock(w), lost)
+		r.t.ready()
+	})
 }
 
 // opened is called when a replica is about to take the operation that opens an epoch. The first one that does has all that

@@ -27,7 +27,7 @@ const floorRuns = 500
 
 // floors is what floorRuns runs must have reached, or they showed nothing: about a third of what they do reach.
 var floors = Coverage{
-	Completed: 100_000, Retries: 2500, NoSpace: 5000, Damaged: 80, PowerCuts: 1400, PowerCutsInside: 325, Reboots: 90, LossyEpochs: 300, Losses: 25, Cycles: 17_000,
+	Completed: 100_000, Retries: 2500, NoSpace: 5000, Damaged: 80, PowerCuts: 1400, PowerCutsInside: 325, Reboots: 90, LossyEpochs: 300, Losses: 25, FailedFlushes: 250, Cycles: 17_000,
 	Takeovers: 1500, Restarts: 50, SecondTargets: 100, LastingTargets: 15, Oversleeps: 25, Superseded: 30, Ejections: 1000, Suspensions: 2500, Resends: 4000,
 	Stages: 550, Staged: 240, StageCuts: 21, Joins: 3250, Pulls: 3000, DeltaPulls: 2300, Promotions: 1500, Interrupted: 1850, Divergent: 35, NotYet: 150, OldFrames: 25,
 	HeldReads: 3000, LeaseWaits: 350, StandDowns: 300, PromiseWaits: 3750, SecondAnswers: 3500, ReadRetries: 550,

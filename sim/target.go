@@ -209,6 +209,10 @@ func (t *target) ready() {
 			t.w.app.completed(tag.(*request), nil)
 		}
 		for _, f := range rd.FlushHeld {
+			if f.Err == block.ErrLost {
+				t.w.app.failed(f.Tag.(*request), f.Lost)
+				continue
+			}
 			t.w.app.completed(f.Tag.(*request), f.Err)
 		}
 		if rd.Record != nil {

@@ -43,6 +43,9 @@ var (
 	// only the initiator knows: the front end ends the session, without an answer, so that it logs in again and repeats what
 	// it has not had answered.
 	ErrSuperseded = errors.New("another target has served the volume")
+	// ErrLost completes a flush of a volume of which what was written before, and not flushed, may be lost. Until somebody has
+	// been told, see Request.Told, every flush ends so.
+	ErrLost = errors.New("what was written before and not flushed may be lost")
 	// ErrMedium completes a read whose data is damaged on every replica that may serve it.
 	ErrMedium = errors.New("data is damaged on every replica in sync")
 )
@@ -73,8 +76,10 @@ type Request struct {
 	Data []byte
 	// Buf owns Data's memory. The side that holds the request holds one reference: for a Write the device releases it,
 	// for a Read the client does after it has sent Data. Nil when Data needs no release.
-	Buf    *Buffer
-	Err    error // set at completion
+	Buf *Buffer
+	Err error // set at completion
+	// Told is set at completion with ErrLost: the client calls it when it knows that the error has reached whoever it acts for.
+	Told   func()
 	Client Client
 	Tag    any // the client's own
 }

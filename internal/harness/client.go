@@ -9,7 +9,7 @@ import (
 )
 
 // Client makes single requests of a block.Device and waits for them. It repeats what was superseded, as an initiator does
-// when it has logged in again. It may be used concurrently.
+// when it has logged in again, and knows every answer as soon as it is there. It may be used concurrently.
 type Client struct{ Device block.Device }
 
 var doneChannels = sync.Pool{New: func() any { return make(chan struct{}, 1) }}
@@ -31,6 +31,9 @@ func (c Client) do(r *block.Request) error {
 		}
 		c.Device.Submit([]*block.Request{r})
 		<-done
+		if r.Told != nil {
+			r.Told()
+		}
 		if !errors.Is(r.Err, block.ErrSuperseded) {
 			return r.Err
 		}

@@ -27,6 +27,8 @@ func (e *CommandError) Unwrap() error {
 		return block.ErrRetry
 	case e.Sense.Is(scsi.SpaceFailed):
 		return block.ErrNoSpace
+	case e.Sense.Is(scsi.WritesLost):
+		return block.ErrLost
 	case e.Sense.Is(scsi.UnrecoveredRead):
 		return block.ErrMedium
 	}

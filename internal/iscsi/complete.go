@@ -41,6 +41,10 @@ func (ss *session) complete(t *task) {
 		ss.freeTask(t)
 		return
 	}
+	if t.req.Told != nil {
+		ss.telling = append(ss.telling, telling{ss.statSN, t.req.Told})
+		ss.tells.Store(true)
+	}
 	status, sense := scsi.FromError(t.err)
 	switch t.plan.Kind {
 	case scsi.Read:

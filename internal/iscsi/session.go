@@ -34,6 +34,7 @@ type session struct {
 	urgent atomic.Bool   // another initiator is waiting for the answer
 	maxSN  atomic.Uint32 // MaxCmdSN as told to the initiator; written under the lock
 	drop   atomic.Bool   // shutting down: commands are ignored
+	tells  atomic.Bool   // telling is not empty; written under the lock
 
 	// The reader's own.
 	in         *pdu.Reader
@@ -55,8 +56,15 @@ type session struct {
 	waiting   []*task // commands that wait until fewer bytes are in flight, in order
 	admitting bool    // a goroutine is taking care of waiting
 	attn      []scsi.Sense
+	telling   []telling
 	idle      []chan struct{} // closed when there is no task
 	ended     bool            // the connection is gone
+}
+
+// telling is what is to be called when the initiator has the response with that StatSN.
+type telling struct {
+	statSN uint32
+	told   func()
 }
 
 const (
@@ -144,6 +152,9 @@ func (ss *session) read() error {
 
 // handle dispatches one PDU. An error ends the connection.
 func (ss *session) handle(h *pdu.Header, data []byte) error {
+	if ss.tells.Load() {
+		ss.acknowledged(h.ExpStatSN())
+	}
 	switch op := h.Opcode(); op {
 	case pdu.DataOut:
 		return ss.dataOut(h, data)
@@ -222,6 +233,21 @@ func (ss *session) number(h *pdu.Header, status bool) {
 	h.SetNumbers(ss.statSN, ss.expSN, max)
 	if status {
 		ss.statSN++
+	}
+}
+
+// acknowledged takes the initiator's ExpStatSN: it has all responses before that.
+func (ss *session) acknowledged(expStatSN uint32) {
+	var told []func()
+	ss.out.Lock()
+	for len(ss.telling) > 0 && pdu.Before(ss.telling[0].statSN, expStatSN) {
+		told = append(told, ss.telling[0].told)
+		ss.telling = ss.telling[1:]
+	}
+	ss.tells.Store(len(ss.telling) > 0)
+	ss.out.Unlock()
+	for _, f := range told {
+		f()
 	}
 }
 

@@ -55,7 +55,11 @@ func (t *Target) do(rd *volume.Ready) {
 		t.finish(tag.(*block.Request), nil)
 	}
 	for _, f := range rd.FlushHeld {
-		t.finish(f.Tag.(*block.Request), f.Err)
+		r := f.Tag.(*block.Request)
+		if f.Err == block.ErrLost {
+			r.Told = func() { t.told(f.Lost) }
+		}
+		t.finish(r, f.Err)
 	}
 	if rd.Record != nil && !t.closed {
 		op := *rd.Record

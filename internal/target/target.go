@@ -186,6 +186,13 @@ func (t *Target) CutOff(yes bool) {
 	t.leave()
 }
 
+// told hands on that the initiator knows that something may be lost.
+func (t *Target) told(lost volume.Promise) {
+	now := t.enter()
+	t.core.Told(now, lost)
+	t.leave()
+}
+
 // Status describes the volume.
 func (t *Target) Status() volume.Status {
 	now := t.enter()

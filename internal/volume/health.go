@@ -159,7 +159,7 @@ func (c *Core) answerHeld() {
 	flushes := c.flushes[:0]
 	for _, f := range c.flushes {
 		if late(f.since) {
-			c.out.FlushHeld = append(c.out.FlushHeld, FlushEnd{f.tag, block.ErrRetry})
+			c.out.FlushHeld = append(c.out.FlushHeld, FlushEnd{Tag: f.tag, Err: block.ErrRetry})
 		} else {
 			flushes = append(flushes, f)
 		}

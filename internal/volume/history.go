@@ -49,13 +49,13 @@ func (h History) Epoch() uint64 {
 }
 
 // lossy returns the newest epoch that is marked so, zero if none is.
-func (h History) lossy() (epoch uint64) {
-	for _, e := range h {
+func (h History) lossy() EpochStart {
+	for _, e := range slices.Backward(h) {
 		if e.Lossy {
-			epoch = e.Epoch
+			return e
 		}
 	}
-	return epoch
+	return EpochStart{}
 }
 
 // contradicts reports whether an epoch is in both histories and was not opened by the same target. Then what has the same

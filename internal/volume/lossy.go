@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"time"
 
 	"github.com/cstor-go/cstor/internal/block"
 )
@@ -84,6 +85,48 @@ func (c *Core) awaitsOthers() bool {
 	}
 	c.holding = fmt.Sprintf("%s: waiting up to %v for %s", why, c.settings.LossyGrace, whom)
 	return true
+}
+
+// untold returns the newest lossy epoch if the initiator is not known to have been told of it, else the zero Promise. Until it has
+// got the answer that a flush failed all flushes fail: what it had written before that epoch, and not flushed, may be gone, and
+// it would take a flush that succeeds for the proof that it is not (replication rule 43). It may be told twice, if this target
+// ends before the members know; never is it taken for told because an answer was only sent.
+//
+// A FUA write is no such proof, of nothing but itself. Who wrote is not recorded: there is one initiator at a time, and after another
+// one has come, and was told, nobody has to believe what the one before wrote last.
+func (c *Core) untold() Promise {
+	lost := c.history.lossy().by()
+	if lost != c.past.told && slices.ContainsFunc(c.peers, func(p *peer) bool { return p.report.State.Told == lost }) {
+		c.past.told = lost
+	}
+	if lost == c.past.told {
+		return Promise{}
+	}
+	return lost
+}
+
+// failFlushes ends the flushes that wait if the initiator has to be told of a lossy epoch.
+func (c *Core) failFlushes() {
+	lost := c.untold()
+	if lost == (Promise{}) {
+		return
+	}
+	for _, f := range c.flushes {
+		c.out.FlushHeld = append(c.out.FlushHeld, FlushEnd{Tag: f.tag, Err: block.ErrLost, Lost: lost})
+	}
+	c.flushes = nil
+}
+
+// Told tells that the initiator has got the answer that a flush failed, which said lost.
+func (c *Core) Told(now time.Duration, lost Promise) {
+	c.now = now
+	if lost.Epoch <= c.past.told.Epoch {
+		return
+	}
+	c.past.told = lost
+	if c.phase == open {
+		c.spread() // which has the members note it
+	}
 }
 
 // trust tells a suspect replica, which counts now, that it holds everything again.

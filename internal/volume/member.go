@@ -315,6 +315,9 @@ func (m *Member) setList(msg SetList) MemberReady {
 	if msg.Record != 0 {
 		s.RecordSeen, s.RecordBy = msg.Record, s.Promised
 	}
+	if msg.Told != (Promise{}) {
+		s.Told = msg.Told
+	}
 	var rd MemberReady
 	m.persist(&rd)
 	rd.Messages = []Message{ListSet{Committed: msg.Committed, Pending: msg.Pending, Record: msg.Record}}

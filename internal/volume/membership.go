@@ -102,10 +102,14 @@ func (c *Core) lists() SetList {
 	if c.claimed() {
 		version = c.rec.known.Version
 	}
+	l := SetList{Committed: c.committed, Pending: c.pending, Record: version}
 	if c.next != nil && c.nextRecorded() {
-		return SetList{Committed: *c.next, Record: version}
+		l.Committed, l.Pending = *c.next, nil
 	}
-	return SetList{Committed: c.committed, Pending: c.pending, Record: version}
+	if c.untold() == (Promise{}) {
+		l.Told = c.history.lossy().by()
+	}
+	return l
 }
 
 // sendLists sends p the lists in force.

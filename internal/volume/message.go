@@ -40,7 +40,8 @@ type (
 	SetList struct {
 		Committed List
 		Pending   *List
-		Record    uint64 `json:",omitempty"` // version of the volume's record, to be noted; zero: keep what is noted
+		Record    uint64  `json:",omitempty"` // version of the volume's record, to be noted; zero: keep what is noted
+		Told      Promise `json:",omitzero"`  // the newest lossy epoch, if the initiator knows of it; zero: keep what is noted
 	}
 	// Stage asks a complete replica to catch up with Source at once: see stage.go. Answered by Staged when that is stable, or
 	// by StageFailed; meanwhile nothing is streamed.
@@ -216,7 +217,7 @@ type Ready struct {
 	Reads     []ReadSend
 	ReadsDone []*ReadOp  // show Err or the data received
 	Flushed   []any      // tags of Flush calls that are done
-	FlushHeld []FlushEnd // Flush calls that waited for a quorum longer than Settings.HoldLimit, or were superseded
+	FlushHeld []FlushEnd // Flush calls that waited for a quorum longer than Settings.HoldLimit, or were superseded, or fail for what was lost
 	Record    *RecordOp  // read or write the volume's record, then call RecordIs or RecordFailed
 	Status    bool       // Status() changed in a way that is worth reporting
 	// Superseded says that another target has opened the volume since this one served. All that was asked before ends with
@@ -238,8 +239,9 @@ type Send struct {
 
 // FlushEnd is what a Flush that failed is to be answered.
 type FlushEnd struct {
-	Tag any
-	Err error // block.ErrRetry or block.ErrSuperseded
+	Tag  any
+	Err  error   // block.ErrRetry, ErrSuperseded or ErrLost
+	Lost Promise // ErrLost: what Told is to be called with when the initiator has got the answer
 }
 
 // ReadSend asks the shell to send a read to a session's replica.

@@ -19,6 +19,8 @@ type past struct {
 	// is beyond it. It is unknown until this target has served.
 	completed uint64
 
+	told Promise // the newest lossy epoch of which the initiator is known to have been told
+
 	claimed Promise // the highest that it tried to write into the record
 	yielded uint64  // the epoch of another target's claim in the record for which it stood back
 
@@ -149,7 +151,7 @@ func (c *Core) endHeld() {
 	}
 	c.held = nil
 	for _, f := range c.flushes {
-		c.out.FlushHeld = append(c.out.FlushHeld, FlushEnd{f.tag, block.ErrSuperseded})
+		c.out.FlushHeld = append(c.out.FlushHeld, FlushEnd{Tag: f.tag, Err: block.ErrSuperseded})
 	}
 	c.flushes = nil
 	all := func(time.Duration) bool { return true }

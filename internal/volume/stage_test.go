@@ -260,6 +260,7 @@ func (e *stage) ready() {
 		}
 		for _, f := range rd.FlushHeld {
 			e.printf("flush: %v", f.Err)
+			e.lost = f.Lost
 		}
 		if rd.Restart != "" {
 			e.printf("restart: %s", rd.Restart)

@@ -72,6 +72,7 @@ type State struct {
 	BootID     string        `json:"bootID,omitempty"`     // of the machine, when the replica was served last
 	Clean      bool          `json:"clean,omitempty"`      // that ended in good order
 	Suspect    bool          `json:"suspect,omitempty"`    // may lack what it acknowledged: see Started
+	Told       Promise       `json:"told,omitzero"`        // the newest lossy epoch of which the initiator knows: see Core.untold
 	Place      Place         `json:"place,omitzero"`
 }
 

@@ -65,7 +65,7 @@ func (c *Core) Status() Status {
 	if c.phase == open {
 		s.Committed, s.Pending, s.Desired = c.committed, c.pending, c.adopted
 		s.Redundant, s.Lacks = c.redundant()
-		s.Lossy = c.history.lossy()
+		s.Lossy = c.history.lossy().Epoch
 	}
 	if back := c.wentBack(); back != nil && c.phase != over && (c.witnessed() || c.desired.Witness) && (c.rec.read || c.claimed()) {
 		s.WentBack = c.backText(*back)

@@ -276,11 +276,11 @@ func (c *Core) finished() uint64 {
 }
 
 // Flush makes everything that was completed before stable; its tag comes back in Ready.Flushed, or in
-// Ready.FlushHeld when there was no quorum for too long, or another target has served the volume.
+// Ready.FlushHeld when there was no quorum for too long, or another target has served the volume, or something may be lost.
 func (c *Core) Flush(now time.Duration, tag any) {
 	c.now, c.asked = now, now
 	if c.past.late() {
-		c.out.FlushHeld = append(c.out.FlushHeld, FlushEnd{tag, block.ErrSuperseded})
+		c.out.FlushHeld = append(c.out.FlushHeld, FlushEnd{Tag: tag, Err: block.ErrSuperseded})
 		return
 	}
 	c.flushes = append(c.flushes, flush{tag: tag, since: now})
@@ -293,6 +293,9 @@ func (c *Core) Flush(now time.Duration, tag any) {
 // setFlushes gives the flushes that came while nothing could be served their place, and sends marks for it to those
 // whose acknowledgement counts. A mark for something that is marked already is not repeated.
 func (c *Core) setFlushes() {
+	if len(c.flushes) > 0 {
+		c.failFlushes()
+	}
 	for i := range c.flushes {
 		f := &c.flushes[i]
 		if f.set {

@@ -23,6 +23,9 @@ func (e *stage) describe(a *actor) {
 	if s.Ambiguous {
 		fmt.Fprintf(&e.out, " ambiguous")
 	}
+	if s.Told.Epoch > 0 {
+		fmt.Fprintf(&e.out, " told=%d", s.Told.Epoch)
+	}
 	fmt.Fprintf(&e.out, " list=%s", listText(s.Committed))
 	if s.Pending != nil {
 		fmt.Fprintf(&e.out, " pending=%s", listText(*s.Pending))
@@ -122,7 +125,11 @@ func text(m Message) string {
 	case Stream:
 		return fmt.Sprintf("%s from %v", name, m.From)
 	case SetList:
-		return name + " " + listsText(m.Committed, m.Pending) + notedText(m.Record)
+		t := name + " " + listsText(m.Committed, m.Pending) + notedText(m.Record)
+		if m.Told.Epoch > 0 {
+			t += fmt.Sprintf(" told of %d", m.Told.Epoch)
+		}
+		return t
 	case ListSet:
 		return name + " " + listsText(m.Committed, m.Pending) + notedText(m.Record)
 	case Ping:

@@ -42,7 +42,7 @@ import (
 //	epochs a b n=300          these replicas were complete through that many epochs
 //	progress c chunks=1       c tells how far its pull is, or for what it is waiting=; hang, resume, damage, apart, space: see there
 //	pace                      what the target told rebuilds how fast they may go
-//	write b content [fua]     propose; discard b; read b; flush
+//	write b content [fua]     propose; discard b; read b; flush; told: the initiator has got the answer that the last one failed
 //	want factor=2 remove=a    tick 1s; step a <message>; member a; members; status
 //	api down                  how requests for the volume's record fare: see setAPI; record
 func TestTranscripts(t *testing.T) {
@@ -69,6 +69,7 @@ type stage struct {
 	members map[string]*actor
 	api     api
 	killed  *Core
+	lost    Promise // what the last flush that failed said
 	session SessionID
 	nonce   uint64
 	mute    bool
@@ -229,6 +230,9 @@ func (e *stage) command(t *testing.T, d *datadriven.TestData) {
 		e.ready()
 	case "flush":
 		e.core.Flush(e.now, "flush")
+		e.ready()
+	case "told":
+		e.core.Told(e.now, e.lost)
 		e.ready()
 	case "tick":
 		dur, err := time.ParseDuration(names[0])

@@ -34,6 +34,7 @@ var (
 	Miscompare          = Sense{Key: keyMiscompare, ASC: 0x1d}
 	SpaceFailed         = Sense{Key: keyDataProtect, ASC: 0x27, ASCQ: 0x07} // SPACE ALLOCATION FAILED WRITE PROTECT
 	UnrecoveredRead     = Sense{Key: keyMedium, ASC: 0x11}
+	WritesLost          = Sense{Key: keyMedium, ASC: 0x11, ASCQ: 0x0c} // recommend rewrite the data; Linux repeats other medium errors
 	InternalFailure     = Sense{Key: keyHardware, ASC: 0x44}
 	PowerOn             = Sense{Key: keyUnitAttention, ASC: 0x29}
 	DeviceReset         = Sense{Key: keyUnitAttention, ASC: 0x29, ASCQ: 0x03}
@@ -113,6 +114,8 @@ func FromError(err error) (Status, Sense) {
 		return Busy, Sense{}
 	case errors.Is(err, block.ErrNoSpace):
 		return CheckCondition, SpaceFailed
+	case errors.Is(err, block.ErrLost):
+		return CheckCondition, WritesLost
 	case errors.Is(err, block.ErrMedium):
 		return CheckCondition, UnrecoveredRead
 	}
