@@ -98,14 +98,16 @@ func (w *walk) damaged(x *piece) {
 	}
 }
 
-// damagedPage reports a page that could not be read when the index was gone through.
+// damagedPage reports a page that could not be read when the index was gone through. A part of the directory is found by
+// itself.
 func (w *walk) damagedPage(c *chunkPieces) {
+	w.hidden = w.hidden || w.p.someAway()
 	var e *ChecksumError
 	d := Damage{Replica: c.r.name, Block: c.number * block.ChunkBlocks, What: piecePage.String()}
 	if errors.As(c.err, &e) {
 		d.Device, d.Offset = e.Device, e.Offset
 	}
-	if w.found(d) {
+	if (e == nil || e.What != "directory") && w.found(d) {
 		w.errors++
 	}
 }

@@ -46,6 +46,7 @@ type walk struct {
 
 	repaired, errors int64
 	lost             bool // something could not be had that a device may have which is not there
+	hidden           bool // a part of the index could not, so nobody knows what that refers to, which may be anywhere
 }
 
 // errSkipped means that a segment is dead, or was freed since the walk began.
@@ -99,7 +100,7 @@ func (w *walk) all(first uint32, after func(seg uint32, lost bool) error) error 
 			return err
 		}
 		for _, seg := range open {
-			if err := after(seg, w.lost); err != nil {
+			if err := after(seg, w.lost || w.hidden); err != nil {
 				return err
 			}
 		}
@@ -117,7 +118,7 @@ func (w *walk) all(first uint32, after func(seg uint32, lost bool) error) error 
 		}
 		if len(w.orphans) > n || len(open) > 0 { // in order: who goes on later begins with the first that is open
 			open, lost = append(open, seg), lost || w.lost
-		} else if err := after(seg, w.lost); err != nil {
+		} else if err := after(seg, w.lost || w.hidden); err != nil {
 			return err
 		}
 		if len(w.orphans) > maxOrphans {

@@ -67,8 +67,8 @@ func (p *Pool) eachChunk(f func(c *chunkPieces) error) error {
 	}
 }
 
-// nextChunk fills c for the first chunk that may have data from number on; false: there is none. A part of the
-// directory that is damaged is passed over, and found by itself.
+// nextChunk fills c for the first chunk that may have data from number on; false: there is none. A part of the directory
+// that is damaged counts as its last chunk, of which nothing is known but the error.
 func (p *Pool) nextChunk(c *chunkPieces) (more bool, err error) {
 	var d chunkRef
 	for {
@@ -77,7 +77,8 @@ func (p *Pool) nextChunk(c *chunkPieces) (more bool, err error) {
 		case err != nil && !isDamage(err):
 			return false, err
 		case err != nil:
-			c.number = next
+			c.number, c.data, c.err = next-1, c.data[:0], err
+			return true, nil
 		case !ok:
 			return false, nil
 		case d.page == 0 && d.heads == [2]uint32{}:

@@ -2,6 +2,7 @@ package pool
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/cstor-go/cstor/internal/pool/raid"
@@ -176,6 +177,11 @@ func (p *Pool) allThere(group int) bool {
 		}
 	}
 	return true
+}
+
+// someAway reports whether a column of some group has no device in use.
+func (p *Pool) someAway() bool {
+	return slices.ContainsFunc(p.seg.where.Load().groups, func(g *groupState) bool { return !p.allThere(g.index) })
 }
 
 // liveBytes returns the bytes that are live in some segments.

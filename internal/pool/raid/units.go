@@ -65,7 +65,7 @@ func (s *unitSet) add(u int) {
 		c = s.chunks[u/chunkUnits].Load()
 	}
 	w, bit := u/64%chunkWords, uint64(1)<<(u%64)
-	if c.words[w].Load()&bit != 0 {
+	if c.words[w].Load()&bit != 0 && c.summary[w/64].Load()>>(w%64)&1 != 0 { // else somebody is about to set the summary
 		return
 	}
 	if c.words[w].Or(bit)&bit == 0 {
