@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"bytes"
 	"cmp"
 	"slices"
 	"strings"
@@ -319,4 +320,58 @@ func TestLyingDeviceIsNotBelieved(t *testing.T) {
 		s.othersGo()
 		must(t, s.p.Close())
 	})
+}
+
+// TestScrubCutShort: the power fails while a scrub repairs what a device lies about, in use or not, and tears what the scrub
+// has written. A raid group that can lose two devices goes on to do without another one.
+func TestScrubCutShort(t *testing.T) {
+	t.Parallel()
+	const chunks, dense = 100, 200
+	l, rng := layouts[6], testRand(t)
+	liar, gone := l.victims()[1], l.victims()[0]
+	opt := Options{SegmentBytes: 256 << 10, DeltaEntries: 4096, PageCacheBytes: 64 << 10}
+	p, mems := newLayoutPool(t, l, 64<<20, opt)
+	v, err := p.CreateReplica("v", chunks*block.ChunkBlocks*block.Size)
+	must(t, err)
+	n := uint64(0)
+	write := func(b uint64, count int) {
+		n++
+		must(t, v.Apply([]Op{{Kind: OpWrite, Block: b, Count: uint32(count), Data: bytes.Repeat([]byte{byte(b / block.ChunkBlocks)}, count*block.Size), Version: ver(n)}}))
+	}
+	for c := range uint64(chunks) {
+		write(c*block.ChunkBlocks, dense)
+	}
+	for range 8 { // of the pages that are written together others are in use, and some rows have blocks that nobody needs
+		for range chunks / 4 {
+			write(uint64(rng.IntN(chunks)*block.ChunkBlocks+rng.IntN(dense)), 1)
+		}
+		must(t, p.cycle())
+	}
+	must(t, p.Close())
+	reopenAll(mems)
+	mems[liar].Corrupt(label.HeadBytes, mems[liar].Size()-label.HeadBytes-label.TailBytes, rng)
+	rec := disk.Record(mems...)
+	p, err = Open(devicesOf(mems), opt)
+	must(t, err)
+	must(t, p.Scrub(ScrubOptions{}))
+	p.rest()
+	must(t, p.Close())
+	for r := rec.Replay(); r.Next(); {
+		if rng.IntN(4) > 0 {
+			continue
+		}
+		cut := r.Cut(rng, func(int) disk.Fate { return disk.Torn })
+		p, err := Open(without(cut, gone), opt)
+		if err != nil {
+			t.Fatalf("after %d of %d operations: %v", r.At(), rec.Len(), err)
+		}
+		b := make([]byte, block.Size)
+		for c := range uint64(chunks) {
+			if err := p.Replica("v").Read(c*block.ChunkBlocks, b, nil); err != nil || b[0] != byte(c) {
+				t.Fatalf("after %d of %d operations: chunk %d: %v", r.At(), rec.Len(), c, err)
+			}
+		}
+		disk.StopAll(cut)
+		p.Close()
+	}
 }
