@@ -375,3 +375,46 @@ func TestScrubCutShort(t *testing.T) {
 		p.Close()
 	}
 }
+
+// TestScrubLeavesTheLogAlone: a scrub reads headers where the log is being written, and a device cannot read the block that
+// comes next. What the scrub makes of that must not come over the batch that is written there meanwhile.
+func TestScrubLeavesTheLogAlone(t *testing.T) {
+	for bad := range 2 { // one of them is read
+		p, mems := newLayoutPool(t, layouts[2], 24<<20, Options{SegmentBytes: 256 << 10})
+		r, err := p.CreateReplica("v", 1<<20)
+		must(t, err)
+		must(t, r.Apply([]Op{write(0, 1, 1)}))
+		next := nextBatch(p)
+		mems[bad].BadSectors(next, block.Size)
+		writes := 0
+		waits, resume := mems[bad].HangIf(func(op string, off, n int64) bool {
+			if op != "write" || next < off || next >= off+n {
+				return false
+			}
+			writes++
+			return writes == 1
+		})
+		must(t, p.Scrub(ScrubOptions{}))
+		done := make(chan bool)
+		go func() {
+			p.rest()
+			close(done)
+		}()
+		select {
+		case <-waits:
+			must(t, r.Apply([]Op{write(1, 1, 2)}))
+			resume()
+			<-done
+		case <-done:
+			resume()
+			must(t, r.Apply([]Op{write(1, 1, 2)}))
+		}
+		var b [2][block.Size]byte
+		for i, m := range mems {
+			must(t, m.ReadAt(b[i][:], next))
+		}
+		if b[0] != b[1] {
+			t.Errorf("device %d has something else than the other one", bad)
+		}
+	}
+}
