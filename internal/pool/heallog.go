@@ -19,8 +19,9 @@ func (w *walk) logSegment(seg uint32) error {
 	if w.stale { // where more will be written, headers must lead there
 		last = max(last, int(w.ends[seg])-1)
 	}
-	var pos logPos              // where the next header is, if one was proved before
-	back, slow := -1, uint32(0) // where the rows to look at again begin; where they end
+	w.headers.end = uint32(last+int(row)) &^ (row - 1) // what is behind may be written meanwhile, and must not be repaired
+	var pos logPos                                     // where the next header is, if one was proved before
+	back, slow := -1, uint32(0)                        // where the rows to look at again begin; where they end
 	for b := uint32(0); int(b) <= last; {
 		n, what, err := w.batch(seg, b, row, &pos, b < slow)
 		if err != nil {

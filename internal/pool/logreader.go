@@ -17,6 +17,7 @@ type logReader struct {
 	from   uint32 // first block in buf
 	n      uint32 // blocks in buf
 	window uint32 // blocks to read
+	end    uint32 // of the segment, where what is behind may be written meanwhile; zero: all of it may be read
 	ahead  *ahead
 	data   []byte // scratch of intact
 }
@@ -77,7 +78,7 @@ func (l *logReader) header(seg, blk uint32) (h wal.Header, b []byte, err error) 
 		return h, nil, err
 	}
 	n := wal.Size(b)
-	if n == 0 || uint32(n) > l.p.seg.blocks()-blk {
+	if n == 0 || uint32(n) > l.blocks()-blk {
 		return h, nil, wal.ErrDamaged
 	}
 	if b, err = l.read(seg, blk, uint32(n)); err != nil {
@@ -103,7 +104,7 @@ func (l *logReader) read(seg, blk, n uint32) ([]byte, error) {
 		if l.ahead != nil && l.guessed(seg, blk, n) {
 			return l.buf[:n*block.Size], nil
 		}
-		l.seg, l.from, l.n = seg, blk, min(n+l.window-1, l.p.seg.blocks()-blk)
+		l.seg, l.from, l.n = seg, blk, min(n+l.window-1, l.blocks()-blk)
 		if err := l.p.seg.readAt(l.buf[:l.n*block.Size], l.addr(seg, blk)); err != nil {
 			l.n = 0
 			return nil, err
@@ -111,6 +112,14 @@ func (l *logReader) read(seg, blk, n uint32) ([]byte, error) {
 	}
 	at := (blk - l.from) * block.Size
 	return l.buf[at : at+n*block.Size], nil
+}
+
+// blocks returns the number of blocks of a segment that may be read.
+func (l *logReader) blocks() uint32 {
+	if l.end > 0 {
+		return l.end
+	}
+	return l.p.seg.blocks()
 }
 
 func (l *logReader) addr(seg, blk uint32) uint64 {

@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"bytes"
 	"cmp"
 	"slices"
 	"strings"
@@ -319,4 +320,101 @@ func TestLyingDeviceIsNotBelieved(t *testing.T) {
 		s.othersGo()
 		must(t, s.p.Close())
 	})
+}
+
+// TestScrubCutShort: the power fails while a scrub repairs what a device lies about, in use or not, and tears what the scrub
+// has written. A raid group that can lose two devices goes on to do without another one.
+func TestScrubCutShort(t *testing.T) {
+	t.Parallel()
+	const chunks, dense = 100, 200
+	l, rng := layouts[6], testRand(t)
+	liar, gone := l.victims()[1], l.victims()[0]
+	opt := Options{SegmentBytes: 256 << 10, DeltaEntries: 4096, PageCacheBytes: 64 << 10}
+	p, mems := newLayoutPool(t, l, 64<<20, opt)
+	v, err := p.CreateReplica("v", chunks*block.ChunkBlocks*block.Size)
+	must(t, err)
+	n := uint64(0)
+	write := func(b uint64, count int) {
+		n++
+		must(t, v.Apply([]Op{{Kind: OpWrite, Block: b, Count: uint32(count), Data: bytes.Repeat([]byte{byte(b / block.ChunkBlocks)}, count*block.Size), Version: ver(n)}}))
+	}
+	for c := range uint64(chunks) {
+		write(c*block.ChunkBlocks, dense)
+	}
+	for range 8 { // of the pages that are written together others are in use, and some rows have blocks that nobody needs
+		for range chunks / 4 {
+			write(uint64(rng.IntN(chunks)*block.ChunkBlocks+rng.IntN(dense)), 1)
+		}
+		must(t, p.cycle())
+	}
+	must(t, p.Close())
+	reopenAll(mems)
+	mems[liar].Corrupt(label.HeadBytes, mems[liar].Size()-label.HeadBytes-label.TailBytes, rng)
+	rec := disk.Record(mems...)
+	p, err = Open(devicesOf(mems), opt)
+	must(t, err)
+	must(t, p.Scrub(ScrubOptions{}))
+	p.rest()
+	must(t, p.Close())
+	for r := rec.Replay(); r.Next(); {
+		if rng.IntN(4) > 0 {
+			continue
+		}
+		cut := r.Cut(rng, func(int) disk.Fate { return disk.Torn })
+		p, err := Open(without(cut, gone), opt)
+		if err != nil {
+			t.Fatalf("after %d of %d operations: %v", r.At(), rec.Len(), err)
+		}
+		b := make([]byte, block.Size)
+		for c := range uint64(chunks) {
+			if err := p.Replica("v").Read(c*block.ChunkBlocks, b, nil); err != nil || b[0] != byte(c) {
+				t.Fatalf("after %d of %d operations: chunk %d: %v", r.At(), rec.Len(), c, err)
+			}
+		}
+		disk.StopAll(cut)
+		p.Close()
+	}
+}
+
+// TestScrubLeavesTheLogAlone: a scrub reads headers where the log is being written, and a device cannot read the block that
+// comes next. What the scrub makes of that must not come over the batch that is written there meanwhile.
+func TestScrubLeavesTheLogAlone(t *testing.T) {
+	for bad := range 2 { // one of them is read
+		p, mems := newLayoutPool(t, layouts[2], 24<<20, Options{SegmentBytes: 256 << 10})
+		r, err := p.CreateReplica("v", 1<<20)
+		must(t, err)
+		must(t, r.Apply([]Op{write(0, 1, 1)}))
+		next := nextBatch(p)
+		mems[bad].BadSectors(next, block.Size)
+		writes := 0
+		waits, resume := mems[bad].HangIf(func(op string, off, n int64) bool {
+			if op != "write" || next < off || next >= off+n {
+				return false
+			}
+			writes++
+			return writes == 1
+		})
+		must(t, p.Scrub(ScrubOptions{}))
+		done := make(chan bool)
+		go func() {
+			p.rest()
+			close(done)
+		}()
+		select {
+		case <-waits:
+			must(t, r.Apply([]Op{write(1, 1, 2)}))
+			resume()
+			<-done
+		case <-done:
+			resume()
+			must(t, r.Apply([]Op{write(1, 1, 2)}))
+		}
+		var b [2][block.Size]byte
+		for i, m := range mems {
+			must(t, m.ReadAt(b[i][:], next))
+		}
+		if b[0] != b[1] {
+			t.Errorf("device %d has something else than the other one", bad)
+		}
+	}
 }

@@ -14,7 +14,8 @@ type Fault struct {
 // Audit is Heal that changes nothing: it returns the blocks of devices that are online that differ from what they
 // should be, stale ones left out, and the indexes of data blocks, counted from off, in rows that cannot be had as check
 // wants them. check gets the data and returns the indexes of 4096-byte blocks that are known to be wrong. Where it
-// accepts several contents of a row, the data columns are believed before parity, and the first copies before others.
+// accepts several contents of a row, a column that all others contradict is wrong; otherwise the data columns are
+// believed before parity, and the first copies before others.
 func (g *Group) Audit(off, n int64, check func(data []byte) (bad []int)) (faults []Fault, lost []int, err error) {
 	if err := g.checkRange(off, n, g.Row()); err != nil {
 		return nil, nil, fmt.Errorf("audit of %w", err)

@@ -292,6 +292,13 @@ func (d *Device) tryOut(g *Group, cause error, force bool) (done, gone bool) {
 	return true, false
 }
 
+// awaitOut returns when a device that is not Online has marked what it may lack: it does that when it gets no requests any
+// more.
+func (d *Device) awaitOut() {
+	d.mu.Lock() // held from before it is Out until the marks are there
+	d.mu.Unlock()
+}
+
 // unflushed marks the units as stale that no flush has covered, where the group has them elsewhere. Where it has not, what
 // it says is written is nowhere.
 func (d *Device) unflushed() {

@@ -25,8 +25,9 @@
 //   - Read never gives what is on a stale unit or on a device that is out. What Recover gives has passed the caller's
 //     check; only there, when everything else fails that check, stale units are tried too.
 //   - No more than P wrong columns in a row, of which nobody need know which they are, make Recover and Heal fail, as
-//     long as the check tells. A block is rewritten only when its right content has been proved by the check, or when
-//     it cannot be read at all.
+//     long as the check tells. A block is rewritten only when its right content has been proved by the check, when it
+//     cannot be read at all, or by Heal when it contradicts the rest of its row: that of the only column that all others
+//     contradict, else parity.
 //   - A device that errs on a write or a flush, keeps failing reads, or does not answer while others have for Deadline
 //     (five times that for flushes) goes out, if the group can spare it everywhere. When it cannot, the operation
 //     fails with the device's error, and with a device that never answers after fifteen times Deadline. It goes out then:

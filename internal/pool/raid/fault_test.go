@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"syscall"
 	"testing"
 
@@ -146,6 +147,49 @@ func TestTooManyLies(t *testing.T) {
 			} else if err != nil && !errors.Is(err, ErrUnrecoverable) {
 				t.Fatal(err)
 			}
+		}
+	})
+}
+
+// TestHealKeepsRedundancy: a block that nobody needs and that one device lies about is what is wrong in its row, and no
+// parity, as long as the others can tell: they may be needed for blocks of the row that are in use, and a power cut could tear
+// what is written to them.
+func TestHealKeepsRedundancy(t *testing.T) {
+	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
+		if sh.p < 2 {
+			t.Skip("the others cannot tell")
+		}
+		r := newRig(t, sh, rng)
+		r.fill()
+		var written []int
+		for i, m := range r.mem {
+			m.HangIf(func(op string, _, _ int64) bool {
+				if op == "write" {
+					written = append(written, i)
+				}
+				return false
+			})
+		}
+		for s := range sh.n {
+			written = nil
+			row := int64(rng.IntN(r.rows()))
+			liar := r.column(s, row)
+			r.mem[liar].Corrupt(r.devOff(row), blockSize, rng)
+			off := row * int64(r.Row())
+			inUse := func(b []byte) []int {
+				return slices.DeleteFunc(r.bad(off)(b), func(i int) bool { return i == s || sh.data == 1 })
+			}
+			faults, _, err := r.Audit(off, int64(r.Row()), inUse)
+			r.must(err)
+			if len(faults) != 1 || faults[0].Device != r.dev[liar] {
+				t.Errorf("device %d lies, and audit finds %+v", liar, faults)
+			}
+			_, err = r.Heal(off, int64(r.Row()), inUse)
+			r.must(err)
+			if !slices.Equal(written, []int{liar}) {
+				t.Errorf("device %d lies, and %v are written", liar, written)
+			}
+			r.exact()
 		}
 	})
 }

@@ -3,7 +3,8 @@ package raid
 import "fmt"
 
 // Flush makes everything stable that was written before the call, on all devices at once. A device whose flush fails,
-// or does not end while the others' have, goes out, and every unit written since its last good flush is stale on it.
+// or does not end while the others' have, goes out, and every unit written since its last good flush is stale on it, as
+// it is on a device that went out before, or goes at the same time.
 // It fails when the group cannot spare that device, and for good once one that it could not spare has gone out with rows
 // that were not flushed.
 func (g *Group) Flush() error {
@@ -15,6 +16,8 @@ func (g *Group) Flush() error {
 			if d.begin() {
 				r := o.add(doFlush, c, d)
 				r.good = true
+			} else {
+				d.awaitOut()
 			}
 		}
 	}

@@ -14,10 +14,10 @@ type HealResult struct {
 
 // Heal makes rows right on all devices that are online; off and n, the bytes of data, are multiples of Row. check gets
 // the data and returns the indexes of 4096-byte blocks that are known to be wrong; it must know every block of the rows
-// that matters, since the others are taken as they are and parity is made to agree with them. It may be nil, and is
-// called several times. Devices whose content is wrong count a checksum error per block. What was stale is written
-// whatever it holds; the marks stay, see Device.ClearStale. With blocks that cannot be had the error wraps
-// ErrUnrecoverable, and their rows are left alone; the other rows are healed.
+// that matters, since the others are taken as they are, unless all other columns contradict one, and parity is made to
+// agree with them. It may be nil, and is called several times. Devices whose content is wrong count a checksum error per
+// block. What was stale is written whatever it holds; the marks stay, see Device.ClearStale. With blocks that cannot be
+// had the error wraps ErrUnrecoverable, and their rows are left alone; the other rows are healed.
 func (g *Group) Heal(off, n int64, check func(data []byte) (bad []int)) (HealResult, error) {
 	return g.heal(off, n, check, true)
 }
@@ -69,6 +69,8 @@ func (s *rowset) examine(check func(data []byte) (bad []int)) (leave map[int64]b
 	for _, i := range sus {
 		if s.known(i) < g.data { // unless check missed and found it, nobody knows the row
 			leave[i] = check == nil
+		} else {
+			s.outvote(i)
 		}
 	}
 	if check != nil {
@@ -90,6 +92,17 @@ func (s *rowset) examine(check func(data []byte) (bad []int)) (leave map[int64]b
 	}
 	s.use(0)
 	return leave
+}
+
+// outvote takes a row without the column that all others contradict, if there is one. Nobody may need what that holds, but
+// to make parity agree with it takes away what other blocks of the row may depend on: a power cut can tear that write.
+func (s *rowset) outvote(row int64) {
+	for c := range s.n {
+		if s.solve(row, 1<<c, s.rowData(row)) == consistent {
+			return
+		}
+	}
+	s.solve(row, 0, s.rowData(row))
 }
 
 // lost returns the indexes of the data blocks in rows that examine calls lost.

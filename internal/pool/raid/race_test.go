@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"math/rand/v2"
+	"runtime"
 	"syscall"
 	"testing"
 
@@ -216,4 +217,42 @@ func TestStripeFailure(t *testing.T) {
 	}
 	r.fill()
 	r.exact()
+}
+
+// TestFlushAwaitsWhoGoesOut: a flush that a device which goes out has no part in is not over before it is known what that
+// device may lack of what the flush covers.
+func TestFlushAwaitsWhoGoesOut(t *testing.T) {
+	const units = 1 << 17 // to be marked while it goes
+	for range 20 {
+		var devs []*Device
+		cfg := Config{Kind: Mirror, UnitBytes: blockSize, Units: units}
+		for range 2 {
+			d := NewDevice(block.NewGUID(), disk.NewMem("d", units*blockSize))
+			devs, cfg.Columns = append(devs, d), append(cfg.Columns, Column{Devices: []*Device{d}})
+		}
+		g, err := New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := devs[0]
+		d.dirty.addRange(0, units-1)
+		gone := make(chan bool)
+		go func() {
+			d.Fail(errors.New("test"))
+			close(gone)
+		}()
+		for d.State() == Online {
+			runtime.Gosched()
+		}
+		met := d.StaleCount() < units
+		if err := g.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		if n := d.StaleCount(); n < units {
+			t.Fatalf("%d of %d units are stale on the device that is out", n, units)
+		}
+		if <-gone; met {
+			return
+		}
+	}
 }
