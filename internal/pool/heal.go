@@ -17,8 +17,12 @@ const healStep = 1 << 20
 // walk goes through segments and makes what is live in them right on all devices that are online. It works beside
 // everything else. What it relies on:
 //
-//   - What is live was found after a whole cycle had begun and ended, so that everything that was written before is in
-//     the index. What is written later the walk need not see: it goes to all devices that are online.
+//   - It looks only at what was there when it began, see since. What is written later it need not see: that goes to all
+//     devices that are online. It must not see some of it either, since a row is healed as a whole: what the walk does not
+//     know of it is taken as it is, and parity is made to agree with it, though it may be what a device lies about.
+//   - For the same reason a whole cycle begins and ends between the look at the index and the first repair. What the
+//     index did not refer to any more when it was looked at, the newest checkpoint does not refer to then, and no replay
+//     needs it: a crash does not bring it back.
 //   - A segment is looked at by somebody who is entered as a reader and has seen then that it is not dead, so that it
 //     is not freed meanwhile. What was freed since the walk began is left alone.
 //   - Content is taken for right only if the index says so, or a header that the index, or a header before it in the
@@ -40,7 +44,7 @@ type walk struct {
 	refsOf  map[uint32]bool
 	orphans map[uint64]uint64 // numbers of live blocks that no header accounts for, and gap then
 	gap     uint64            // address, plus one, from which on there is no header; 0: there are headers
-	ends    map[uint32]uint32 // of segments of batches that are open: the block where the next one goes
+	ends    map[uint32]uint32 // of segments that were open when the walk began: the block where more goes
 	buf     []byte
 	chunk   chunkPieces
 
@@ -49,29 +53,59 @@ type walk struct {
 	hidden           bool // a part of the index could not, so nobody knows what that refers to, which may be anywhere
 }
 
-// errSkipped means that a segment is dead, or was freed since the walk began.
+// errSkipped means that a segment is dead, or was free since the walk began.
 var errSkipped = errors.New("segment is not in use any more")
 
 // newWalk prepares a walk through the segments from lo to below hi for which want is true.
 func (p *Pool) newWalk(lo, hi uint32, want func(seg uint32) bool) (*walk, error) {
-	p.seg.watchFrees()
 	if err := p.cycle(); err != nil {
 		return nil, err
 	}
 	w := &walk{p: p, headers: p.newLogReader(), orphans: map[uint64]uint64{}, buf: make([]byte, block.Size)}
-	p.drain.mu.Lock()
-	w.root = slices.Clone(p.root)
-	p.drain.mu.Unlock()
-	w.ends = p.openSegments()
+	w.since()
 	w.live = p.newLiveMap(lo, hi, want)
 	w.pace = func(int64) error { return nil }
 	w.found = func(Damage) bool { return true }
 	return w, nil
 }
 
+// since notes what there is when the walk begins: which segments are in use, and up to where they are written. All of that
+// is in the index, since no cycle and no append is under way.
+func (w *walk) since() {
+	p := w.p
+	p.drain.cycle.Lock()
+	defer p.drain.cycle.Unlock()
+	p.drain.mu.Lock()
+	defer p.drain.mu.Unlock()
+	p.log.mu.Lock()
+	defer p.log.mu.Unlock()
+	w.root = slices.Clone(p.root)
+	w.ends = map[uint32]uint32{p.log.pos.seg: p.log.pos.block}
+	for _, x := range []*coldWriter{&p.cleaner.warm, &p.cleaner.cold} {
+		if x.open {
+			w.ends[x.seg] = x.at
+		}
+	}
+	for _, x := range []*indexWriter{&p.drain.writer, &p.drain.cold} {
+		if x.open {
+			w.ends[x.seg] = x.at >> block.Shift
+		}
+	}
+	p.seg.watchFrees()
+}
+
+// end returns the address at which what the walk looks at in a segment ends.
+func (w *walk) end(seg uint32) uint64 {
+	blocks, open := w.ends[seg]
+	if !open {
+		blocks = w.p.seg.blocks()
+	}
+	return uint64(seg)<<w.p.seg.shift + uint64(blocks)<<block.Shift
+}
+
 // mark finds out what is live.
 func (w *walk) mark() error {
-	return w.p.eachChunk(func(c *chunkPieces) error {
+	err := w.p.eachChunk(func(c *chunkPieces) error {
 		if c.err != nil {
 			w.damagedPage(c)
 			return w.pace(0)
@@ -81,6 +115,10 @@ func (w *walk) mark() error {
 		}
 		return w.pace(0)
 	})
+	if err != nil || !w.stale { // without headers of batches that are dead, each row that is healed is known as a whole
+		return err
+	}
+	return w.p.cycle()
 }
 
 // maxOrphans is the number of orphans that are looked up together.
@@ -132,14 +170,15 @@ func (w *walk) all(first uint32, after func(seg uint32, lost bool) error) error 
 
 // segment heals what is live in one segment. Live blocks that it cannot prove by headers become orphans.
 func (w *walk) segment(seg uint32) error {
+	if w.skipped(seg) {
+		return nil
+	}
 	p := w.p
 	p.seg.mu.Lock()
 	kind := p.seg.kind[seg]
 	p.seg.mu.Unlock()
 	var err error
 	switch kind {
-	case segFree:
-		return nil
 	case segIndex:
 		err = w.indexSegment(seg)
 	default:
@@ -158,7 +197,7 @@ func (w *walk) enter(seg uint32) (ticket uint32, err error) {
 	ticket = p.read.enter()
 	p.idx.mu.RLock()
 	p.seg.mu.Lock()
-	ok := p.seg.freed[seg/64]>>(seg%64)&1 == 0 && p.seg.kind[seg] != segFree && (p.seg.pinned[seg] || p.seg.pageLive[seg] > 0 || p.seg.deltaLive[seg] > 0)
+	ok := p.seg.freed[seg/64]>>(seg%64)&1 == 0 && (p.seg.pinned[seg] || p.seg.pageLive[seg] > 0 || p.seg.deltaLive[seg] > 0)
 	p.seg.mu.Unlock()
 	p.idx.mu.RUnlock()
 	if !ok {
@@ -168,7 +207,7 @@ func (w *walk) enter(seg uint32) (ticket uint32, err error) {
 	return ticket, nil
 }
 
-// skipped reports whether a segment is dead, or was freed since the walk began.
+// skipped reports whether a segment is dead, or was free since the walk began.
 func (w *walk) skipped(seg uint32) bool {
 	ticket, err := w.enter(seg)
 	if err == nil {

@@ -16,8 +16,8 @@ func (w *walk) logSegment(seg uint32) error {
 	row := w.p.seg.row(seg)
 	w.gap = 0
 	last := w.live.last(seg)
-	if w.stale { // where more will be written, headers must lead there
-		last = max(last, int(w.ends[seg])-1)
+	if end, open := w.ends[seg]; open && (w.stale || last >= int(end)) { // where more will be written, headers must lead there
+		last = int(end) - 1
 	}
 	w.headers.end = uint32(last+int(row)) &^ (row - 1) // what is behind may be written meanwhile, and must not be repaired
 	var pos logPos                                     // where the next header is, if one was proved before
@@ -49,22 +49,6 @@ func (w *walk) logSegment(seg uint32) error {
 		}
 	}
 	return w.flush()
-}
-
-// openSegments returns the segments to which batches are appended, and the blocks where the next ones go.
-func (p *Pool) openSegments() map[uint32]uint32 {
-	ends := map[uint32]uint32{}
-	p.drain.cycle.Lock()
-	for _, w := range []*coldWriter{&p.cleaner.warm, &p.cleaner.cold} {
-		if w.open {
-			ends[w.seg] = w.at
-		}
-	}
-	p.drain.cycle.Unlock()
-	p.log.mu.Lock()
-	ends[p.log.pos.seg] = p.log.pos.block
-	p.log.mu.Unlock()
-	return ends
 }
 
 // verdict is what is known of what is at a place.
@@ -108,7 +92,7 @@ func (w *walk) batch(seg, b, row uint32, pos *logPos, careful bool) (n uint32, w
 		err = w.add(start, end, batchPieces(nil, start, &h, raw, row))
 	case w.stale: // only the header, so that whoever goes through the segment comes by
 		length := (uint32(h.HeaderBlocks) + row - 1) &^ (row - 1)
-		err = w.add(start, start+uint64(length)<<block.Shift, nil)
+		err = w.add(start, min(start+uint64(length)<<block.Shift, w.end(seg)), nil)
 	}
 	if !proved {
 		pos.seq = 0
@@ -254,6 +238,9 @@ func (w *walk) adopt() error {
 	})
 	clear(w.orphans)
 	if err != nil {
+		return err
+	}
+	if err := w.p.cycle(); err != nil {
 		return err
 	}
 	for gap, damaged := range gaps {

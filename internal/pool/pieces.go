@@ -196,7 +196,7 @@ func (w *walk) gather(seg uint32) error {
 	p.idx.mu.RLock()
 	p.seg.mu.Lock()
 	for n, i := int64(0), seg; i < w.live.hi && n < maxRefs; i++ {
-		if p.seg.kind[i] == segIndex && (i == seg || w.live.want(i)) {
+		if p.seg.kind[i] == segIndex && p.seg.freed[i/64]>>(i%64)&1 == 0 && (i == seg || w.live.want(i)) {
 			w.refsOf[i] = true
 			n += int64(p.seg.pageLive[i])
 		}
@@ -205,7 +205,7 @@ func (w *walk) gather(seg uint32) error {
 	slots := len(p.idx.bySlot)
 	p.idx.mu.RUnlock()
 	add := func(x piece) {
-		if w.refsOf[uint32(x.at>>p.seg.shift)] {
+		if s := uint32(x.at >> p.seg.shift); w.refsOf[s] && x.at < w.end(s) {
 			w.refs = append(w.refs, x)
 		}
 	}
@@ -224,7 +224,7 @@ func (w *walk) gather(seg uint32) error {
 		add(rootPiece(e))
 	}
 	slices.SortFunc(w.refs, func(a, b piece) int { return cmp.Compare(a.at, b.at) })
-	return nil
+	return p.cycle()
 }
 
 // gatherReplica is gather for one replica.

@@ -3,6 +3,7 @@ package pool
 import (
 	"fmt"
 	"math/bits"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -55,7 +56,7 @@ type segments struct {
 	nCache      int      // free segments on cache groups
 	turn        int      // group after the one that was allocated from last
 	pinned      []bool   // open for writing, or part of the log that a replay would read
-	freed       []uint64 // while somebody walks through segments: those that became free since; nil otherwise
+	freed       []uint64 // while somebody walks through segments: those that were free since then; nil otherwise
 }
 
 func newSegments(w *space, shift uint) *segments {
@@ -285,10 +286,10 @@ func (s *segments) lowest(w *space, g *groupState) uint32 {
 	panic("a group without free segments was chosen")
 }
 
-// watchFrees notes from now on which segments become free.
+// watchFrees notes which segments are free and, from now on, which become so.
 func (s *segments) watchFrees() {
 	s.mu.Lock()
-	s.freed = make([]uint64, len(s.free))
+	s.freed = slices.Clone(s.free)
 	s.mu.Unlock()
 }
 
