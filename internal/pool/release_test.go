@@ -141,7 +141,7 @@ func TestReleaseDamaged(t *testing.T) {
 func TestDestroyedIsResilvered(t *testing.T) {
 	defer func(n int) { releaseStep = n }(releaseStep)
 	releaseStep = 1
-	const chunks = 6
+	const chunks = 30 // more than a resilver makes checkpoints
 	opt := Options{SegmentBytes: 256 << 10, DeltaEntries: 4096, inlineBytes: 200, historyBytes: 600}
 	p, mems := newLayoutPool(t, layouts[2], 24<<20, opt)
 	fresh := p.Stats()
@@ -163,11 +163,12 @@ func TestDestroyedIsResilvered(t *testing.T) {
 	mems[0].Reappear()
 
 	p = openIdle(t, devicesOf(mems), opt)
+	r = p.Replica("v")
 	must(t, p.DestroyReplica("v"))
 	p.resilver()
 	must(t, p.cycle())
-	if m := p.members()[0]; m.dev.Stale() || p.idx.bySlot[0] == nil {
-		t.Errorf("%d units are stale, the replica is %v", m.dev.StaleCount(), p.idx.bySlot[0])
+	if p.idx.bySlot[0] != r || p.members()[0].dev.Stale() {
+		t.Fatalf("taken apart already, or %d units are stale", p.members()[0].dev.StaleCount())
 	}
 	must(t, closeIdle(p))
 	reopenAll(mems)
