@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"github.com/cstor-go/cstor/internal/block"
+	replicas "github.com/cstor-go/cstor/internal/replica"
 	"github.com/cstor-go/cstor/internal/volume"
 )
 
@@ -93,14 +94,64 @@ func (w *world) reconcile() {
 		}
 		return
 	}
+	if !w.mayDestroy(r) {
+		return
+	}
 	if slices.Contains(o.want.Remove, g) {
 		w.cover.ScaleDowns++
 	}
 	w.logf("operator destroys %s", r.name)
-	r.kill()
-	w.destroy[g] = true
-	w.replicas = slices.DeleteFunc(w.replicas, func(x *replica) bool { return x == r })
+	w.destroyed(r)
 	o.want.Remove = slices.DeleteFunc(slices.Clone(o.want.Remove), func(x block.GUID) bool { return x == g })
 	o.leaves = nil
 	w.tell()
+}
+
+// mayDestroy reports whether the pool of a replica whose object is deleted lets it go: package agent/pool, guard.
+func (w *world) mayDestroy(r *replica) bool {
+	own, list := r.disk.report, w.shown.Committed
+	standing := replicas.StandingOf(own.GUID, own.State, r.alive && r.member.Spared())
+	return !list.Has(own.GUID) && standing.Without(w.shown.Epoch, list.Generation) && !standing.Needed
+}
+
+// destroyed takes a replica out of the world.
+func (w *world) destroyed(r *replica) {
+	r.kill()
+	w.destroy[r.disk.report.GUID] = true
+	w.replicas = slices.DeleteFunc(w.replicas, func(x *replica) bool { return x == r })
+}
+
+// deleteByHand is somebody who deletes objects of complete replicas that are no members, mostly when the volume is not served,
+// and gives up what they were for.
+func (w *world) deleteByHand() {
+	w.after(w.between(2*ms, 10*ms), nil, w.deleteByHand)
+	o, rate := &w.operator, 0.02
+	if w.target == nil || !w.target.status.Serving {
+		rate = 0.4
+	}
+	for _, r := range w.replicas {
+		if w.two || w.calm || r != o.adding || !r.disk.report.State.Complete || w.shown.Committed.Has(r.disk.report.GUID) {
+			continue
+		}
+		if rate == 0.02 && w.chance(0.1) {
+			w.logf("members lose power beside %s", r.name)
+			for _, g := range w.shown.Committed.Members {
+				if m := w.replica(g); m != nil {
+					m.powerCut(w.rng)
+				}
+			}
+			w.after(w.between(20*ms, 200*ms), nil, w.killTarget)
+			continue
+		}
+		if !w.chance(rate) || !w.mayDestroy(r) {
+			continue
+		}
+		w.logf("%s is deleted by hand", r.name)
+		w.cover.HandDeletions++
+		w.destroyed(r)
+		o.want.Factor--
+		o.adding = nil
+		w.tell()
+		return
+	}
 }

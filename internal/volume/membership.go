@@ -68,6 +68,12 @@ func (c *Core) unwanted(p *peer) string {
 // who are do not serve without it.
 func (c *Core) needs(p *peer) bool { return !c.serving && p.report.State.Complete }
 
+// spares reports whether the volume never needs p again, as long as p promises nothing to anybody: it is no member, and all who are
+// have everything. While one is incomplete p may be the only one that has what that has given up.
+func (c *Core) spares(p *peer) bool {
+	return !c.listMember(p.guid) && c.serving && c.holdsLease() && c.everyMember(counts)
+}
+
 // enforce drops the replicas that are no members and not wanted, the least advanced ones first.
 func (c *Core) enforce() {
 	n := 0
