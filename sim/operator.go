@@ -121,37 +121,31 @@ func (w *world) destroyed(r *replica) {
 	w.replicas = slices.DeleteFunc(w.replicas, func(x *replica) bool { return x == r })
 }
 
-// deleteByHand is somebody who deletes objects of complete replicas that are no members, mostly when the volume is not served,
-// and gives up what they were for.
+// deleteByHand is somebody who deletes the object of a complete replica that is no member yet, which is what the volume has to go on from
+// when the members lose power and take from it what they have lost; its pool has to refuse that.
 func (w *world) deleteByHand() {
 	w.after(w.between(2*ms, 10*ms), nil, w.deleteByHand)
-	o, rate := &w.operator, 0.02
-	if w.target == nil || !w.target.status.Serving {
-		rate = 0.4
-	}
-	for _, r := range w.replicas {
-		if w.two || w.calm || r != o.adding || !r.disk.report.State.Complete || w.shown.Committed.Has(r.disk.report.GUID) {
-			continue
-		}
-		if rate == 0.02 && w.chance(0.1) {
-			w.logf("members lose power beside %s", r.name)
-			for _, g := range w.shown.Committed.Members {
-				if m := w.replica(g); m != nil {
-					m.powerCut(w.rng)
-				}
-			}
-			w.after(w.between(20*ms, 200*ms), nil, w.killTarget)
-			continue
-		}
-		if !w.chance(rate) || !w.mayDestroy(r) {
-			continue
-		}
-		w.logf("%s is deleted by hand", r.name)
-		w.cover.HandDeletions++
-		w.destroyed(r)
-		o.want.Factor--
-		o.adding = nil
-		w.tell()
+	r := w.operator.adding
+	if w.two || w.calm || r == nil || !r.disk.report.State.Complete || w.shown.Committed.Has(r.disk.report.GUID) {
 		return
+	}
+	switch serving := w.target != nil && w.target.status.Serving; {
+	case serving && w.chance(0.1):
+		w.logf("members lose power beside %s", r.name)
+		for _, g := range w.shown.Committed.Members {
+			if m := w.replica(g); m != nil {
+				m.powerCut(w.rng)
+			}
+		}
+		w.after(w.between(20*ms, 200*ms), nil, w.killTarget)
+	case !serving && w.chance(0.4):
+		w.cover.HandDeletions++
+		if w.mayDestroy(r) {
+			w.logf("%s is destroyed", r.name)
+			w.destroyed(r)
+			w.operator.want.Factor--
+			w.operator.adding = nil
+			w.tell()
+		}
 	}
 }
