@@ -130,7 +130,7 @@ func (w *world) deleteByHand() {
 		return
 	}
 	switch serving := w.target != nil && w.target.status.Serving; {
-	case serving && w.chance(0.1):
+	case serving && w.chance(0.03):
 		w.logf("members lose power beside %s", r.name)
 		for _, g := range w.shown.Committed.Members {
 			if m := w.replica(g); m != nil {

@@ -162,6 +162,7 @@ func TestFound(t *testing.T) {
 		{"one that is being added is the only one in sync, and nobody can read the record", 8086, nil},
 		{"a target that was stopped reads acknowledgements of what was lost, and another one has gone on without", 20, []int{4}},
 		{"a replica that contradicts the record, as was accepted, comes late: what the record names since counts", 1915, nil},
+		{"a replica that is no member yet is deleted by hand, and the members have given up what it has", 1083, nil},
 		{"of two lines, since the record went back, one is told of a record that nobody can read now", 41136, nil},
 	} {
 		t.Run(x.name, func(t *testing.T) {
