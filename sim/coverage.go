@@ -49,6 +49,7 @@ type Coverage struct {
 	ScaleUps        uint64
 	ScaleDowns      uint64
 	Cancels         uint64
+	HandDeletions   uint64 // of complete replicas that are no members, which their pools refuse
 	CancelledLate   uint64
 	Finished        uint64 // pending lists finished by another target than the one that began
 	Withdrawn       uint64 // pending lists given up

@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"github.com/cstor-go/cstor/internal/block"
+	replicas "github.com/cstor-go/cstor/internal/replica"
 	"github.com/cstor-go/cstor/internal/volume"
 )
 
@@ -93,14 +94,58 @@ func (w *world) reconcile() {
 		}
 		return
 	}
+	if !w.mayDestroy(r) {
+		return
+	}
 	if slices.Contains(o.want.Remove, g) {
 		w.cover.ScaleDowns++
 	}
 	w.logf("operator destroys %s", r.name)
-	r.kill()
-	w.destroy[g] = true
-	w.replicas = slices.DeleteFunc(w.replicas, func(x *replica) bool { return x == r })
+	w.destroyed(r)
 	o.want.Remove = slices.DeleteFunc(slices.Clone(o.want.Remove), func(x block.GUID) bool { return x == g })
 	o.leaves = nil
 	w.tell()
+}
+
+// mayDestroy reports whether the pool of a replica whose object is deleted lets it go: package agent/pool, guard.
+func (w *world) mayDestroy(r *replica) bool {
+	own, list := r.disk.report, w.shown.Committed
+	standing := replicas.StandingOf(own.GUID, own.State, r.alive && r.member.Spared())
+	return !list.Has(own.GUID) && standing.Without(w.shown.Epoch, list.Generation) && !standing.Needed
+}
+
+// destroyed takes a replica out of the world.
+func (w *world) destroyed(r *replica) {
+	r.kill()
+	w.destroy[r.disk.report.GUID] = true
+	w.replicas = slices.DeleteFunc(w.replicas, func(x *replica) bool { return x == r })
+}
+
+// deleteByHand is somebody who deletes the object of a complete replica that is no member yet, which is what the volume has to go on from
+// when the members lose power and take from it what they have lost; its pool has to refuse that.
+func (w *world) deleteByHand() {
+	w.after(w.between(2*ms, 10*ms), nil, w.deleteByHand)
+	r := w.operator.adding
+	if w.two || w.calm || r == nil || !r.disk.report.State.Complete || w.shown.Committed.Has(r.disk.report.GUID) {
+		return
+	}
+	switch serving := w.target != nil && w.target.status.Serving; {
+	case serving && w.chance(0.03):
+		w.logf("members lose power beside %s", r.name)
+		for _, g := range w.shown.Committed.Members {
+			if m := w.replica(g); m != nil {
+				m.powerCut(w.rng)
+			}
+		}
+		w.after(w.between(20*ms, 200*ms), nil, w.killTarget)
+	case !serving && w.chance(0.4):
+		w.cover.HandDeletions++
+		if w.mayDestroy(r) {
+			w.logf("%s is destroyed", r.name)
+			w.destroyed(r)
+			w.operator.want.Factor--
+			w.operator.adding = nil
+			w.tell()
+		}
+	}
 }

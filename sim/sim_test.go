@@ -31,7 +31,7 @@ var floors = Coverage{
 	Takeovers: 1500, Restarts: 50, SecondTargets: 100, LastingTargets: 15, Oversleeps: 25, Superseded: 30, Ejections: 1000, Suspensions: 2500, Resends: 4000,
 	Stages: 550, Staged: 240, StageCuts: 21, Joins: 3250, Pulls: 3000, DeltaPulls: 2300, Promotions: 1500, Interrupted: 1850, Divergent: 35, NotYet: 150, OldFrames: 25,
 	HeldReads: 3000, LeaseWaits: 350, StandDowns: 300, PromiseWaits: 3750, SecondAnswers: 3500, ReadRetries: 550,
-	ScaleUps: 300, ScaleDowns: 300, Cancels: 100, CancelledLate: 5, Finished: 20, Withdrawn: 12,
+	ScaleUps: 300, ScaleDowns: 300, Cancels: 100, HandDeletions: 800, CancelledLate: 5, Finished: 20, Withdrawn: 12,
 	RecordWrites: 2900, RecordDoubts: 490, Reduced: 700, ByRecord: 450, Bare: 80, Restores: 60, LostRecords: 9, Accepted: 9,
 }
 
@@ -162,6 +162,8 @@ func TestFound(t *testing.T) {
 		{"one that is being added is the only one in sync, and nobody can read the record", 8086, nil},
 		{"a target that was stopped reads acknowledgements of what was lost, and another one has gone on without", 20, []int{4}},
 		{"a replica that contradicts the record, as was accepted, comes late: what the record names since counts", 1915, nil},
+		{"a replica that is no member yet is deleted by hand, and the members have given up what it has", 1083, nil},
+		{"of two lines, since the record went back, one is told of a record that nobody can read now", 41136, nil},
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			if _, err := Run(Options{Seed: x.seed, Only: x.only}); err != nil {

@@ -288,6 +288,9 @@ func (t *target) observe() {
 		t.served, t.logins = true, true
 		w.cover.Takeovers++
 	}
+	if st.Serving && st.Epoch >= w.shown.Epoch {
+		w.shown = st
+	}
 	if !st.Serving && st.Holding == "" {
 		w.fail("target holds and does not say why")
 	}

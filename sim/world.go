@@ -38,6 +38,7 @@ type world struct {
 	staging   *rand.Rand // what concerns that
 	record    recordStore
 	operator  operator
+	shown     volume.Status // what the last target that served said
 	app       app
 	lastConn  volume.SessionID
 	lastName  int
@@ -234,6 +235,7 @@ const (
 	concernFaults // and one for each kind behind it
 	concernRecord = 900
 	concernStages = 901
+	concernHand   = 902
 	concernStores = 1000
 )
 
@@ -275,6 +277,7 @@ func Run(o Options) (Coverage, error) {
 	w.after(w.between(0, 30*ms), nil, w.startTarget)
 	w.with(w.source(concernApp), func() { w.app.start(w) })
 	w.with(w.source(concernOperator), w.reconcile)
+	w.with(w.source(concernHand), w.deleteByHand)
 	w.inject(o)
 	w.after(o.Chaos, nil, func() { w.calmDown() })
 	deadline := o.Chaos + 20*time.Second

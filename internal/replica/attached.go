@@ -39,6 +39,7 @@ type attached struct {
 	streaming bool
 	complete  bool
 	isMember  bool
+	spared    bool
 	pulling   bool
 	progress  volume.Progress
 	lastError string
@@ -269,9 +270,17 @@ func (a *attached) show() {
 		a.server.hint()
 	}
 	a.complete, a.isMember, a.connected, a.pulling = complete, member, a.session != nil, pulling
+	a.spared = a.member.Spared()
 	if a.session == nil {
 		a.streaming = false
 	}
+}
+
+// isSpared reports whether the target has said that the volume does not need the replica.
+func (a *attached) isSpared() bool {
+	a.view.Lock()
+	defer a.view.Unlock()
+	return a.spared
 }
 
 // inStream tells Status that the target counts on this replica.

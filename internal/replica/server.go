@@ -84,6 +84,7 @@ type Server struct {
 	changing sync.Mutex // held by Attach and Detach, which wait for sessions to end
 	mu       sync.Mutex // guards replicas; sessions take it
 	replicas map[string]*attached
+	spared   map[string]bool // of those that were detached
 }
 
 // New returns a server that has no replicas yet. Attach may be called before Serve.
@@ -97,7 +98,7 @@ func New(cfg Config) *Server {
 	if cfg.BootID == "" {
 		cfg.BootID = bootID(cfg.Log)
 	}
-	s := &Server{cfg: cfg, log: cfg.Log, start: time.Now(), changed: make(chan struct{}, 1), replicas: map[string]*attached{}}
+	s := &Server{cfg: cfg, log: cfg.Log, start: time.Now(), changed: make(chan struct{}, 1), replicas: map[string]*attached{}, spared: map[string]bool{}}
 	s.share.Store(outboxPause)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.flusher = newFlusher(cfg.Pool)
@@ -170,6 +171,7 @@ func (s *Server) Attach(spec Spec) error {
 	}
 	s.mu.Lock()
 	s.replicas[spec.Name] = a
+	delete(s.spared, spec.Name)
 	s.shareOutboxes()
 	s.mu.Unlock()
 	if s.checkSpace() { // its share of the reserve counts from now on
@@ -196,6 +198,9 @@ func (s *Server) detach(a *attached) {
 	s.shareOutboxes()
 	s.mu.Unlock()
 	a.stop()
+	s.mu.Lock()
+	s.spared[a.spec.Name] = a.isSpared()
+	s.mu.Unlock()
 	s.hint()
 }
 
@@ -222,7 +227,7 @@ func (s *Server) Known() (all []Spec) {
 			s.log.Warn("replica is not served", "replica", r.Name(), "error", err)
 			continue
 		}
-		if st.Place != (volume.Place{}) && len(StandingOf(r.GUID(), st).lists) > 0 {
+		if st.Place != (volume.Place{}) && len(StandingOf(r.GUID(), st, false).lists) > 0 {
 			all = append(all, Spec{Name: r.Name(), ReplicaID: st.Place.ReplicaID, Target: st.Place.Target, Size: r.Size()})
 		}
 	}
@@ -254,6 +259,9 @@ func (s *Server) Forget(name string) {
 // Destroy ends a replica's session and gives its data up. Destroying what does not exist is no error.
 func (s *Server) Destroy(name string) error {
 	s.Detach(name)
+	s.mu.Lock()
+	delete(s.spared, name)
+	s.mu.Unlock()
 	if err := s.cfg.Pool.DestroyReplica(name); err != nil && !errors.Is(err, pool.ErrNotFound) {
 		return err
 	}

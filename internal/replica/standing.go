@@ -9,14 +9,15 @@ import (
 
 // Standing is what a replica itself has recorded of its place in the volume. The zero value is that of none.
 type Standing struct {
-	GUID  block.GUID
-	lists []volume.List // that it is in
-	epoch uint64        // the newest that it has operations of
+	GUID   block.GUID
+	Needed bool          // others may need what it has: it is complete, and the target has not spared it
+	lists  []volume.List // that it is in
+	epoch  uint64        // the newest that it has operations of
 }
 
-// StandingOf is the standing of a replica with this state.
-func StandingOf(g block.GUID, st volume.State) Standing {
-	s := Standing{GUID: g}
+// StandingOf is the standing of a replica with this state. spared: see volume.Member.
+func StandingOf(g block.GUID, st volume.State, spared bool) Standing {
+	s := Standing{GUID: g, Needed: st.Complete && !spared}
 	lists := []volume.List{st.Committed}
 	if st.Pending != nil {
 		lists = append(lists, *st.Pending)
@@ -45,7 +46,17 @@ func (s Standing) Without(epoch, generation uint64) bool {
 	return s.epoch <= epoch
 }
 
-// Standing returns what a replica has recorded, whether it is served or not.
+// isSpared reports whether the target has said that the volume does not need a replica, which may have been detached since.
+func (s *Server) isSpared(name string) bool {
+	if a := s.find(name); a != nil {
+		return a.isSpared()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.spared[name]
+}
+
+// Standing returns what a replica has recorded, whether it is served or not, and what its target has said.
 func (s *Server) Standing(name string) (Standing, error) {
 	r := s.cfg.Pool.Replica(name)
 	if r == nil {
@@ -55,5 +66,5 @@ func (s *Server) Standing(name string) (Standing, error) {
 	if err != nil {
 		return Standing{}, fmt.Errorf("replica %s: %w", name, err)
 	}
-	return StandingOf(r.GUID(), st), nil
+	return StandingOf(r.GUID(), st, s.isSpared(name)), nil
 }

@@ -407,7 +407,7 @@ func (c *Core) close(p *peer, why string) {
 // drop ends the session of a replica that is not wanted.
 func (c *Core) drop(p *peer, why string) {
 	p.avoid = nil
-	c.send(p, Drop{Reason: why})
+	c.send(p, Drop{Reason: why, Spared: c.spares(p)})
 	c.close(p, why)
 }
 

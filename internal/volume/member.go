@@ -64,6 +64,7 @@ type Member struct {
 	longest time.Duration // of the leases that are given
 	lease   lease
 	asked   Promise // waits until the lease ends, the last one that was asked for; zero: none does
+	spared  bool    // a target said so, and nothing was promised since
 }
 
 // NewMember returns the replica that r describes, as it was found on disk. now is the time of a clock that goes on
@@ -80,6 +81,10 @@ func NewMember(now time.Duration, r Report, longest time.Duration) *Member {
 
 // Report tells what the replica is now.
 func (m *Member) Report() Report { return m.report }
+
+// Spared reports whether the volume does not need the replica, and will not as long as that is not served any more: a target
+// said so last.
+func (m *Member) Spared() bool { return m.spared }
 
 // Connect begins a session. The shell has closed and drained the one before (replication rule 6), and reads Report
 // for its Register message afterwards.
@@ -135,6 +140,7 @@ func (m *Member) Step(now time.Duration, id SessionID, msg Message) (rd MemberRe
 	case Drop:
 		stop := m.phase != joinNone
 		m.Disconnect(id)
+		m.spared = msg.Spared
 		return MemberReady{StopPull: stop, Close: "dropped by the target: " + msg.Reason}
 	case Ping:
 		return m.ping(now, msg)
@@ -179,7 +185,7 @@ func (m *Member) claim(now time.Duration, p Promise) MemberReady {
 		s.Promised = p
 		m.persist(&rd)
 	}
-	m.claimed = true
+	m.claimed, m.spared = true, false
 	rd.Messages = []Message{Promised{Promise: p, Report: m.report}}
 	return rd
 }

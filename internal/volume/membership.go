@@ -68,6 +68,12 @@ func (c *Core) unwanted(p *peer) string {
 // who are do not serve without it.
 func (c *Core) needs(p *peer) bool { return !c.serving && p.report.State.Complete }
 
+// spares reports whether the volume never needs p again, as long as p promises nothing to anybody: it is no member, and all who are
+// have everything. While one is incomplete p may be the only one that has what that has given up.
+func (c *Core) spares(p *peer) bool {
+	return !c.listMember(p.guid) && c.serving && c.holdsLease() && c.everyMember(counts)
+}
+
 // enforce drops the replicas that are no members and not wanted, the least advanced ones first.
 func (c *Core) enforce() {
 	n := 0
@@ -175,12 +181,13 @@ func (c *Core) due() *List {
 	return &List{Epoch: c.promise.Epoch, Generation: c.pending.Generation + 1, Members: members, Witness: c.pending.Witness}
 }
 
-// withdraw asks for a restart when the pending list has lacked members for long, and the committed one has enough: the next
-// claim is by that, and gives the pending one up, even if its members are back by then, since they may have much to catch up
-// with: see openEpoch. A claim needs the record, so that is asked first whether it is there; and it would wait for somebody to accept
+// withdraw asks for a restart when the pending list has lacked members for as long as a silent member is waited for, or for much longer
+// if nothing waits for them or they are here to catch up, and the committed one has enough: the next claim is by that, and gives the pending one up, even if its members
+// are back by then, since they may have much to catch up with: see openEpoch. A claim needs the record, so that is asked first whether it is there; and it would wait for somebody to accept
 // that the record went back.
 func (c *Core) withdraw() bool {
-	live := func(p *peer) bool { return p.state == insync && !c.silent(p) }
+	here := func(p *peer) bool { return p.state != gone && !c.silent(p) }
+	live := func(p *peer) bool { return p.state == insync && here(p) }
 	if c.pending == nil || c.next != nil || c.unclaimed() || c.witnessed() && c.wentBack() != nil || c.countOf(*c.pending, live) >= c.pending.Quorum() || c.lacking(live) != "" {
 		c.unfinished = 0
 		return false
@@ -188,8 +195,12 @@ func (c *Core) withdraw() bool {
 	if c.unfinished == 0 {
 		c.unfinished = max(c.now, 1)
 	}
+	patience := c.settings.Deadline
+	if c.ok(live) || c.countOf(*c.pending, here) >= c.pending.Quorum() {
+		patience *= mostUnknowing
+	}
 	switch {
-	case c.now-c.unfinished <= mostUnknowing*c.settings.Deadline:
+	case c.now-c.unfinished <= patience:
 		return false
 	case c.witnessed() && (c.rec.failed || c.now-c.rec.heard >= recordEvery):
 		c.readRecord()

@@ -51,8 +51,11 @@ type (
 		History History       // the source's
 		From    block.Version // what it had applied when this was sent: bounds the common point, and the source has to have it
 	}
-	// Drop ends the session: the replica is not wanted. It may register again later.
-	Drop struct{ Reason string }
+	// Drop ends the session: the replica is not wanted. It may register again later. Spared: it may be destroyed, see spares.
+	Drop struct {
+		Reason string
+		Spared bool `json:",omitempty"`
+	}
 	// Ping asks for a sign of life; any frame is one. Answered by Pong. With a Lease it asks a replica that has promised not
 	// to promise another target for so long: see lease.go.
 	Ping struct {

@@ -23,6 +23,9 @@ func (e *stage) describe(a *actor) {
 	if s.Ambiguous {
 		fmt.Fprintf(&e.out, " ambiguous")
 	}
+	if a.m.Spared() {
+		fmt.Fprintf(&e.out, " spared")
+	}
 	if s.Told.Epoch > 0 {
 		fmt.Fprintf(&e.out, " told=%d", s.Told.Epoch)
 	}
@@ -141,6 +144,9 @@ func text(m Message) string {
 			return name + " with a lease"
 		}
 	case Drop:
+		if m.Spared {
+			name += " and spare"
+		}
 		return name + ": " + m.Reason
 	case JoinFailed:
 		return name + ": " + m.Reason

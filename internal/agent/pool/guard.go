@@ -22,7 +22,8 @@ import (
 // hand, and takes the replicas' objects with it; their data is kept.
 //
 // While the volume lives it decides, not the replica, which cannot know of a member list that was made without it. The
-// replica only knows whether what the CStorVolume says is new enough to be a decision about it.
+// replica only knows whether what the CStorVolume says is new enough to be a decision about it; and, if it is complete, whether the
+// target has told it since that nobody will need what it has.
 func (a *Agent) needed(ctx context.Context, cr *cstorv1.CStorVolumeReplica, own replica.Standing) string {
 	key := types.NamespacedName{Namespace: cr.Namespace, Name: cr.Labels[cstorv1.LabelVolumeName]}
 	config, cv := &cstorv1.CStorVolumeConfig{}, &cstorv1.CStorVolume{}
@@ -54,9 +55,13 @@ func (a *Agent) needed(ctx context.Context, cr *cstorv1.CStorVolumeReplica, own 
 		return fmt.Sprintf("replica is a member of volume %s and is kept; remove pool %s from spec.policy.replicaPoolInfo of CStorVolumeConfig %s to remove it",
 			key.Name, cr.PoolOf(), key.Name)
 	}
-	if own.Without(uint64(cv.Status.Epoch), uint64(cv.Status.Generation)) {
-		return ""
+	switch {
+	case !own.Without(uint64(cv.Status.Epoch), uint64(cv.Status.Generation)):
+		return fmt.Sprintf("replica is kept until the target of volume %s has said whether it is a member: what CStorVolume %s shows, of epoch %d, is older than what the replica has recorded",
+			key.Name, key.Name, cv.Status.Epoch)
+	case own.Needed:
+		return fmt.Sprintf("replica is no member of volume %s, but it is complete, and kept as long as the members may need what it has: until all of them are healthy, and pool %s is not in spec.policy.replicaPoolInfo of CStorVolumeConfig %s",
+			key.Name, cr.PoolOf(), key.Name)
 	}
-	return fmt.Sprintf("replica is kept until the target of volume %s has said whether it is a member: what CStorVolume %s shows, of epoch %d, is older than what the replica has recorded",
-		key.Name, key.Name, cv.Status.Epoch)
+	return ""
 }

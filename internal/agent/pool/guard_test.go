@@ -156,3 +156,17 @@ func TestAMemberThatIsNotKnownByItsIDIsKept(t *testing.T) {
 	w.pass()
 	w.wantGone()
 }
+
+func TestACompleteReplicaIsKeptUntilNobodyNeedsIt(t *testing.T) {
+	w := deleting(t, at(2, 1))
+	w.disks.pool.recorded = volume.State{Complete: true, History: volume.History{{Epoch: 2, First: 1}}}
+	w.pass()
+	w.wantKept("replica is no member of volume pvc-1, but it is complete, and kept as long as the members may need what it has")
+	w.disks.pool.spared = true
+	w.disks.pool.left = func() { w.disks.pool.left, w.disks.pool.spared = nil, false } // another target has come in the last moment
+	w.pass()
+	w.wantEvents() // it has said so before
+	w.disks.pool.spared = true
+	w.pass()
+	w.wantGone()
+}

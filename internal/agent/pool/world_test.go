@@ -124,6 +124,7 @@ type memPool struct {
 	known       map[string]replica.Spec
 	recorded    volume.State // by the replicas
 	standingErr error
+	spared      bool
 	left        func() // called by Detach
 	destroyErr  error
 	closed      bool
@@ -301,7 +302,7 @@ func (p *memPool) Known() (all []replica.Spec) {
 	return all
 }
 func (p *memPool) Standing(name string) (replica.Standing, error) {
-	return replica.StandingOf(p.replicas[name].GUID, p.recorded), p.standingErr
+	return replica.StandingOf(p.replicas[name].GUID, p.recorded, p.spared), p.standingErr
 }
 func (p *memPool) Changed() <-chan struct{} { return nil }
 func (p *memPool) Status() (all []replica.Status) {
