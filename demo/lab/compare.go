@@ -35,17 +35,21 @@ func (l *Lab) CompareReplicas(ctx context.Context, volume, poolA, poolB string) 
 		c.Blocks, cstorv1.FormatSize(int64(c.Blocks)*block.Size), c.At, time.Since(begin).Seconds()), nil
 }
 
-// pullAddress is where a pool's process serves replicas to other pools.
-func (l *Lab) pullAddress(ctx context.Context, pool string) (string, error) {
-	pods := &corev1.PodList{}
-	err := l.Client.List(ctx, pods, client.InNamespace(Namespace), client.MatchingLabels{cstorv1.LabelPoolInstance: pool})
-	if err != nil {
-		return "", fmt.Errorf("looking for the pod of pool %s: %w", pool, err)
-	}
-	for i := range pods.Items {
-		if p := &pods.Items[i]; podReady(p) {
-			return net.JoinHostPort(p.Status.PodIP, strconv.Itoa(cstorv1.PortPull)), nil
+// pullAddress is where a pool's process serves replicas to other pools. A pod that has just come back to life may not be
+// shown as ready yet, which is waited for.
+func (l *Lab) pullAddress(ctx context.Context, pool string) (address string, err error) {
+	err = Until(ctx, time.Minute, "pool "+pool+" to have a pod that is ready", func(ctx context.Context) (bool, string, error) {
+		pods := &corev1.PodList{}
+		if err := l.Client.List(ctx, pods, client.InNamespace(Namespace), client.MatchingLabels{cstorv1.LabelPoolInstance: pool}); err != nil {
+			return false, err.Error(), nil
 		}
-	}
-	return "", fmt.Errorf("pool %s has no pod that is ready", pool)
+		for i := range pods.Items {
+			if p := &pods.Items[i]; podReady(p) {
+				address = net.JoinHostPort(p.Status.PodIP, strconv.Itoa(cstorv1.PortPull))
+				return true, "", nil
+			}
+		}
+		return false, fmt.Sprintf("%d pods, none of them ready", len(pods.Items)), nil
+	})
+	return address, err
 }
