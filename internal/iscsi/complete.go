@@ -41,7 +41,7 @@ func (ss *session) complete(t *task) {
 		ss.freeTask(t)
 		return
 	}
-	if t.req.Told != nil {
+	if t.req.Told != nil && len(ss.telling) < maxTelling {
 		ss.telling = append(ss.telling, telling{ss.statSN, t.req.Told})
 		ss.tells.Store(true)
 	}

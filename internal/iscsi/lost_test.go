@@ -76,4 +76,15 @@ func TestLostTold(t *testing.T) {
 	if status, _ := command(synchronizeCache); status != scsi.Good || told.Load() != 2 {
 		t.Errorf("flush after the other one was acknowledged: status %#x; told %d times", status, told.Load())
 	}
+	known++
+
+	told.Store(0)
+	for range 2 * maxTelling { // an initiator that acknowledges nothing
+		command(synchronizeCache)
+	}
+	known += 2 * maxTelling
+	command(testUnitReady)
+	if n := told.Load(); n != maxTelling {
+		t.Errorf("told %d times, want %d", n, maxTelling)
+	}
 }

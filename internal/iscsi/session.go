@@ -70,6 +70,7 @@ type telling struct {
 const (
 	maxQueued    = 16 << 20 // bytes of answers that may wait for a slow initiator before its requests wait too
 	maxImmediate = 64       // commands for immediate delivery beyond the window
+	maxTelling   = 64       // responses whose acknowledgement is waited for; of more nobody is told, which is as if it had not come
 )
 
 func newSession(l *loginState, log *slog.Logger) (*session, error) {

@@ -5,8 +5,8 @@ import "fmt"
 // eachRef calls f for everything that the index of a pool at rest refers to, destroyed replicas included. broken is
 // told of parts of the index that cannot be had, which hide what they refer to.
 //
-// It is not eachChunk, which is for a pool in use: that one passes over damaged parts of the directory, and leaves pages and
-// directory to gather, which reads only pages that have history pages.
+// It is not eachChunk, which is for a pool in use: that one leaves pages and directory to gather, which reads only pages
+// that have history pages.
 func (p *Pool) eachRef(f func(x piece), broken func(r *Replica, chunk uint64, err error)) {
 	for _, r := range p.idx.bySlot {
 		if r == nil {
