@@ -17,7 +17,7 @@ CLUSTER := $(CURDIR)/.run/cluster
 sources := $(shell find api cmd demo internal -name '*.go' -not -name '*_test.go' 2>/dev/null) go.mod go.sum
 devcluster-sources := $(shell find devcluster -name '*.go' -not -name '*_test.go' 2>/dev/null) $(addprefix devcluster/,go.mod go.sum build.sh)
 
-SEEDS ?= 10000
+SEEDS ?= 20000
 FIRST ?= 1
 
 ##@ Use
@@ -56,7 +56,7 @@ bin/devcluster: $(devcluster-sources)
 	devcluster/build.sh $(CURDIR)/$@
 
 .PHONY: test
-test: build check test-unit test-devcluster test-e2e ## Run all tests: checks, unit, simulation, engine, iSCSI, end to end
+test: build check test-unit sim test-devcluster test-e2e ## Run all tests: checks, unit, simulation, engine, iSCSI, end to end
 
 .PHONY: check
 check: ## Look at the code: gofmt, go vet
@@ -73,9 +73,9 @@ test-unit: ## Run the tests that need no cluster
 	@nice go test -timeout 30m $(TESTFLAGS) $$(go list ./... | grep -v '/e2e$$')
 
 .PHONY: sim
-sim: ## Run SEEDS (10000) lives of a volume in the simulator, from seed FIRST (1) on, on all processors
+sim: ## Run SEEDS (20000) lives of a volume in the simulator, from seed FIRST (1) on, on all processors
 	@echo "== sim: $(SEEDS) seeds from $(FIRST) on"
-	@nice go test ./sim -run TestSeeds -v -count=1 -timeout 0 -seeds $(SEEDS) -first $(FIRST) -workers $$(nproc)
+	@nice go test ./sim -run TestSeeds -v -count=1 -timeout $$(($(SEEDS) / 5 + 600))s -seeds $(SEEDS) -first $(FIRST) -workers $$(nproc)
 
 .PHONY: test-devcluster
 test-devcluster: ## Run the tests of the control plane and the process runtime
