@@ -417,8 +417,12 @@ func (c *Core) openEpoch(auth *peer, lossy bool) {
 		c.pending, c.inherited = &l, true
 	}
 	c.before = auth.report.Last
+	c.history = auth.report.State.History
+	if untold := c.untold(); untold != (Promise{}) && c.history.with(EpochStart{}).lossy().by() != untold {
+		lossy = true // its mark leaves the history, and the next target would not know
+	}
 	start := EpochStart{Epoch: c.promise.Epoch, First: c.before.N + 1, Lossy: lossy, Nonce: c.promise.Nonce}
-	c.history = auth.report.State.History.with(start)
+	c.history = c.history.with(start)
 	c.ring = newRing(start.First)
 	c.completed, c.flushed = start.First-1, start.First-1
 	c.ring.push(&Op{Kind: OpOpen, FUA: true, Open: &start, Version: block.Version{Epoch: start.Epoch, N: start.First}})
