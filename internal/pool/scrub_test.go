@@ -323,6 +323,42 @@ func TestLyingDeviceIsNotBelieved(t *testing.T) {
 	})
 }
 
+// TestRepairIsFlushed: what a read has repaired is made stable by the next flush of the devices, so that the copy which it was
+// made from may go then.
+func TestRepairIsFlushed(t *testing.T) {
+	rng := testRand(t)
+	p, mems := newLayoutPool(t, layouts[slices.IndexFunc(layouts, func(l layout) bool { return l.name == "mirror-2" })], 64<<20, Options{SegmentBytes: 256 << 10, Compression: compress.Off})
+	v, err := p.CreateReplica("v", 4<<20)
+	must(t, err)
+	must(t, v.Apply([]Op{write(0, 1, 1)}))
+	must(t, p.Close())
+	reopenAll(mems)
+	_, off, _ := stored(t, devicesOf(mems), "v", 0)
+	want := make([]byte, block.Size)
+	must(t, mems[0].ReadAt(want, off))
+	repaired := 0
+	for liar := range mems { // the one that is read repairs
+		c := clones(mems)
+		c[liar].Corrupt(off, block.Size, rng)
+		p := openIdle(t, devicesOf(c), Options{})
+		must(t, p.flushDevices())
+		must(t, p.Replica("v").Read(0, make([]byte, block.Size), nil))
+		if p.Stats().BlocksRepaired > 0 {
+			repaired++
+			must(t, p.flushDevices())
+			got := make([]byte, block.Size)
+			must(t, c[liar].PowerCut(disk.Lost, rng).ReadAt(got, off))
+			if !bytes.Equal(got, want) {
+				t.Error("the repair is undone by a power cut after a flush")
+			}
+		}
+		closeIdle(p)
+	}
+	if repaired != 1 {
+		t.Error("repaired", repaired)
+	}
+}
+
 // TestLeftoversOfALieBlameNobody: two devices of a mirror lie about a block that several compressed blocks share, and reading
 // those that are left repairs these. Verify names no device, above all not the third, which has never lied.
 func TestLeftoversOfALieBlameNobody(t *testing.T) {
