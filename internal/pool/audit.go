@@ -322,8 +322,12 @@ func (a *auditor) run(from, to uint64, refs []piece) {
 		bad = slices.Compact(bad)
 		return bad
 	}
+	used := make([]uint64, (to-from)>>block.Shift)
+	for i := range refs {
+		raid.AddParts(used, int(refs[i].at-from), int(refs[i].end()-from))
+	}
 	g, off := p.seg.locate(from)
-	faults, lost, err := g.Audit(off, int64(to-from), check)
+	faults, lost, err := g.AuditParts(off, int64(to-from), used, check)
 	if err != nil {
 		a.r.add(Finding{What: FoundDevice, Offset: -1, Block: -1, Lost: true, Text: fmt.Sprintf("segment %d: %v", from>>p.seg.shift, err)})
 		return

@@ -316,7 +316,11 @@ func (w *walk) step(from, to uint64, pieces []piece) error {
 	}
 	g, off := p.seg.locate(from)
 	for again := false; ; again = true {
-		res, err := g.Heal(off, int64(to-from), check)
+		used := make([]uint64, (to-from)>>block.Shift)
+		for i := range pieces {
+			raid.AddParts(used, int(max(pieces[i].at, from)-from), int(min(pieces[i].end(), to)-from))
+		}
+		res, err := g.HealParts(off, int64(to-from), used, check)
 		if res.Rewritten > 0 {
 			g.dirty.Store(true) // after the writes: the next flush covers them
 		}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/cstor-go/cstor/internal/block"
+	"github.com/cstor-go/cstor/internal/pool/compress"
 	"github.com/cstor-go/cstor/internal/pool/disk"
 	"github.com/cstor-go/cstor/internal/pool/label"
 )
@@ -320,6 +321,95 @@ func TestLyingDeviceIsNotBelieved(t *testing.T) {
 		s.othersGo()
 		must(t, s.p.Close())
 	})
+}
+
+// TestRepairIsFlushed: what a read has repaired is made stable by the next flush of the devices, so that the copy which it was
+// made from may go then.
+func TestRepairIsFlushed(t *testing.T) {
+	rng := testRand(t)
+	p, mems := newLayoutPool(t, layouts[slices.IndexFunc(layouts, func(l layout) bool { return l.name == "mirror-2" })], 64<<20, Options{SegmentBytes: 256 << 10, Compression: compress.Off})
+	v, err := p.CreateReplica("v", 4<<20)
+	must(t, err)
+	must(t, v.Apply([]Op{write(0, 1, 1)}))
+	must(t, p.Close())
+	reopenAll(mems)
+	_, off, _ := stored(t, devicesOf(mems), "v", 0)
+	want := make([]byte, block.Size)
+	must(t, mems[0].ReadAt(want, off))
+	repaired := 0
+	for liar := range mems { // the one that is read repairs
+		c := clones(mems)
+		c[liar].Corrupt(off, block.Size, rng)
+		p := openIdle(t, devicesOf(c), Options{})
+		must(t, p.flushDevices())
+		must(t, p.Replica("v").Read(0, make([]byte, block.Size), nil))
+		if p.Stats().BlocksRepaired > 0 {
+			repaired++
+			must(t, p.flushDevices())
+			got := make([]byte, block.Size)
+			must(t, c[liar].PowerCut(disk.Lost, rng).ReadAt(got, off))
+			if !bytes.Equal(got, want) {
+				t.Error("the repair is undone by a power cut after a flush")
+			}
+		}
+		closeIdle(p)
+	}
+	if repaired != 1 {
+		t.Error("repaired", repaired)
+	}
+}
+
+// TestLeftoversOfALieBlameNobody: two devices of a mirror lie about a block that several compressed blocks share, and reading
+// those that are left repairs these. Verify names no device, above all not the third, which has never lied.
+func TestLeftoversOfALieBlameNobody(t *testing.T) {
+	l, rng := layouts[slices.IndexFunc(layouts, func(l layout) bool { return l.name == "mirror-3" })], testRand(t)
+	opt := Options{Compression: compress.LZ4, SegmentBytes: 256 << 10}
+	p, mems := newLayoutPool(t, l, 64<<20, opt)
+	v, err := p.CreateReplica("v", 4<<20)
+	must(t, err)
+	data := make([]byte, 40*block.Size)
+	for b := range 40 {
+		copy(data[b*block.Size:], noise(1, uint64(b))[:1000])
+	}
+	must(t, v.Apply([]Op{writeData(0, data, 1)}))
+	for b := uint64(1); b < 40; b += 2 {
+		must(t, v.Apply([]Op{writeData(b, noise(1, b), 1+b)}))
+	}
+	must(t, p.Close())
+	reopenAll(mems)
+	_, off, loc := stored(t, devicesOf(mems), "v", 20)
+	if loc.Len() > block.Size/2 {
+		t.Fatal("the block shares its place with no other")
+	}
+	repaired := 0
+	for honest := range mems { // one of them is read, and lies in two cases of three
+		c := clones(mems)
+		for i := range c {
+			if i != honest {
+				c[i].Corrupt(off&^(block.Size-1), block.Size, rng)
+			}
+		}
+		p, err := Open(devicesOf(c), opt)
+		must(t, err)
+		for b := uint64(0); b < 40; b += 2 {
+			must(t, p.Replica("v").Read(b, make([]byte, block.Size), nil))
+		}
+		n := p.Stats().BlocksRepaired
+		must(t, p.Close())
+		if n == 0 {
+			continue
+		}
+		repaired++
+		reopenAll(c)
+		rep, err := Verify(spies(t, c), Options{})
+		must(t, err)
+		if len(rep.Findings) > 0 {
+			t.Errorf("only device %d has never lied: %v", honest, rep.Findings)
+		}
+	}
+	if repaired != 2 {
+		t.Error("repaired", repaired)
+	}
 }
 
 // TestScrubCutShort: the power fails while a scrub repairs what a device lies about, in use or not, and tears what the scrub

@@ -28,6 +28,7 @@ func (p *Pool) recoverPart(b []byte, addr uint64, from, to int, ok func([]byte) 
 	if err := g.RecoverPart(b, off, from, to, ok); err != nil {
 		return false
 	}
+	g.dirty.Store(true) // after the writes: the next flush covers them
 	n := p.count.repaired.Add(1)
 	few := n&(n-1) == 0 || n%1000 == 0 // not one line for each block of a bad disk
 	if device, at := g.place(off); p.opt.Log != nil && p.offline == nil && few {

@@ -17,6 +17,12 @@ type Fault struct {
 // accepts several contents of a row, a column that all others contradict is wrong; otherwise the data columns are
 // believed before parity, and the first copies before others.
 func (g *Group) Audit(off, n int64, check func(data []byte) (bad []int)) (faults []Fault, lost []int, err error) {
+	return g.AuditParts(off, n, nil, check)
+}
+
+// AuditParts is Audit when only some parts of the data are in use, see HealParts: a column in which nothing but others
+// differ has no fault.
+func (g *Group) AuditParts(off, n int64, used []uint64, check func(data []byte) (bad []int)) (faults []Fault, lost []int, err error) {
 	if err := g.checkRange(off, n, g.Row()); err != nil {
 		return nil, nil, fmt.Errorf("audit of %w", err)
 	}
@@ -28,13 +34,14 @@ func (g *Group) Audit(off, n int64, check func(data []byte) (bad []int)) (faults
 		return nil, nil, fmt.Errorf("audit: %w", err)
 	}
 	defer s.close()
+	s.used = used
 	leave := s.examine(check)
 	for i := range s.rows {
 		_, unknown := leave[i]
 		for _, m := range s.copies {
 			f := Fault{Device: m.dev, Off: g.devOff(s.row + i), At: (s.row + i) * int64(g.Row()), Unreadable: !m.readable[i]}
 			f.Parity = g.data > 1 && g.shard(m.col, s.row+i) >= g.data
-			if !m.stale[i] && (f.Unreadable || !unknown && s.differs(m, i)) {
+			if !m.stale[i] && (f.Unreadable || !unknown && s.wrong(m, i)) {
 				faults = append(faults, f)
 			}
 		}

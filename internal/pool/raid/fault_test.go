@@ -194,6 +194,62 @@ func TestHealKeepsRedundancy(t *testing.T) {
 	})
 }
 
+// TestPartsNobodyNeeds: of a block about which devices lie the part in use is repaired. What they lie about beside it is not
+// in use: nobody is blamed for it, least of all who tells the truth. Where anything of the row is in use somebody is.
+func TestPartsNobodyNeeds(t *testing.T) {
+	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {
+		r := newRig(t, sh, rng)
+		r.fill()
+		const lo, hi = 1024, 1600
+		row := int64(rng.IntN(r.rows()))
+		off := row * int64(r.Row())
+		for s := range sh.n - 1 { // all copies but one, of a coded row the block
+			if s == 0 || sh.data == 1 {
+				r.mem[r.column(s, row)].Corrupt(r.devOff(row), blockSize, rng)
+			}
+		}
+		b, want := make([]byte, blockSize), bytes.Clone(r.ref[off:][:blockSize])
+		ok := func(b []byte) bool { return bytes.Equal(b[lo:hi], want[lo:hi]) }
+		r.must(r.RecoverPart(b, off, lo, hi, ok))
+		inUse := func(b []byte) []int {
+			if ok(b) {
+				return nil
+			}
+			return []int{0}
+		}
+		used := make([]uint64, sh.data)
+		AddParts(used, lo, hi)
+		before := make([]uint64, sh.n)
+		for i, d := range r.dev {
+			_, _, before[i] = d.Errors()
+		}
+		faults, lost, err := r.AuditParts(off, int64(r.Row()), used, inUse)
+		r.must(err)
+		if len(faults)+len(lost) > 0 {
+			t.Errorf("audit finds %+v, lost %v", faults, lost)
+		}
+		AddParts(used, hi, hi+64)
+		if faults, _, err = r.AuditParts(off, int64(r.Row()), used, inUse); err != nil || len(faults) == 0 {
+			t.Errorf("audit does not see what differs in a part that is in use: %v", err)
+		}
+		used[0] = 0
+		AddParts(used, lo, hi)
+		res, err := r.HealParts(off, int64(r.Row()), used, inUse)
+		r.must(err)
+		if res.Rewritten == 0 {
+			t.Error("the columns are left different")
+		}
+		for i, d := range r.dev {
+			if _, _, n := d.Errors(); n > before[i] {
+				t.Errorf("device %d is blamed", i)
+			}
+		}
+		if faults, lost, err = r.Audit(off, int64(r.Row()), inUse); err != nil || len(faults)+len(lost) > 0 {
+			t.Errorf("after it: %+v, lost %v: %v", faults, lost, err)
+		}
+	})
+}
+
 // TestMissing: devices vanish, writing goes on, they come back stale and are healed.
 func TestMissing(t *testing.T) {
 	forShapes(t, true, func(t *testing.T, sh shape, rng *rand.Rand) {

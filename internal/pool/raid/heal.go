@@ -19,15 +19,22 @@ type HealResult struct {
 // block. What was stale is written whatever it holds; the marks stay, see Device.ClearStale. With blocks that cannot be
 // had the error wraps ErrUnrecoverable, and their rows are left alone; the other rows are healed.
 func (g *Group) Heal(off, n int64, check func(data []byte) (bad []int)) (HealResult, error) {
-	return g.heal(off, n, check, true)
+	return g.HealParts(off, n, nil, check)
+}
+
+// HealParts is Heal when only some parts of the data are in use, see AddParts; nil: all are. Columns are made right as a
+// whole. But in parts of which no data block of a row has anything in use they may differ without anybody's fault: a repair
+// may have been of the others only, see RecoverPart, and leaves what a device lied about in these.
+func (g *Group) HealParts(off, n int64, used []uint64, check func(data []byte) (bad []int)) (HealResult, error) {
+	return g.heal(off, n, used, check, true)
 }
 
 // Settle is Heal for rows whose write a crash may have cut short: that devices differ there is not their fault.
 func (g *Group) Settle(off, n int64, check func(data []byte) (bad []int)) (HealResult, error) {
-	return g.heal(off, n, check, false)
+	return g.heal(off, n, nil, check, false)
 }
 
-func (g *Group) heal(off, n int64, check func(data []byte) (bad []int), blame bool) (res HealResult, err error) {
+func (g *Group) heal(off, n int64, used []uint64, check func(data []byte) (bad []int), blame bool) (res HealResult, err error) {
 	if err := g.checkRange(off, n, g.Row()); err != nil {
 		return res, fmt.Errorf("heal of %w", err)
 	}
@@ -39,12 +46,13 @@ func (g *Group) heal(off, n int64, check func(data []byte) (bad []int), blame bo
 		return res, fmt.Errorf("heal: %w", err)
 	}
 	defer s.close()
+	s.used = used
 	leave := s.examine(check)
 	res.Lost = s.lost(leave)
 	kept := func(i int64) bool { _, ok := leave[i]; return ok }
 	for _, m := range s.copies {
 		for i := range s.rows {
-			if blame && !kept(i) && m.readable[i] && !m.stale[i] && s.differs(m, i) {
+			if blame && !kept(i) && m.readable[i] && !m.stale[i] && s.wrong(m, i) {
 				res.Wrong++
 				m.dev.sums.Add(1)
 			}

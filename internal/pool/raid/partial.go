@@ -15,11 +15,17 @@ func (s *rowset) verified(from, to int) {
 		return
 	}
 	s.only = make([]uint64, len(s.data)/blockSize)
+	AddParts(s.only, from, to)
+}
+
+// AddParts adds the parts that hold data[from:to] to sets of parts, one per data block: bit k stands for the 64 bytes from
+// k*64 on.
+func AddParts(sets []uint64, from, to int) {
 	for at := from; at < to; {
 		in := at % blockSize
 		n := min(blockSize-in, to-at)
 		for k := in / partSize; k*partSize < in+n; k++ {
-			s.only[at/blockSize] |= 1 << k
+			sets[at/blockSize] |= 1 << k
 		}
 		at += n
 	}
@@ -57,4 +63,18 @@ func (s *rowset) wanted(m *replica, row int64, dst []byte) {
 			copy(dst[k*partSize:(k+1)*partSize], is[k*partSize:])
 		}
 	}
+}
+
+// wrong reports whether a device holds something else than it should where it matters in a row: in the parts of which any
+// data block has something that is in use, since all columns are needed there.
+func (s *rowset) wrong(m *replica, row int64) bool {
+	if s.used == nil {
+		return s.differs(m, row)
+	}
+	d := int64(s.g.data)
+	used := uint64(0)
+	for _, parts := range s.used[row*d : (row+1)*d] {
+		used |= parts
+	}
+	return s.differsIn(m, row, used)
 }

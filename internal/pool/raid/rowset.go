@@ -20,6 +20,7 @@ type rowset struct {
 	shards    [][]byte
 	tmp       []byte   // one row of all shards
 	only      []uint64 // per data block: its parts that are known to be right; nil: all, see verified
+	used      []uint64 // per data block: its parts that are in use; nil: all, see HealParts
 }
 
 // replica is what one device says about the rows of its column.
@@ -314,7 +315,10 @@ func (s *rowset) right(row int64, col int, dst []byte) {
 }
 
 // differs reports whether a device holds something else in a row than it should.
-func (s *rowset) differs(m *replica, row int64) bool {
+func (s *rowset) differs(m *replica, row int64) bool { return s.differsIn(m, row, ^uint64(0)) }
+
+// differsIn is differs for some parts of the block.
+func (s *rowset) differsIn(m *replica, row int64, parts uint64) bool {
 	if !m.readable[row] {
 		return true
 	}
@@ -323,5 +327,10 @@ func (s *rowset) differs(m *replica, row int64) bool {
 	}
 	is, buf := s.part(m.buf, row), s.tmp[:blockSize:blockSize]
 	s.wanted(m, row, buf)
-	return !bytes.Equal(is, buf)
+	for k := 0; k < blockSize; k += partSize {
+		if parts>>(k/partSize)&1 != 0 && !bytes.Equal(is[k:k+partSize], buf[k:k+partSize]) {
+			return true
+		}
+	}
+	return false
 }
