@@ -77,7 +77,9 @@ type Exit struct {
 
 // Start starts the process of s in a new process group.
 func (l *Launcher) Start(s Spec) (*Process, error) {
-	env := append(s.Env[:len(s.Env):len(s.Env)], markerName+"="+l.owner)
+	// As in this program, see the directive in main.go.
+	env := append([]string{"GODEBUG=multipathtcp=0"}, s.Env...)
+	env = append(env, markerName+"="+l.owner)
 	if s.Source.IsValid() {
 		env = append(env, sourceName+"="+s.Source.String())
 	}
