@@ -88,7 +88,7 @@ test-e2e: build ## Run the walk-through, the kill tests, the disk tests and a li
 	@go test -v -count=1 -timeout 45m $(TESTFLAGS) ./e2e
 
 .PHONY: chaos
-chaos: build ## Kill and freeze what serves a volume in use, for CHAOS (10m), while its data moves
+chaos: build ## Kill, freeze and cut off what serves a volume in use, for CHAOS (10m), while its data moves
 	@go test -v -count=1 -timeout 0 $(TESTFLAGS) ./e2e -run TestChaos -chaos $(or $(CHAOS),10m)
 
 .PHONY: bench

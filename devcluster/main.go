@@ -1,3 +1,6 @@
+// Sockets of multipath TCP, with which Go programs listen by default, take no socket filters.
+//go:debug multipathtcp=0
+
 // Command devcluster is a Kubernetes cluster for development and tests in one executable, without privileges and
 // without containers: a real control plane (etcd, API server, controller manager, scheduler; the executable is all of
 // them, chosen by its first argument) and nodes whose pods are plain local processes.

@@ -22,7 +22,10 @@ var (
 // restEvery is after how many faults TestChaos lets everything come to rest, and compares.
 const restEvery = 8
 
-// TestChaos kills and freezes processes, alone and together, in an order that a seed gives, while an application checks
+// deckLimit bounds how many faults are done in turn.
+const deckLimit = 40
+
+// TestChaos kills and freezes processes, and cuts them off from each other, alone and together, in an order that a seed gives, while an application checks
 // what it reads and the volume's data moves from pool to pool. The application sees pauses, and nothing else; when the
 // faults stop everything becomes good, and the replicas are equal.
 func TestChaos(t *testing.T) {
@@ -33,9 +36,14 @@ func TestChaos(t *testing.T) {
 	t.Logf("-chaos-seed %d", seed)
 	ctx := interruptible(t)
 	l := newLab(ctx, t)
+	network, err := l.Network()
+	check(t, err)
 	c := &chaos{
 		migration: serve(ctx, t, l, 16<<20, "quiet"),
 		random:    rand.New(rand.NewPCG(seed, 0)),
+		network:   network,
+		silenced:  map[cut]int{},
+		cutWays:   map[way]int{},
 	}
 	c.awaitHealthy(t, 0)
 
@@ -48,6 +56,9 @@ func TestChaos(t *testing.T) {
 			faults = append(faults, c.any())
 		}
 		c.disturb(t, n+1, faults)
+		if n < len(deck) && len(deck) < deckLimit && !c.met(faults[0]) {
+			deck = append(deck, faults[0]) // who was to be cut off had been killed just before
+		}
 		if n%3 == 0 {
 			c.move(t)
 		}
@@ -56,22 +67,32 @@ func TestChaos(t *testing.T) {
 		}
 	}
 	c.rest(t)
+	c.covered(t)
 }
 
 // chaos is a volume to which everything happens.
 type chaos struct {
 	*migration
-	random *rand.Rand
+	random   *rand.Rand
+	network  *lab.Network
+	used     []string    // pools with a replica, as far as was last known
+	silenced map[cut]int // connections that a cut was seen to concern
+	cutWays  map[way]int // cuts made
 }
 
-// A fault is something that happens to processes at once.
+// A fault is something that happens to processes at once: they are killed, or for a time frozen, or cut off.
 type fault struct {
 	whom string
-	kill bool // or else they are frozen for a time
+	kill bool
+	cut  *cut // if it is one
+	way  way  // of the cut
 }
 
 func (f fault) String() string {
-	if f.kill {
+	switch {
+	case f.cut != nil:
+		return fmt.Sprintf("%s %s", f.cut, f.way)
+	case f.kill:
 		return "kill " + f.whom
 	}
 	return "freeze " + f.whom
@@ -80,25 +101,38 @@ func (f fault) String() string {
 // whom is to whom something happens.
 var whom = []string{"target", "pool", "all pools", "operator", "API server", "node", "everything"}
 
-// everything returns each fault once, in any order.
+// everything returns each fault once, in any order; of cuts one way each, and all ways together.
 func (c *chaos) everything() (deck []fault) {
 	for _, w := range whom {
-		deck = append(deck, fault{w, true}, fault{w, false})
+		deck = append(deck, fault{whom: w, kill: true}, fault{whom: w})
+	}
+	first := c.random.IntN(int(ways))
+	for i := range cuts {
+		deck = append(deck, fault{cut: &cuts[i], way: way((first + i) % int(ways))})
 	}
 	c.random.Shuffle(len(deck), func(i, j int) { deck[i], deck[j] = deck[j], deck[i] })
 	return deck
 }
 
-func (c *chaos) any() fault { return fault{whom[c.random.IntN(len(whom))], c.random.IntN(2) == 0} }
+func (c *chaos) any() fault {
+	if c.random.IntN(2) == 0 {
+		return fault{cut: &cuts[c.random.IntN(len(cuts))], way: way(c.random.IntN(int(ways)))}
+	}
+	return fault{whom: whom[c.random.IntN(len(whom))], kill: c.random.IntN(2) == 0}
+}
 
 // disturb lets faults happen one soon after the other, and waits until the application goes on.
 func (c *chaos) disturb(t *testing.T, n int, faults []fault) {
 	t.Helper()
 	phase := fmt.Sprintf("%d %v", n, faults)
 	c.app.Phase(phase)
+	c.place()
+	at := c.addresses(t, c.used)
 	begin := time.Now()
 	var frozen []lab.Process
+	lasting := false
 	thaw := func() {
+		check(t, c.network.Heal())
 		for _, p := range frozen {
 			_ = p.Thaw() // it may have been killed meanwhile, also since it did not answer
 		}
@@ -106,6 +140,18 @@ func (c *chaos) disturb(t *testing.T, n int, faults []fault) {
 	}
 	defer thaw()
 	for _, f := range faults {
+		if f.cut != nil {
+			silenced, err := f.cut.do(c.network, f.way, at, c.random)
+			if err != nil {
+				t.Logf("%s: %v", f, err) // it did not run
+			} else {
+				lasting = true
+				c.silenced[*f.cut] += silenced
+				c.cutWays[f.way]++
+			}
+			c.sleep(t, time.Duration(c.random.Int64N(int64(time.Second))))
+			continue
+		}
 		for _, p := range c.victims(t, f.whom) {
 			act := p.Freeze
 			if f.kill {
@@ -119,12 +165,44 @@ func (c *chaos) disturb(t *testing.T, n int, faults []fault) {
 		}
 		c.sleep(t, time.Duration(c.random.Int64N(int64(time.Second))))
 	}
-	if len(frozen) > 0 {
+	if lasting || len(frozen) > 0 {
 		c.sleep(t, time.Duration(c.random.Int64N(int64(6*time.Second))))
 	}
 	thaw()
 	check(t, c.goesOn(outageLimit))
 	t.Logf("%s: %.1f s, longest stall %v", phase, time.Since(begin).Seconds(), c.app.Report().Phase(phase).Stall)
+}
+
+// place looks which pools hold a replica. When the API server does not answer what was known counts.
+func (c *chaos) place() {
+	ctx, cancel := context.WithTimeout(c.ctx, 5*time.Second)
+	defer cancel()
+	config := &cstorv1.CStorVolumeConfig{}
+	if err := c.lab.Get(ctx, c.volume, config); err == nil {
+		c.used = config.Status.PoolInfo
+	}
+}
+
+// met reports whether a fault was met by what it is meant for. Pools have connections with each other only while data is rebuilt.
+func (c *chaos) met(f fault) bool {
+	return f.cut == nil || c.silenced[*f.cut] > 0 || f.cut.from == "pools"
+}
+
+// covered checks that every cut was made and concerned somebody.
+func (c *chaos) covered(t *testing.T) {
+	t.Helper()
+	for _, k := range cuts {
+		t.Logf("%s: %d connections", k, c.silenced[k])
+		if _, made := c.silenced[k]; !made || !c.met(fault{cut: &k}) {
+			t.Errorf("%s: it concerned no connection", k)
+		}
+	}
+	for w := range ways {
+		t.Logf("cut %s: %d times", w, c.cutWays[w])
+		if c.cutWays[w] < 2 {
+			t.Errorf("cut %s: %d times only", w, c.cutWays[w])
+		}
+	}
 }
 
 // victims returns the processes that run now.

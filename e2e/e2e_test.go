@@ -1,6 +1,6 @@
 // Package e2e tests the whole: a real Kubernetes control plane, the operator and the data plane as processes of pods, and
 // an application that checks every block it reads. It holds the walk-through as the demo shows it, kills of every process
-// in the middle of a reconstruction, disks that go, come back, are replaced and added, kills and freezes of everything at any time, and the proof that an interrupted start leaves nothing behind.
+// in the middle of a reconstruction, disks that go, come back, are replaced and added, kills, freezes and cuts of everything at any time, and the proof that an interrupted start leaves nothing behind.
 package e2e
 
 import (

@@ -64,6 +64,7 @@ type migration struct {
 	ctx     context.Context
 	lab     *lab.Lab
 	volume  string
+	portal  string // of the target
 	session *lab.Session
 	app     *workload.App
 	load    *workload.Running
@@ -88,6 +89,7 @@ func serve(ctx context.Context, t *testing.T, l *lab.Lab, bytes int64, phase str
 	check(t, l.WaitBound(ctx, name))
 	v := &cstorv1.CStorVolume{}
 	check(t, l.Get(ctx, name, v))
+	m.portal = v.Spec.TargetPortal
 	m.session, err = lab.Attach(ctx, v)
 	check(t, err)
 	t.Cleanup(m.session.Close)

@@ -155,7 +155,7 @@ func (c *container) start() (*proc.Process, context.CancelFunc, error) {
 	if p.silent {
 		return nil, nil, errors.New("the node is stopping")
 	}
-	process, err := p.rt.cfg.Launcher.Start(proc.Spec{Path: cmd.path, Args: cmd.args, Env: cmd.env, Dir: dir, Log: log})
+	process, err := p.rt.cfg.Launcher.Start(proc.Spec{Path: cmd.path, Args: cmd.args, Env: cmd.env, Dir: dir, Log: log, Source: p.addr})
 	if err != nil {
 		return nil, nil, &startError{"RunContainerError", err}
 	}

@@ -274,7 +274,7 @@ func (c *container) exec(ctx context.Context, words []string) error {
 		translated = append(translated, ms.translate(w))
 	}
 	cmd := resolveCommand(image, translated)
-	process, err := c.pod.rt.cfg.Launcher.Start(proc.Spec{Path: cmd.path, Args: cmd.args, Env: env, Dir: c.home()})
+	process, err := c.pod.rt.cfg.Launcher.Start(proc.Spec{Path: cmd.path, Args: cmd.args, Env: env, Dir: c.home(), Source: c.pod.address()})
 	if err != nil {
 		return err
 	}

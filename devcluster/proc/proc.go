@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
@@ -34,7 +35,10 @@ type Launcher struct {
 func NewLauncher(owner string) *Launcher {
 	l := &Launcher{owner: owner, starts: make(chan func())}
 	go func() {
-		runtime.LockOSThread() // never unlocked: the children die with this thread
+		runtime.LockOSThread()                      // never unlocked: the children die with this thread
+		if s, err := installSources(); err == nil { // or else nobody can tell whose connection is whose, which most do not need
+			go s.serve()
+		}
 		for start := range l.starts {
 			start()
 		}
@@ -49,6 +53,8 @@ type Spec struct {
 	Env  []string // whole environment; the marker is added
 	Dir  string
 	Log  *os.File // stdout and stderr; nil means discarded. The caller may close it after Start.
+	// Source, if valid, is the address that connections to loopback addresses come from.
+	Source netip.Addr
 }
 
 // Process is a started child.
@@ -71,9 +77,14 @@ type Exit struct {
 
 // Start starts the process of s in a new process group.
 func (l *Launcher) Start(s Spec) (*Process, error) {
+	// As in this program, see the directive in main.go.
+	env := append([]string{"GODEBUG=multipathtcp=0"}, s.Env...)
+	env = append(env, markerName+"="+l.owner)
+	if s.Source.IsValid() {
+		env = append(env, sourceName+"="+s.Source.String())
+	}
 	cmd := &exec.Cmd{
-		Path: s.Path, Args: s.Args, Dir: s.Dir,
-		Env:         append(s.Env[:len(s.Env):len(s.Env)], markerName+"="+l.owner),
+		Path: s.Path, Args: s.Args, Dir: s.Dir, Env: env,
 		SysProcAttr: &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL},
 	}
 	if s.Log != nil {

@@ -73,7 +73,7 @@ func (p *port) serve(client *net.TCPConn) {
 		reset(client)
 		return
 	}
-	server := p.dial()
+	server := p.dial(client)
 	if server == nil {
 		reset(client)
 		return
@@ -91,8 +91,12 @@ func (p *port) serve(client *net.TCPConn) {
 	_ = server.Close()
 }
 
-// dial connects to the next pod that answers.
-func (p *port) dial() *net.TCPConn {
+// dial connects to the next pod that answers, from the client's address.
+func (p *port) dial(client *net.TCPConn) *net.TCPConn {
+	dialer := net.Dialer{Timeout: dialTimeout}
+	if from, ok := client.RemoteAddr().(*net.TCPAddr); ok && from.IP.IsLoopback() {
+		dialer.LocalAddr = &net.TCPAddr{IP: from.IP}
+	}
 	p.mu.Lock()
 	backends := p.backends
 	first := p.next
@@ -100,7 +104,7 @@ func (p *port) dial() *net.TCPConn {
 	p.mu.Unlock()
 	for i := range backends {
 		b := backends[(first+i)%len(backends)]
-		c, err := net.DialTimeout("tcp", b.String(), dialTimeout)
+		c, err := dialer.Dial("tcp", b.String())
 		if err == nil {
 			return c.(*net.TCPConn)
 		}
