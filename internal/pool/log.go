@@ -31,6 +31,7 @@ type logWriter struct {
 	dirty uint64   // bytes appended since the last flush that the background made
 	last  uint64   // newest batch with records that this mount has written
 	told  uint64   // the stable mark of the newest batch
+	full  int      // see fullBelow, as of when a segment was taken last
 
 	spare   []uint32 // segments taken for the unit under way
 	hdr     []byte   // header of the open batch
@@ -81,7 +82,8 @@ func (p *Pool) reserveLog(data, header int, replaced func() int64, last bool) er
 		what = forPages
 	}
 	free := p.seg.freeCount()
-	if replaced != nil && free < p.seg.reserve() { // even if there is room in the open segment, which a record may have opened
+	asked := replaced != nil && free < max(p.seg.reserve(), w.full)
+	if asked { // even if there is room in the open segment, which a record may have opened
 		if err := p.full(data, replaced); err != nil {
 			return err
 		}
@@ -104,7 +106,8 @@ func (p *Pool) reserveLog(data, header int, replaced func() int64, last bool) er
 	if n <= 0 {
 		return p.pagesFit()
 	}
-	if replaced != nil && free >= p.seg.reserve() && (free-n < p.seg.reserve() || p.seg.hasCache()) { // a cache has room, but the capacity is that of the others
+	w.full = p.fullBelow()
+	if replaced != nil && !asked && (free-n < w.full || p.seg.hasCache()) { // a cache has room, but the capacity is that of the others
 		if err := p.full(data, replaced); err != nil {
 			return err
 		}

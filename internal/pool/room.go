@@ -166,18 +166,35 @@ func (p *Pool) indexNeed() (updates, work int) {
 }
 
 // keep returns the number of segments that must remain free when one is taken for that purpose.
+//
+// Moving data scatters the index, and what is scattered is had back by writing the index together, which takes as much
+// room as what is moved, and pays only when much is: each page takes its directory block along. So the cleaner leaves
+// room for all of a large index: for that users leave twice its size, of a small one a third of the reserve. If it left
+// less, free segments could become garbage of the index, one by one, until there would be no room for having it back.
 func (p *Pool) keep(what purpose) int {
 	updates, work := p.indexNeed()
-	work = min(work, p.seg.reserve()/3)
+	p.idx.mu.RLock()
+	spare := int(p.spare(0) >> p.seg.shift)
+	p.idx.mu.RUnlock()
+	small := p.seg.reserve() / 3
+	work = min(work, small+spare)
 	switch what {
 	case forUser:
 		return updates + work + 2
 	case forRecords:
 		return updates + work
 	case forCleaner:
-		return updates + work/2
+		return updates + work - (min(work, small)+1)/2
 	}
 	return updates
+}
+
+// fullBelow returns the number of free segments from which on the pool cannot be full: what users leave is more than is
+// free by what is garbage.
+func (p *Pool) fullBelow() int {
+	p.idx.mu.RLock()
+	defer p.idx.mu.RUnlock()
+	return p.seg.reserve() + int(p.spare(p.growing())>>p.seg.shift) + 1
 }
 
 // pagesFit returns errWait when what the updates in the tables and of the appends under way take for their pages is not

@@ -11,23 +11,7 @@ import (
 // that it has to be brought together: what is to be gained with as many is gained in one cycle. The pages that move do not
 // become longer, and are not priced as if they did, or the walk would end before it has paid for itself.
 func TestScatteredIndexIsBroughtTogether(t *testing.T) {
-	const chunks = 12000
-	opt := Options{SegmentBytes: 256 << 10, DeltaEntries: 16384, Manual: true}
-	p, m := newMemPool(t, 64<<20, opt)
-	r, err := p.CreateReplica("v", chunks*block.ChunkBlocks*block.Size)
-	must(t, err)
-	zero, n := make([]byte, block.Size), uint64(0)
-	put := func(first, step uint64) {
-		for c := first; c < chunks; c += step {
-			n++
-			must(t, r.Apply([]Op{{Kind: OpWrite, Block: c * block.ChunkBlocks, Count: 1, Version: ver(n), Data: zero}})) // index only
-		}
-		must(t, p.cycle())
-	}
-	put(0, 1)
-	for k := range uint64(4) { // of the pages of the first time one in five is left
-		put(k, 5)
-	}
+	m, opt := scatteredIndex(t)
 	walks := 0
 	for more := range 12 {
 		p, err := Open([]disk.Device{m.Clone()}, opt)
@@ -50,4 +34,43 @@ func TestScatteredIndexIsBroughtTogether(t *testing.T) {
 	if walks < 4 {
 		t.Errorf("with %d numbers of free segments something was to be gained", walks)
 	}
+}
+
+// TestCleanerLeavesRoomForIndex has the index scattered, and no more segments free than the cleaner leaves: that is enough
+// for bringing the index together, after which there is room again for whoever gives back.
+func TestCleanerLeavesRoomForIndex(t *testing.T) {
+	m, opt := scatteredIndex(t)
+	p, err := Open([]disk.Device{m}, opt)
+	must(t, err)
+	if _, ok := p.seg.alloc(nil, p.seg.freeCount()-p.keep(forCleaner), segLog, 0); !ok {
+		t.Fatal("fewer segments are free")
+	}
+	before := kinds(p)
+	must(t, p.cycle())
+	must(t, p.cycle())
+	if free, keep := p.seg.freeCount(), p.keep(forRecords); free < keep {
+		t.Errorf("%d segments are free, and %d are to remain for records; kinds %v, were %v", free, keep, kinds(p), before)
+	}
+}
+
+// scatteredIndex returns a pool of which the index is in several times as many segments as it takes.
+func scatteredIndex(t *testing.T) (*disk.Mem, Options) {
+	const chunks = 12000
+	opt := Options{SegmentBytes: 256 << 10, DeltaEntries: 16384, Manual: true}
+	p, m := newMemPool(t, 64<<20, opt)
+	r, err := p.CreateReplica("v", chunks*block.ChunkBlocks*block.Size)
+	must(t, err)
+	zero, n := make([]byte, block.Size), uint64(0)
+	put := func(first, step uint64) {
+		for c := first; c < chunks; c += step {
+			n++
+			must(t, r.Apply([]Op{{Kind: OpWrite, Block: c * block.ChunkBlocks, Count: 1, Version: ver(n), Data: zero}})) // index only
+		}
+		must(t, p.cycle())
+	}
+	put(0, 1)
+	for k := range uint64(4) { // of the pages of the first time one in five is left
+		put(k, 5)
+	}
+	return m.Clone(), opt
 }
