@@ -167,10 +167,11 @@ func (p *Pool) indexNeed() (updates, work int) {
 
 // keep returns the number of segments that must remain free when one is taken for that purpose.
 //
-// Moving data scatters the index, and what is scattered is had back by writing the index together, which takes as much
-// room as what is moved, and pays only when much is: each page takes its directory block along. So the cleaner leaves
-// room for all of a large index: for that users leave twice its size, of a small one a third of the reserve. If it left
-// less, free segments could become garbage of the index, one by one, until there would be no room for having it back.
+// Moving data scatters the index. What is garbage in it is had back by bringing it together, which takes free segments for
+// what moves, and gains something only when much does, since pages take their directory blocks along. So the cleaner
+// leaves room for writing about all of the index: that much users leave for certain, of a small index a third of the
+// reserve, of a large one twice its size. Otherwise free segments could become garbage of the index one by one, until too
+// few would be left for having any of them back.
 func (p *Pool) keep(what purpose) int {
 	updates, work := p.indexNeed()
 	p.idx.mu.RLock()
@@ -189,8 +190,8 @@ func (p *Pool) keep(what purpose) int {
 	return updates
 }
 
-// fullBelow returns the number of free segments from which on the pool cannot be full: what users leave is more than is
-// free by what is garbage.
+// fullBelow returns the number of free segments from which on the pool is not full: those are more than users have to
+// leave, garbage included.
 func (p *Pool) fullBelow() int {
 	p.idx.mu.RLock()
 	defer p.idx.mu.RUnlock()

@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"errors"
 	"testing"
 
 	"github.com/cstor-go/cstor/internal/block"
@@ -50,6 +51,34 @@ func TestCleanerLeavesRoomForIndex(t *testing.T) {
 	must(t, p.cycle())
 	if free, keep := p.seg.freeCount(), p.keep(forRecords); free < keep {
 		t.Errorf("%d segments are free, and %d are to remain for records; kinds %v, were %v", free, keep, kinds(p), before)
+	}
+}
+
+// TestLargeIndexIsLeftItsRoom fills a pool of which the index is so large that users have to leave more free segments than
+// the reserve has: they are refused when what they are to leave is left, however many of these are free.
+func TestLargeIndexIsLeftItsRoom(t *testing.T) {
+	const chunks = 24000
+	p, _ := newMemPool(t, 64<<20, Options{SegmentBytes: 256 << 10, DeltaEntries: 16384, Manual: true})
+	r, err := p.CreateReplica("v", chunks*block.ChunkBlocks*block.Size)
+	must(t, err)
+	for c := range uint64(chunks) {
+		must(t, r.Apply([]Op{discard(c*block.ChunkBlocks, 1, c+1)})) // index only
+	}
+	must(t, p.cycle())
+	if keep := p.keep(forUser); keep <= p.seg.reserve() {
+		t.Fatalf("users leave %d segments, and the reserve has %d", keep, p.seg.reserve())
+	}
+	for n := uint64(0); err == nil; n++ {
+		err = r.Apply([]Op{{Kind: OpWrite, Block: n * 16, Count: 16, Version: ver(chunks + n + 1), Data: noise(16, n)}})
+	}
+	if !errors.Is(err, ErrNoSpace) {
+		t.Fatal(err)
+	}
+	must(t, p.cycle())
+	p.idx.mu.RLock()
+	defer p.idx.mu.RUnlock()
+	if over := p.allocated() + p.spare(0) - p.capacity(); over > p.seg.bytes() || over < -4*p.seg.bytes() {
+		t.Errorf("refused %d KiB past what users may take", over>>10)
 	}
 }
 
